@@ -1,0 +1,3 @@
+//! The databases. `core` holds everything people name and configure; events have files of their own.
+
+pub mod core;
