@@ -2,11 +2,13 @@
 //!
 //! * [`identity`]: certificates in, certified [`Identity`](plexus_proto::id::Identity) out, or the reason why not.
 //! * [`ca`]: the authority that issues them.
+//! * [`routing`]: what is known of the mesh, and where to forward; pure.
 //!
 //! This crate knows nothing of work units, jobs or HTTP.
 
 pub mod ca;
 pub mod identity;
+pub mod routing;
 
 pub use identity::{Credentials, Verifier};
 
