@@ -97,7 +97,7 @@ fn link_messages() {
         chain: vec![Bytes::from_static(b"leaf"), Bytes::from_static(b"intermediate")],
     };
     check("link-announcement", link(LinkMessageKind::Announcement(signed)));
-    let entries = vec![DigestEntry { origin: 0x0001_0002, epoch: 3, sequence: 4 }];
+    let entries = vec![DigestEntry { origin: 0x0001_0002, epoch: 3, sequence: 4, check: 5 }];
     check("link-digest", link(LinkMessageKind::Digest(Digest { entries })));
     check("link-want", link(LinkMessageKind::Want(Want { origins: vec![0x0001_0002] })));
     check("link-probe", link(LinkMessageKind::Probe(Probe { nonce: 5 })));
