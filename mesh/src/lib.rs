@@ -3,14 +3,48 @@
 //! * [`identity`]: certificates in, certified [`Identity`](plexus_proto::id::Identity) out, or the reason why not.
 //! * [`ca`]: the authority that issues them.
 //! * [`routing`]: what is known of the mesh, and where to forward; pure.
+//! * [`Mesh`]: a running node. It links with its neighbours, forwards overlay packets if it is a hop, and opens and
+//!   accepts end-to-end streams ([`MeshStream`]) inside which hops see ciphertext only.
+//! * [`grpc`] and [`framed`]: calls and messages over such streams.
 //!
 //! This crate knows nothing of work units, jobs or HTTP.
 
 pub mod ca;
 pub mod identity;
+
 pub mod routing;
 
+mod config;
+mod endpoint;
+mod link;
+mod node;
+mod settings;
+
+mod driver;
+mod epoch;
+mod forward;
+mod vouch;
+
+mod congestion;
+mod service;
+mod session;
+mod socket;
+mod stream;
+
+pub mod framed;
+pub mod grpc;
+
+mod error;
+mod handle;
+mod view;
+
+pub use config::{Config, DEFAULT_COST, Peer};
+pub use error::{ConnectError, ListenError, ProbeError, Refusal, SessionError, StartError, StreamError};
+pub use handle::Mesh;
 pub use identity::{Credentials, Verifier};
+pub use service::{Allow, Listener};
+pub use stream::{MeshReader, MeshStream, MeshWriter};
+pub use view::{NodeView, View};
 
 /// Makes aws-lc-rs the crypto provider of this process. Every `main` and test that uses TLS calls it first;
 /// calling it again changes nothing.
