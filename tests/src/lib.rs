@@ -13,6 +13,7 @@ mod layout;
 mod leftovers;
 mod ports;
 mod recap;
+mod replay;
 mod samples;
 mod wait;
 
@@ -24,6 +25,7 @@ pub use layout::{Layout, podman_command, runtime_root};
 pub use leftovers::Leftovers;
 pub use ports::{ReservedPort, free_port};
 pub use recap::{HostRecap, Recap, plain};
+pub use replay::Replay;
 pub use samples::{JobOptions, Loaded, Samples, cache_dir, demo_image};
 pub use wait::{Seen, wait_for};
 
