@@ -9,8 +9,8 @@
 //!   sequence. Newer announcements are kept and passed on once to all other links; who sends an older one is
 //!   sent the newer. Should an origin lose its epoch and give one version twice, the greater bytes count until it
 //!   meets its earlier self and goes above it.
-//! * What a flood missed is repaired by digests, when a link comes up and every [`DIGEST_PERIOD`]: a neighbor asks
-//!   for what it holds older or not at all. A digest names only origins that its sender can reach, so nothing that
+//! * What a flood missed is repaired by digests, when a link comes up, soon after somebody new came within reach,
+//!   and every [`DIGEST_PERIOD`]: a neighbor asks for what it holds older or not at all. A digest names only origins that its sender can reach, so nothing that
 //!   left the mesh is handed around for ever.
 //! * A link counts when both its ends announce it. Only hops transit.
 //! * In this form every node keeps the whole map.
@@ -34,6 +34,8 @@ use announcement::{clamp_cost, clamp_software};
 
 /// How often neighbors compare what they hold. A flood that was lost on a full queue is repaired within it.
 pub const DIGEST_PERIOD: Duration = Duration::from_secs(30);
+/// How soon they compare after somebody new came within reach: a digest sent a moment earlier left it out.
+const DIGEST_SOON: Duration = Duration::from_millis(250);
 /// How long an origin is remembered that cannot be reached.
 pub const FORGET_AFTER: Duration = Duration::from_secs(60 * 60);
 /// Entries in one digest or want: a frame between neighbors holds 256 KiB, an entry at most 29 bytes.
@@ -543,6 +545,9 @@ impl Router {
             if reachable != origin.reachable {
                 origin.reachable = reachable;
                 origin.since = now;
+                if reachable {
+                    self.digest_at = self.digest_at.min(now + DIGEST_SOON);
+                }
             }
         }
         if table != self.routes.table {
