@@ -325,6 +325,39 @@ fn digests_go_out_periodically_and_name_the_reachable_only() {
 }
 
 #[test]
+fn digests_go_out_when_a_link_comes_up_and_soon_after_somebody_new_is_within_reach() {
+    let mut bench = Bench::new(hop(1), 1);
+    let named = |bench: &mut Bench| -> Vec<(u64, Vec<u32>)> {
+        let sent = std::mem::take(&mut bench.sent).into_iter();
+        sent.filter_map(|(link, message)| match message {
+            LinkMessageKind::Digest(digest) => {
+                Some((link.0, digest.entries.iter().map(|e| e.origin).collect()))
+            }
+            _ => None,
+        })
+        .collect()
+    };
+    bench.up(1, &hop(2), 1);
+    assert_eq!(named(&mut bench), [(1, vec![1])]);
+    bench.hear(1, announce(&hop(2), (1, 1), &[(1, 1)]));
+    assert_eq!(named(&mut bench), []);
+    bench.advance(DIGEST_SOON);
+    assert_eq!(named(&mut bench), [(1, vec![1, 2])]);
+}
+
+#[test]
+fn of_two_announcements_of_one_version_the_greater_bytes_count() {
+    let (lesser, greater) = (announce(&hop(9), (1, 1), &[(3, 1)]), announce(&hop(9), (1, 1), &[(4, 1)]));
+    for order in [[&lesser, &greater], [&greater, &lesser]] {
+        let mut bench = Bench::new(hop(1), 1);
+        bench.up(1, &hop(2), 1);
+        order.into_iter().for_each(|heard| bench.hear(1, heard.clone()));
+        let kept = bench.router.nodes().find(|known| known.identity.address.0 == 9).unwrap();
+        assert_eq!(kept.links, &greater.links);
+    }
+}
+
+#[test]
 fn the_unreachable_are_forgotten_after_an_hour() {
     let mut bench = Bench::new(hop(1), 1);
     bench.up(1, &hop(2), 1);
