@@ -3,6 +3,8 @@
 //!
 //! `PLEXUS_SIM_SEED=n` runs that seed alone, `PLEXUS_SIM_SEEDS=n` so many of them.
 
+#![expect(clippy::unwrap_used, reason = "a broken world should stop the test where it broke")]
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
@@ -398,10 +400,10 @@ impl World {
             let route = self.router(at).routes().get(address).ok_or(format!("no route at n{at}"))?;
             let cable = self.cables.iter().find(|c| c.live == Some(route.next.link) && c.ends.contains(&at));
             let cable = cable.ok_or(format!("n{at} uses a dead link"))?;
-            if let Some(second) = route.second {
-                if second.link == route.next.link || second.cost < route.next.cost {
-                    return Err(format!("n{at} keeps {second:?} beside {:?}", route.next));
-                }
+            if let Some(second) = route.second
+                && (second.link == route.next.link || second.cost < route.next.cost)
+            {
+                return Err(format!("n{at} keeps {second:?} beside {:?}", route.next));
             }
             cost += u64::from(cable.cost);
             at = cable.ends[usize::from(cable.ends[0] == at)];

@@ -4,6 +4,7 @@ use plexus_proto::id::Role;
 use plexus_proto::link::{AnnouncedLink, Announcement};
 use prost::Message;
 
+use super::wants::WANT_PATIENCE;
 use super::*;
 
 fn identity(address: u32, role: Role) -> Identity {
@@ -295,11 +296,41 @@ fn digests_ask_for_what_is_newer_missing_or_different_only() {
         (entry(1, 9, 0, 0), true),
     ];
     for (entry, asked) in cases {
+        // What was asked before is taken as lost.
+        bench.advance(WANT_PATIENCE);
         bench.sent.clear();
         bench.handle(Input::Digest { link: LinkId(1), digest: Digest { entries: vec![entry, entry] } });
         let want = (LinkId(1), LinkMessageKind::Want(Want { origins: vec![entry.origin] }));
         assert_eq!(bench.sent, if asked { vec![want] } else { vec![] }, "{entry:?}");
     }
+}
+
+#[test]
+fn a_large_map_is_asked_for_in_batches() {
+    let mut bench = Bench::new(hop(1), 1);
+    bench.up(1, &hop(2), 1);
+    bench.sent.clear();
+    let origins = 1000..1000 + 2 * WANT_BATCH as u32 + 9;
+    let entries: Vec<_> =
+        origins.clone().map(|origin| DigestEntry { origin, epoch: 1, ..Default::default() }).collect();
+    let digest = Digest { entries };
+    bench.handle(Input::Digest { link: LinkId(1), digest: digest.clone() });
+    bench.handle(Input::Digest { link: LinkId(1), digest });
+    let (mut asked, mut batches) = (vec![], vec![]);
+    while !bench.sent.is_empty() {
+        let [(LinkId(1), LinkMessageKind::Want(want))] = &bench.sent[..] else { panic!("{:?}", bench.sent) };
+        let wanted = want.origins.clone();
+        bench.sent.clear();
+        for &origin in &wanted {
+            assert!(bench.sent.is_empty(), "the next batch only when this one is here");
+            let announcement = announce(&hop(origin), (1, 0), &[]);
+            bench.handle(Input::Announcement { link: LinkId(1), announcement });
+        }
+        batches.push(wanted.len());
+        asked.extend(wanted);
+    }
+    assert_eq!(batches, [WANT_BATCH, WANT_BATCH, 9]);
+    assert_eq!(asked, origins.collect::<Vec<_>>());
 }
 
 #[test]
