@@ -3,12 +3,15 @@
 //! * [`identity`]: certificates in, certified [`Identity`](plexus_proto::id::Identity) out, or the reason why not.
 //! * [`ca`]: the authority that issues them.
 //! * [`routing`]: what is known of the mesh, and where to forward; pure.
+//! * [`status`]: what people and programs are told, as documented JSON; [`local`]: the socket that tells it.
 //!
 //! This crate knows nothing of work units, jobs or HTTP.
 
 pub mod ca;
 pub mod identity;
+pub mod local;
 pub mod routing;
+pub mod status;
 
 pub use identity::{Credentials, Verifier};
 
