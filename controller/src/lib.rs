@@ -1,3 +1,8 @@
 //! The controller: places work on nodes, collects what they tell, and serves AWX's API.
 
+pub mod auth;
+pub mod config;
+pub mod https;
+pub mod registry;
 pub mod store;
+pub mod vault;
