@@ -92,7 +92,7 @@ fn credentials(schema: &mut Schema) {
         .opt_reference("user_id", "users", Gone::Null)
         .text("inputs")
         .tracked();
-    schema.index("credentials", &["organization_id"]);
+    schema.unique("credentials", &["organization_id", "name", "credential_type_id"]);
     schema.index("credentials", &["credential_type_id"]);
 }
 
