@@ -82,7 +82,7 @@ pub(crate) struct StopOptions {
 
 impl StopOptions {
     fn dir(&self) -> PathBuf {
-        let dir = self.dir.clone().unwrap_or_else(|| repository().join(".demo"));
+        let dir = self.dir.clone().unwrap_or_else(|| crate::repository().join(".demo"));
         std::path::absolute(&dir).unwrap_or(dir)
     }
 }
@@ -423,12 +423,6 @@ fn swap_is_on() -> bool {
 
 fn shell_quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
-}
-
-/// Top of the source tree.
-fn repository() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.ancestors().nth(2).unwrap_or(here).to_owned()
 }
 
 /// The line that ends `--once`.

@@ -3,7 +3,10 @@
 //! Run through `make`; see `make help`.
 
 mod demo;
+mod pages;
+mod report;
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -21,6 +24,10 @@ enum Command {
     Demo(demo::Options),
     /// Stops a running demo.
     DemoStop(demo::StopOptions),
+    /// Checks links and commands of the documentation.
+    Docs,
+    /// Says how many tests ran and names those that were skipped.
+    TestReport(report::Options),
 }
 
 fn main() -> ExitCode {
@@ -28,6 +35,8 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Demo(options) => demo::run(&options),
         Command::DemoStop(options) => demo::stop(&options),
+        Command::Docs => pages::run(),
+        Command::TestReport(options) => report::run(&options),
     };
     match result {
         Ok(code) => code,
@@ -36,4 +45,10 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Top of the source tree.
+pub(crate) fn repository() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).unwrap_or(here).to_owned()
 }
