@@ -274,10 +274,30 @@ fn bare_to_first_event(image: &str, payload: &Path, scratch: &Path) -> anyhow::R
 
 /// The options that a node gives podman.
 fn bare_options(private: &Path, scratch: &Path) -> Vec<String> {
-    let mut options: Vec<String> =
-        ["run", "--rm", "--interactive", "--network", "host", "--pull", "missing"].map(str::to_owned).into();
-    options.push(format!("--cidfile={}", scratch.join("cid").display()));
-    options.push(format!("--volume={}:/runner", private.display()));
+    let words = [
+        "run",
+        "--rm",
+        "-i",
+        "--log-driver",
+        "none",
+        "--name",
+        "plexus-bench-bare",
+        "--network",
+        "host",
+        "--pull=missing",
+    ];
+    let mut options: Vec<String> = words.map(str::to_owned).into();
+    options.extend(["--cidfile".to_owned(), scratch.join("cid").display().to_string()]);
+    for label in ["node=node-1", "store=bench", "unit=bench", "attempt=1", "label=bench"] {
+        options.extend(["--label".to_owned(), format!("plexus-bench.{label}")]);
+    }
+    options.extend(["-v".to_owned(), format!("{}:/runner", private.display())]);
+    options.extend(["-v".to_owned(), format!("{}:/runner/project", private.join("project").display())]);
+    options.extend(["--workdir", "/runner/project"].map(str::to_owned));
+    for variable in ["HOME=/root", "LANG=C.UTF-8", "TZ=UTC"] {
+        options.extend(["-e".to_owned(), variable.to_owned()]);
+    }
+    options.push("--".to_owned());
     options
 }
 
