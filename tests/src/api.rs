@@ -1,10 +1,14 @@
 //! The controller's HTTP API as a test or the demo uses it: JSON in, JSON out, errors with the body a person would see.
+//!
+//! The password is used once, for a token: checking a password is slow on purpose, and tests ask often.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use reqwest::Method;
+use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
+use tokio::sync::OnceCell;
 
 use crate::wait::{Seen, wait_for};
 
@@ -20,13 +24,14 @@ pub struct Answer {
     pub body: Value,
 }
 
-/// A logged-in user of one controller (HTTP Basic on each request).
+/// A user of one controller.
 #[derive(Clone)]
 pub struct Api {
     http: reqwest::Client,
     base: String,
     user: String,
     password: String,
+    token: Arc<OnceCell<String>>,
 }
 
 impl std::fmt::Debug for Api {
@@ -49,7 +54,13 @@ impl Api {
             .tls_danger_accept_invalid_certs(true)
             .build()
             .context("cannot build an HTTP client")?;
-        Ok(Self { http, base: base.to_owned(), user: user.to_owned(), password: password.to_owned() })
+        Ok(Self {
+            http,
+            base: base.to_owned(),
+            user: user.to_owned(),
+            password: password.to_owned(),
+            token: Arc::default(),
+        })
     }
 
     /// Base URL without a trailing slash.
@@ -96,9 +107,8 @@ impl Api {
     pub async fn send_raw(&self, path: &str, content_type: &str, body: Vec<u8>) -> anyhow::Result<Answer> {
         let url = self.url(path);
         let response = self
-            .http
-            .post(&url)
-            .basic_auth(&self.user, Some(&self.password))
+            .authorized(self.http.post(&url))
+            .await?
             .header("Content-Type", content_type)
             .body(body)
             .send()
@@ -266,6 +276,24 @@ impl Api {
             bail!("{method} {path} answered {}: {}", answer.status, answer.body);
         }
         Ok(answer.body)
+    }
+
+    async fn authorized(&self, request: RequestBuilder) -> anyhow::Result<RequestBuilder> {
+        let token = self.token.get_or_try_init(async || self.new_token().await).await?;
+        Ok(request.bearer_auth(token))
+    }
+
+    async fn new_token(&self) -> anyhow::Result<String> {
+        let url = self.url(&format!("users/{}/personal_tokens/", self.user));
+        let request = self.http.post(&url).basic_auth(&self.user, Some(&self.password));
+        let response =
+            request.json(&json!({"scope": "write"})).send().await.context("no answer to the login")?;
+        let status = response.status();
+        let body: Value = response.json().await.context("answer to the login is no JSON")?;
+        body["token"]
+            .as_str()
+            .map(str::to_owned)
+            .with_context(|| format!("login was answered {status}: {body}"))
     }
 
     fn url(&self, path: &str) -> String {

@@ -31,6 +31,8 @@ const HTTP: u16 = 8052;
 const MESH: u16 = 7323;
 /// Longest start of the three processes.
 const START: Duration = Duration::from_secs(30);
+/// How often processes are started again: often enough for a person who tries to kill them, not for ever.
+const RESTARTS: u32 = 50;
 
 /// What to run and when to end.
 #[derive(Debug, Args)]
@@ -82,7 +84,7 @@ pub(crate) struct StopOptions {
 
 impl StopOptions {
     fn dir(&self) -> PathBuf {
-        let dir = self.dir.clone().unwrap_or_else(|| repository().join(".demo"));
+        let dir = self.dir.clone().unwrap_or_else(|| crate::repository().join(".demo"));
         std::path::absolute(&dir).unwrap_or(dir)
     }
 }
@@ -150,14 +152,14 @@ async fn demo(options: &Options) -> anyhow::Result<ExitCode> {
         return Ok(if outcome.successful() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     system.tell_where();
-    let died = tokio::select! {
-        name = system.died() => Some(name),
+    let gone = tokio::select! {
+        error = system.keep_alive() => Some(error),
         () = stop.asked() => None,
     };
-    if let Some(name) = died {
+    if let Some(error) = gone {
         let logs = system.logs();
         system.end().await.ok();
-        bail!("{name} ended by itself\n{logs}");
+        return Err(error.context(logs));
     }
     println!();
     system.end().await?;
@@ -337,15 +339,24 @@ impl System {
         std::io::stdout().flush().ok();
     }
 
-    /// Resolves with the name of the first process that ends.
-    async fn died(&mut self) -> String {
+    /// Starts a process again that ended, as a service manager would. Resolves when one does not stay up.
+    async fn keep_alive(&mut self) -> anyhow::Error {
+        let mut restarts = 0;
         loop {
+            tokio::time::sleep(Duration::from_millis(500)).await;
             for daemon in [&mut self.controller, &mut self.hop, &mut self.node] {
-                if !daemon.is_running() {
-                    return daemon.name().to_owned();
+                if daemon.is_running() {
+                    continue;
+                }
+                restarts += 1;
+                if restarts > RESTARTS {
+                    return anyhow::anyhow!("{} ended again", daemon.name());
+                }
+                say(&format!("{} ended; starting it again", daemon.name()));
+                if let Err(error) = daemon.start() {
+                    return error;
                 }
             }
-            tokio::time::sleep(Duration::from_millis(500)).await;
         }
     }
 
@@ -423,12 +434,6 @@ fn swap_is_on() -> bool {
 
 fn shell_quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
-}
-
-/// Top of the source tree.
-fn repository() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.ancestors().nth(2).unwrap_or(here).to_owned()
 }
 
 /// The line that ends `--once`.

@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use plexus_tests::{Leftovers, Seen, runtime_root, wait_for};
+use plexus_tests::{Leftovers, Seen, podman_command, runtime_root, wait_for};
 use rustix::process::{Pid, Signal, getpid, kill_process};
 use serde::{Deserialize, Serialize};
 
@@ -80,7 +81,14 @@ pub(super) fn sweep(dir: &Path) {
         }
         found.sweep();
     }
-    fs::remove_dir_all(&runtime_dir).ok();
+    if fs::remove_dir_all(&runtime_dir).is_err() && runtime_dir.exists() {
+        // Files of a container that belong to root, where this user is not: as podman was reached.
+        if let Some((program, prefix)) =
+            podman_command().split_last().and_then(|(_, prefix)| prefix.split_first())
+        {
+            Command::new(program).args(prefix).args(["rm", "-rf", "--"]).arg(&runtime_dir).status().ok();
+        }
+    }
 }
 
 /// Folder on tmpfs that belongs to the demo in `dir`; the same one each time, so that a killed demo's is found again.
