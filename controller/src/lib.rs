@@ -1,1 +1,6 @@
-//! 
+//! The controller: places work, collects events, serves the API.
+
+pub mod crash;
+pub mod debug;
+pub mod ingest;
+pub mod stream;
