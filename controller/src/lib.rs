@@ -2,11 +2,15 @@
 
 pub mod auth;
 pub mod config;
+pub mod crash;
+pub mod debug;
 pub mod dispatch;
 pub mod fleet;
 pub mod https;
+pub mod ingest;
 pub mod payload;
 pub mod registry;
 pub mod schedule;
 pub mod store;
+pub mod stream;
 pub mod vault;

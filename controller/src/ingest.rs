@@ -1,0 +1,3 @@
+//! Records in, acknowledgements out.
+
+pub mod artifacts;
