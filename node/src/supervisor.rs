@@ -133,6 +133,13 @@ struct Inner {
     cancel: CancellationToken,
 }
 
+/// What a look for leftovers found.
+struct Reaped {
+    containers: usize,
+    /// Directories of shims that live and belong to no living unit.
+    shims: Vec<PathBuf>,
+}
+
 #[derive(Clone)]
 struct Handle {
     requests: mpsc::Sender<Request>,
@@ -160,6 +167,36 @@ impl Inner {
 
     fn next_serial(&self) -> u64 {
         self.serial.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Looks for leftovers and removes them. Blocks.
+    fn reap(&self) -> Result<Reaped, runtime::Error> {
+        let containers = self.runtime.reap(&|attempt| self.is_stale(attempt))?;
+        let mut shims = Vec::new();
+        for attempt in unit_dir::list(&self.runtime_units()).unwrap_or_default() {
+            let dir = self.runtime_units().join(attempt.to_string());
+            if !self.is_stale(attempt) {
+                continue;
+            }
+            if shims::is_alive(&dir) {
+                shims.push(dir);
+            } else {
+                self.runtime.end(attempt, &dir)?;
+                self.runtime.remove_tree(&dir)?;
+            }
+        }
+        for attempt in unit_dir::list(&self.units_dir()).unwrap_or_default() {
+            let copy = UnitDir::new(&self.units_dir(), attempt).project();
+            if self.is_stale(attempt) && copy.exists() {
+                self.runtime.remove_tree(&copy)?;
+            }
+        }
+        if self.payloads.load(Ordering::SeqCst) == 0
+            && let Err(error) = self.cache.trim(self.options.work.cache_mib << 20)
+        {
+            warn!(error = &error as &dyn std::error::Error, "tree cache cannot be trimmed");
+        }
+        Ok(Reaped { containers, shims })
     }
 
     /// True for an attempt that has no business in a container or on tmpfs any more.
@@ -501,31 +538,18 @@ impl Supervisor {
     pub async fn reap(&self) {
         self.0.dirty.store(false, Ordering::SeqCst);
         let inner = self.0.clone();
-        let reaped = blocking(move || {
-            let count = inner.runtime.reap(&|attempt| inner.is_stale(attempt))?;
-            for attempt in unit_dir::list(&inner.runtime_units()).unwrap_or_default() {
-                let dir = inner.runtime_units().join(attempt.to_string());
-                if inner.is_stale(attempt) && !shims::is_alive(&dir) {
-                    inner.runtime.end(attempt, &dir)?;
-                    inner.runtime.remove_tree(&dir)?;
+        match blocking(move || inner.reap()).await {
+            Ok(reaped) => {
+                if reaped.containers > 0 {
+                    info!(containers = reaped.containers, "leftover containers removed");
+                }
+                for dir in reaped.shims {
+                    // Its unit is unknown here: whoever submitted it got another store id since.
+                    self.0.dirty.store(true, Ordering::SeqCst);
+                    warn!(dir = %dir.display(), "ending a shim whose unit is unknown");
+                    shims::abort(&dir).await;
                 }
             }
-            for attempt in unit_dir::list(&inner.units_dir()).unwrap_or_default() {
-                let copy = UnitDir::new(&inner.units_dir(), attempt).project();
-                if inner.is_stale(attempt) && copy.exists() {
-                    inner.runtime.remove_tree(&copy)?;
-                }
-            }
-            if inner.payloads.load(Ordering::SeqCst) == 0
-                && let Err(error) = inner.cache.trim(inner.options.work.cache_mib << 20)
-            {
-                warn!(error = &error as &dyn std::error::Error, "tree cache cannot be trimmed");
-            }
-            Ok::<_, runtime::Error>(count)
-        });
-        match reaped.await {
-            Ok(0) => {}
-            Ok(count) => info!(containers = count, "leftover containers removed"),
             Err(error) => {
                 self.0.dirty.store(true, Ordering::SeqCst);
                 warn!(error = &error as &dyn std::error::Error, "leftovers cannot be removed; trying again");

@@ -16,12 +16,14 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
-use crate::shim::protocol::{FromShim, Order, Report, SOCKET, order};
+use crate::shim::protocol::{Cancel, FromShim, Order, Report, SOCKET, order};
 
 /// Longest frame a shim sends: an outcome with its reason.
 const REPORT_MAX: usize = 64 << 10;
 /// Orders on their way to a shim. They are few; the channel fills only when the shim is stopped.
 const ORDERS: usize = 64;
+/// Longest wait for a shim to take notice of an abort.
+const ABORT_LIMIT: Duration = Duration::from_secs(1);
 /// Pauses between two looks at a shim that holds its lock but does not listen: it is about to begin, or to end.
 const FIND_PAUSES: [Duration; 4] =
     [Duration::from_millis(5), Duration::from_millis(20), Duration::from_millis(100), Duration::from_millis(500)];
@@ -119,6 +121,15 @@ pub(super) async fn find(dir: &Path) -> Found {
             return Found::Alive(stream);
         }
         tokio::time::sleep(pauses.next().unwrap_or(FIND_PAUSES[3])).await;
+    }
+}
+
+/// Tells the shim in `dir` to end its tree at once. It then goes by itself.
+pub(super) async fn abort(dir: &Path) {
+    if let Ok(mut stream) = connect(dir).await {
+        stream.write_all(&order(Order::Cancel(Cancel { now: true }))).await.ok();
+        // Closing at once could overtake the order's reading; the shim closes when it goes.
+        tokio::time::timeout(ABORT_LIMIT, stream.readable()).await.ok();
     }
 }
 

@@ -406,6 +406,8 @@ impl Task {
         let effects = self.unit.claim(caller, epoch)?;
         if !effects.is_empty() {
             self.carry_out(effects).await?;
+            // Streams of the older epoch are served no longer.
+            self.attachment = self.inner.next_serial();
             self.publish();
         }
         Ok(())
