@@ -6,12 +6,12 @@
 //! * [`Mesh`]: a running node. It links with its neighbours, forwards overlay packets if it is a hop, and opens and
 //!   accepts end-to-end streams ([`MeshStream`]) inside which hops see ciphertext only.
 //! * [`grpc`] and [`framed`]: calls and messages over such streams.
+//! * [`status`]: what people and programs are told, as documented JSON; [`local`]: the socket that tells it.
 //!
 //! This crate knows nothing of work units, jobs or HTTP.
 
 pub mod ca;
 pub mod identity;
-
 pub mod routing;
 
 mod config;
@@ -26,6 +26,7 @@ mod forward;
 mod vouch;
 
 mod congestion;
+mod probe;
 mod service;
 mod session;
 mod socket;
@@ -34,12 +35,15 @@ mod stream;
 pub mod framed;
 pub mod grpc;
 
+pub mod local;
+pub mod status;
+
 mod error;
 mod handle;
 mod view;
 
 pub use config::{Config, DEFAULT_COST, Peer};
-pub use error::{ConnectError, ListenError, ProbeError, Refusal, SessionError, StartError, StreamError};
+pub use error::{ConnectError, ListenError, Refusal, SessionError, StartError, StreamError};
 pub use handle::Mesh;
 pub use identity::{Credentials, Verifier};
 pub use service::{Allow, Listener};

@@ -9,8 +9,8 @@
 //!   sequence. Newer announcements are kept and passed on once to all other links; who sends an older one is
 //!   sent the newer. Should an origin lose its epoch and give one version twice, the greater bytes count until it
 //!   meets its earlier self and goes above it.
-//! * What a flood missed is repaired by digests, when a link comes up and every [`DIGEST_PERIOD`]: a neighbor asks
-//!   for what it holds older or not at all. A digest names only origins that its sender can reach, so nothing that
+//! * What a flood missed is repaired by digests, when a link comes up, soon after somebody new came within reach,
+//!   and every [`DIGEST_PERIOD`]: a neighbor asks for what it holds older or not at all. A digest names only origins that its sender can reach, so nothing that
 //!   left the mesh is handed around for ever.
 //! * A link counts when both its ends announce it. Only hops transit.
 //! * In this form every node keeps the whole map.
@@ -20,6 +20,7 @@
 
 mod announcement;
 mod paths;
+mod wants;
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -31,13 +32,16 @@ use plexus_proto::link::{Digest, DigestEntry, LinkMessageKind, SignedAnnouncemen
 
 pub use announcement::{AnnouncementError, LINKS_MAX, VerifiedAnnouncement, Version};
 use announcement::{clamp_cost, clamp_software};
+use wants::{WANT_BATCH, Wants};
 
 /// How often neighbors compare what they hold. A flood that was lost on a full queue is repaired within it.
 pub const DIGEST_PERIOD: Duration = Duration::from_secs(30);
+/// How soon they compare after somebody new came within reach: a digest sent a moment earlier left it out.
+const DIGEST_SOON: Duration = Duration::from_millis(250);
 /// How long an origin is remembered that cannot be reached.
 pub const FORGET_AFTER: Duration = Duration::from_secs(60 * 60);
-/// Entries in one digest or want: a frame between neighbors holds 256 KiB, an entry at most 29 bytes.
-const BATCH: usize = 4096;
+/// Entries in one digest: a frame between neighbors holds 256 KiB, an entry at most 34 bytes.
+const DIGEST_BATCH: usize = 4096;
 /// Origins kept at most. Strangers cannot fill it: each origin is a certified node.
 const ORIGINS_MAX: usize = 1 << 16;
 /// Own announcements that may go out at once; a start with a few links, or a change of several, waits for nothing.
@@ -189,6 +193,7 @@ pub struct KnownNode<'a> {
 struct Link {
     peer: Identity,
     cost: u32,
+    wants: Wants,
 }
 
 #[derive(Debug)]
@@ -266,7 +271,7 @@ impl Router {
             Input::LinkUp { link, peer, cost } => self.on_link_up(link, peer, cost, now),
             Input::LinkDown { link } => self.on_link_down(link, now),
             Input::Announcement { link, announcement } => self.on_announcement(link, announcement, now),
-            Input::Digest { link, digest } => self.on_digest(link, &digest),
+            Input::Digest { link, digest } => self.on_digest(link, &digest, now),
             Input::Want { link, want } => self.on_want(link, &want),
             Input::Signed { announcement } => self.on_signed(announcement),
         }
@@ -338,7 +343,7 @@ impl Router {
         if peer.address == self.me.address {
             return; // A link to ourselves leads nowhere.
         }
-        self.links.insert(link, Link { peer, cost: clamp_cost(cost) });
+        self.links.insert(link, Link { peer, cost: clamp_cost(cost), wants: Wants::default() });
         self.send_digest(link);
         self.links_changed(now);
     }
@@ -358,10 +363,11 @@ impl Router {
     }
 
     fn on_announcement(&mut self, link: LinkId, new: VerifiedAnnouncement, now: Instant) {
-        if !self.links.contains_key(&link) {
-            return;
-        }
+        let Some(from) = self.links.get_mut(&link) else { return };
         let address = new.identity.address;
+        if let Some(want) = from.wants.arrived(address, now) {
+            self.effects.push_back(Effect::Send { link, message: LinkMessageKind::Want(want) });
+        }
         if address == self.me.address {
             self.on_own_announcement(link, &new);
             return;
@@ -427,10 +433,8 @@ impl Router {
         self.own.signed = Some(announcement);
     }
 
-    fn on_digest(&mut self, link: LinkId, digest: &Digest) {
-        if !self.links.contains_key(&link) {
-            return;
-        }
+    fn on_digest(&mut self, link: LinkId, digest: &Digest, now: Instant) {
+        let Some(from) = self.links.get_mut(&link) else { return };
         let differs = |entry: &&DigestEntry| {
             let theirs = Version { epoch: entry.epoch, sequence: entry.sequence };
             let (ours, check) = if entry.origin == self.me.address.0 {
@@ -443,11 +447,9 @@ impl Router {
             };
             ours < theirs || ours == theirs && check != Some(entry.check)
         };
-        let wanted: BTreeSet<u32> = digest.entries.iter().filter(differs).map(|entry| entry.origin).collect();
-        let wanted: Vec<u32> = wanted.into_iter().collect();
-        for origins in wanted.chunks(BATCH) {
-            let message = LinkMessageKind::Want(Want { origins: origins.to_vec() });
-            self.effects.push_back(Effect::Send { link, message });
+        let lacking = digest.entries.iter().filter(differs).map(|entry| entry.origin);
+        if let Some(want) = from.wants.add(lacking, now) {
+            self.effects.push_back(Effect::Send { link, message: LinkMessageKind::Want(want) });
         }
     }
 
@@ -457,7 +459,7 @@ impl Router {
         }
         // A set: naming one origin a thousand times gets it once.
         let wanted: BTreeSet<u32> = want.origins.iter().copied().collect();
-        for origin in wanted {
+        for origin in wanted.into_iter().take(WANT_BATCH) {
             let held = if origin == self.me.address.0 {
                 self.own.signed.as_ref()
             } else {
@@ -506,7 +508,7 @@ impl Router {
         let reachable = self.origins.values().filter(|known| known.reachable).map(|known| &known.newest);
         let entries: Vec<DigestEntry> =
             self.own.signed.iter().chain(reachable).map(|held| held.entry()).collect();
-        for entries in entries.chunks(BATCH) {
+        for entries in entries.chunks(DIGEST_BATCH) {
             let message = LinkMessageKind::Digest(Digest { entries: entries.to_vec() });
             self.effects.push_back(Effect::Send { link, message });
         }
@@ -543,6 +545,9 @@ impl Router {
             if reachable != origin.reachable {
                 origin.reachable = reachable;
                 origin.since = now;
+                if reachable {
+                    self.digest_at = self.digest_at.min(now + DIGEST_SOON);
+                }
             }
         }
         if table != self.routes.table {

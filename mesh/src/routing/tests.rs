@@ -4,6 +4,7 @@ use plexus_proto::id::Role;
 use plexus_proto::link::{AnnouncedLink, Announcement};
 use prost::Message;
 
+use super::wants::WANT_PATIENCE;
 use super::*;
 
 fn identity(address: u32, role: Role) -> Identity {
@@ -295,11 +296,41 @@ fn digests_ask_for_what_is_newer_missing_or_different_only() {
         (entry(1, 9, 0, 0), true),
     ];
     for (entry, asked) in cases {
+        // What was asked before is taken as lost.
+        bench.advance(WANT_PATIENCE);
         bench.sent.clear();
         bench.handle(Input::Digest { link: LinkId(1), digest: Digest { entries: vec![entry, entry] } });
         let want = (LinkId(1), LinkMessageKind::Want(Want { origins: vec![entry.origin] }));
         assert_eq!(bench.sent, if asked { vec![want] } else { vec![] }, "{entry:?}");
     }
+}
+
+#[test]
+fn a_large_map_is_asked_for_in_batches() {
+    let mut bench = Bench::new(hop(1), 1);
+    bench.up(1, &hop(2), 1);
+    bench.sent.clear();
+    let origins = 1000..1000 + 2 * WANT_BATCH as u32 + 9;
+    let entries: Vec<_> =
+        origins.clone().map(|origin| DigestEntry { origin, epoch: 1, ..Default::default() }).collect();
+    let digest = Digest { entries };
+    bench.handle(Input::Digest { link: LinkId(1), digest: digest.clone() });
+    bench.handle(Input::Digest { link: LinkId(1), digest });
+    let (mut asked, mut batches) = (vec![], vec![]);
+    while !bench.sent.is_empty() {
+        let [(LinkId(1), LinkMessageKind::Want(want))] = &bench.sent[..] else { panic!("{:?}", bench.sent) };
+        let wanted = want.origins.clone();
+        bench.sent.clear();
+        for &origin in &wanted {
+            assert!(bench.sent.is_empty(), "the next batch only when this one is here");
+            let announcement = announce(&hop(origin), (1, 0), &[]);
+            bench.handle(Input::Announcement { link: LinkId(1), announcement });
+        }
+        batches.push(wanted.len());
+        asked.extend(wanted);
+    }
+    assert_eq!(batches, [WANT_BATCH, WANT_BATCH, 9]);
+    assert_eq!(asked, origins.collect::<Vec<_>>());
 }
 
 #[test]
@@ -322,6 +353,39 @@ fn digests_go_out_periodically_and_name_the_reachable_only() {
     bench.advance(DIGEST_PERIOD);
     let [(LinkId(1), LinkMessageKind::Digest(digest))] = &bench.sent[..] else { panic!("{:?}", bench.sent) };
     assert_eq!(digest.entries.iter().map(|e| e.origin).collect::<Vec<_>>(), [1, 2]);
+}
+
+#[test]
+fn digests_go_out_when_a_link_comes_up_and_soon_after_somebody_new_is_within_reach() {
+    let mut bench = Bench::new(hop(1), 1);
+    let named = |bench: &mut Bench| -> Vec<(u64, Vec<u32>)> {
+        let sent = std::mem::take(&mut bench.sent).into_iter();
+        sent.filter_map(|(link, message)| match message {
+            LinkMessageKind::Digest(digest) => {
+                Some((link.0, digest.entries.iter().map(|e| e.origin).collect()))
+            }
+            _ => None,
+        })
+        .collect()
+    };
+    bench.up(1, &hop(2), 1);
+    assert_eq!(named(&mut bench), [(1, vec![1])]);
+    bench.hear(1, announce(&hop(2), (1, 1), &[(1, 1)]));
+    assert_eq!(named(&mut bench), []);
+    bench.advance(DIGEST_SOON);
+    assert_eq!(named(&mut bench), [(1, vec![1, 2])]);
+}
+
+#[test]
+fn of_two_announcements_of_one_version_the_greater_bytes_count() {
+    let (lesser, greater) = (announce(&hop(9), (1, 1), &[(3, 1)]), announce(&hop(9), (1, 1), &[(4, 1)]));
+    for order in [[&lesser, &greater], [&greater, &lesser]] {
+        let mut bench = Bench::new(hop(1), 1);
+        bench.up(1, &hop(2), 1);
+        order.into_iter().for_each(|heard| bench.hear(1, heard.clone()));
+        let kept = bench.router.nodes().find(|known| known.identity.address.0 == 9).unwrap();
+        assert_eq!(kept.links, &greater.links);
+    }
 }
 
 #[test]
