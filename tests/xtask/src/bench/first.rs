@@ -350,7 +350,7 @@ fn parse_rate() -> anyhow::Result<Row> {
     let result = json_of(
         Command::new(binaries.controller()).args(["debug", "parse-bench"]).arg(stream).arg("--json"),
     )?;
-    let samples = numbers(&result["mb_s"])?;
+    let (samples, ceiling) = (numbers(&result["samples"])?, numbers(&result["baseline_samples"])?);
     Ok(Row {
         name: "first.parse_mb_s",
         value: median(&samples),
@@ -358,9 +358,12 @@ fn parse_rate() -> anyhow::Result<Row> {
         better: Better::Higher,
         bar: 200.0,
         samples,
-        baseline_samples: Vec::new(),
+        baseline_samples: ceiling,
         command: "make bench SUITE=first".into(),
-        conditions: format!("{conditions}; ten-hosts with values varied"),
+        conditions: format!(
+            "{conditions}; ten-hosts with values varied; samples in MB/s (10^6 bytes); {}",
+            result["conditions"].as_str().unwrap_or_default()
+        ),
     })
 }
 
