@@ -1,12 +1,12 @@
 //! The task that owns the router: feeds it what happens, does what it wants, and publishes what comes of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
-use plexus_proto::id::Address;
+use plexus_proto::id::{Address, NodeId};
 use plexus_proto::link::{LinkMessageKind, SignedAnnouncement};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -243,11 +243,14 @@ impl Driver {
 
     fn view(&self) -> View {
         let mut view = View::default();
+        let names: HashMap<Address, &NodeId> =
+            self.router.nodes().map(|known| (known.identity.address, &known.identity.node)).collect();
         for known in self.router.nodes() {
             let taken = view.nodes.get(&known.identity.node).is_some_and(|other: &NodeView| other.reachable);
             if taken && !known.reachable {
                 continue;
             }
+            let name = |(address, &cost): (&Address, &u32)| Some(((*names.get(address)?).clone(), cost));
             let next = known.route.map(|route| route.next);
             let neighbor =
                 next.and_then(|next| self.links.get(&next.link)).map(|link| link.neighbor.node.clone());
@@ -259,6 +262,7 @@ impl Driver {
                 next_hop: neighbor,
                 software: known.software.to_owned(),
                 since: self.timestamp(known.since),
+                neighbors: known.links.iter().filter_map(name).collect(),
             };
             view.nodes.insert(known.identity.node.clone(), node);
         }

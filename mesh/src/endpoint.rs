@@ -5,10 +5,11 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use aws_lc_rs::hmac;
-use quinn::{Connecting, TokioRuntime};
+use quinn::{AsyncUdpSocket, Connecting, Runtime, TokioRuntime};
 use quinn_proto::HashedConnectionIdGenerator;
 use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 
@@ -19,16 +20,20 @@ use crate::settings::{self, LINK_ALPN, SERVER_NAME};
 /// Outer endpoints of one node.
 #[derive(Debug)]
 pub(crate) struct Endpoints {
-    listening: Vec<quinn::Endpoint>,
-    dialing: Mutex<Dialing>,
+    addresses: Vec<SocketAddr>,
+    open: Mutex<Open>,
     client: quinn::ClientConfig,
     secrets: ResetSecrets,
 }
 
 #[derive(Debug, Default)]
-struct Dialing {
+struct Open {
+    listening: Vec<quinn::Endpoint>,
     v4: Option<quinn::Endpoint>,
     v6: Option<quinn::Endpoint>,
+    /// Of the above; a socket is free when nobody holds it any more.
+    sockets: Vec<Weak<dyn AsyncUdpSocket>>,
+    closed: bool,
 }
 
 impl Endpoints {
@@ -46,17 +51,24 @@ impl Endpoints {
         client.transport_config(transport);
 
         let secrets = ResetSecrets::of(credentials);
-        let bind = |&address: &SocketAddr| {
-            open(address, Some(server.clone()), &secrets)
-                .map_err(|source| StartError::Listen { address, source })
-        };
-        let listening = listen.iter().map(bind).collect::<Result<_, _>>()?;
-        Ok(Self { listening, dialing: Mutex::default(), client, secrets })
+        let (mut open, mut addresses) = (Open::default(), Vec::new());
+        for &address in listen {
+            let failed = |source| StartError::Listen { address, source };
+            let endpoint = open.bind(address, Some(server.clone()), &secrets).map_err(failed)?;
+            addresses.push(endpoint.local_addr().map_err(failed)?);
+            open.listening.push(endpoint);
+        }
+        Ok(Self { addresses, open: Mutex::new(open), client, secrets })
     }
 
-    /// The bound sockets that accept.
-    pub(crate) fn listening(&self) -> &[quinn::Endpoint] {
-        &self.listening
+    /// Where neighbours are accepted, with the ports that the system chose.
+    pub(crate) fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// The endpoints that accept.
+    pub(crate) fn listening(&self) -> Vec<quinn::Endpoint> {
+        self.open.lock().expect("no code panics under this lock").listening.clone()
     }
 
     /// Begins a connection to `address`.
@@ -69,42 +81,69 @@ impl Endpoints {
     }
 
     fn dialing_endpoint(&self, to: SocketAddr) -> io::Result<quinn::Endpoint> {
-        let mut dialing = self.dialing.lock().expect("no code panics under this lock");
-        let (slot, local) = match to {
-            SocketAddr::V4(_) => (&mut dialing.v4, IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
-            SocketAddr::V6(_) => (&mut dialing.v6, IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
-        };
-        if let Some(endpoint) = slot {
+        let mut open = self.open.lock().expect("no code panics under this lock");
+        let known = if to.is_ipv4() { &open.v4 } else { &open.v6 };
+        if let Some(endpoint) = known {
             return Ok(endpoint.clone());
         }
-        let endpoint = open(SocketAddr::new(local, 0), None, &self.secrets)?;
+        if open.closed {
+            return Err(io::Error::new(io::ErrorKind::NotConnected, "mesh is shutting down"));
+        }
+        let local = match to {
+            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        let endpoint = open.bind(SocketAddr::new(local, 0), None, &self.secrets)?;
+        let slot = if to.is_ipv4() { &mut open.v4 } else { &mut open.v6 };
         Ok(slot.insert(endpoint).clone())
     }
 
-    /// Ends every link at once, with a reason for the neighbour, and frees the sockets when all have been told.
-    pub(crate) async fn close(&self, code: quinn::VarInt, reason: &[u8]) {
-        let dialing = {
-            let dialing = self.dialing.lock().expect("no code panics under this lock");
-            [dialing.v4.clone(), dialing.v6.clone()]
+    /// Ends every link at once, with a reason for the neighbour, and accepts and dials no more.
+    pub(crate) fn close(&self, code: quinn::VarInt, reason: &[u8]) {
+        let mut open = self.open.lock().expect("no code panics under this lock");
+        open.closed = true;
+        open.all().for_each(|endpoint| endpoint.close(code, reason));
+    }
+
+    /// Resolves when every neighbour has been told and the sockets are free again. The caller has let go of what it
+    /// held of endpoints and connections.
+    pub(crate) async fn freed(&self) {
+        let (endpoints, sockets) = {
+            let mut open = self.open.lock().expect("no code panics under this lock");
+            let endpoints: Vec<_> = open.all().cloned().collect();
+            (open.listening, open.v4, open.v6) = (Vec::new(), None, None);
+            (endpoints, open.sockets.clone())
         };
-        let all: Vec<_> = self.listening.iter().chain(dialing.iter().flatten()).collect();
-        all.iter().for_each(|endpoint| endpoint.close(code, reason));
-        for endpoint in all {
+        for endpoint in endpoints {
             endpoint.wait_idle().await;
+        }
+        // The last to let go is quinn's own task, which tells nobody.
+        while sockets.iter().any(|socket| socket.strong_count() > 0) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 }
 
-fn open(
-    address: SocketAddr,
-    server: Option<quinn::ServerConfig>,
-    secrets: &ResetSecrets,
-) -> io::Result<quinn::Endpoint> {
-    let socket = UdpSocket::bind(address)?;
-    // The system may grant less; that costs throughput, nothing else.
-    let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, settings::SOCKET_BUFFER);
-    let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, settings::SOCKET_BUFFER);
-    quinn::Endpoint::new(secrets.endpoint_config(), server, socket, Arc::new(TokioRuntime))
+impl Open {
+    fn all(&self) -> impl Iterator<Item = &quinn::Endpoint> {
+        self.listening.iter().chain(&self.v4).chain(&self.v6)
+    }
+
+    fn bind(
+        &mut self,
+        address: SocketAddr,
+        server: Option<quinn::ServerConfig>,
+        secrets: &ResetSecrets,
+    ) -> io::Result<quinn::Endpoint> {
+        let socket = UdpSocket::bind(address)?;
+        // The system may grant less; that costs throughput, nothing else.
+        let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, settings::SOCKET_BUFFER);
+        let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, settings::SOCKET_BUFFER);
+        let runtime = Arc::new(TokioRuntime);
+        let socket = runtime.wrap_udp_socket(socket)?;
+        self.sockets.push(Arc::downgrade(&socket));
+        quinn::Endpoint::new_with_abstract_socket(secrets.endpoint_config(), server, socket, runtime)
+    }
 }
 
 pub(crate) fn quic_server(credentials: &Credentials, alpn: &[u8]) -> QuicServerConfig {

@@ -112,31 +112,6 @@ pub enum ListenError {
     ShuttingDown,
 }
 
-/// A probe without an answer.
-#[derive(Debug, thiserror::Error)]
-pub enum ProbeError {
-    /// No announcement of such a node has come here.
-    #[error("node {node} is not known in this mesh")]
-    Unknown {
-        /// Who was asked for.
-        node: NodeId,
-    },
-    /// No live path leads to the node, as this node or one on the way says.
-    #[error("no route to node {node}")]
-    Unreachable {
-        /// Who was asked for.
-        node: NodeId,
-    },
-    /// No answer in time.
-    #[error("no answer from node {node} within {} ms", .timeout.as_millis())]
-    Timeout {
-        /// Who was asked for.
-        node: NodeId,
-        /// How long was waited.
-        timeout: std::time::Duration,
-    },
-}
-
 /// Why a node refused a stream. The numbers are on the wire and never change their meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]

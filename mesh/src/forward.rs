@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::task::{Context, Poll, Waker};
 
 use arc_swap::ArcSwap;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -64,6 +64,8 @@ pub(crate) struct Overlay {
     address: Address,
     transits: bool,
     table: ArcSwap<Table>,
+    /// Senders that wait for a route.
+    stranded: Mutex<Vec<Waker>>,
     local: OnceLock<Arc<dyn Local>>,
     answers: Allowance,
     pub(crate) drops: Drops,
@@ -76,6 +78,7 @@ impl Overlay {
             address: identity.address,
             transits: identity.role == Role::Hop,
             table: ArcSwap::default(),
+            stranded: Mutex::default(),
             local: OnceLock::new(),
             answers: Allowance::default(),
             drops: Drops::default(),
@@ -92,19 +95,22 @@ impl Overlay {
         let _ = self.local.set(local);
     }
 
-    /// Replaces the forwarding table.
+    /// Replaces the forwarding table, and wakes who waits for a route.
     pub(crate) fn route(&self, table: Table) {
         self.table.store(Arc::new(table));
+        let stranded = std::mem::take(&mut *self.stranded.lock().expect("no code panics under this lock"));
+        stranded.into_iter().for_each(Waker::wake);
     }
 
     pub(crate) fn has_route(&self, destination: Address) -> bool {
         self.table.load().next.contains_key(&destination)
     }
 
-    /// Sends bodies of this node's own to `destination`, all or none. Without a route they are lost, as on any network.
+    /// Sends bodies of this node's own to `destination`, all or none.
     ///
     /// # Errors
-    /// The way out is full; the caller keeps the bodies.
+    /// The way out is full, or there is none; the caller keeps the bodies. If they were dropped for want of a route,
+    /// an acknowledgement could get lost between the moments at which both ends learn of a new one.
     pub(crate) fn originate<'a>(
         &self,
         destination: Address,
@@ -113,10 +119,7 @@ impl Overlay {
         bodies: impl Iterator<Item = &'a [u8]>,
     ) -> Result<(), Full> {
         let table = self.table.load();
-        let Some(egress) = table.next.get(&destination) else {
-            self.drops.unroutable.add(1);
-            return Ok(());
-        };
+        let egress = table.next.get(&destination).ok_or(Full)?;
         let header =
             Header { class, ecn, rekey: false, hop_limit: HOP_LIMIT, source: self.address, destination }
                 .encode();
@@ -130,10 +133,19 @@ impl Overlay {
         class: Class,
         context: &mut Context<'_>,
     ) -> Poll<()> {
-        match self.table.load().next.get(&destination) {
-            Some(egress) => egress.poll_ready(class, context),
-            None => Poll::Ready(()),
+        if let Some(egress) = self.table.load().next.get(&destination) {
+            return egress.poll_ready(class, context);
         }
+        let mut stranded = self.stranded.lock().expect("no code panics under this lock");
+        // A table that came since the look above has found nobody to wake.
+        if self.table.load().next.contains_key(&destination) {
+            return Poll::Ready(());
+        }
+        let waker = context.waker();
+        if !stranded.iter().any(|known| known.will_wake(waker)) {
+            stranded.push(waker.clone());
+        }
+        Poll::Pending
     }
 
     /// Sends a probe. Returns false if there is no route.
@@ -260,7 +272,6 @@ impl Allowance {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Mutex;
 
     #[derive(Debug, Default)]
     struct Recorder(Mutex<Vec<(Address, Option<Probe>)>>);

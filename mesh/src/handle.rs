@@ -1,5 +1,7 @@
 //! The handle that programs hold of their mesh node.
 
+mod answers;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -21,7 +23,8 @@ use crate::error::{ConnectError, ListenError, SessionError, StartError};
 use crate::forward::{Local, Overlay};
 use crate::link::code;
 use crate::link::dial::keep_linked;
-use crate::node::{self, Node, random_u64};
+use crate::node::{self, Dialed, Node, random_u64};
+use crate::probe::Probes;
 use crate::service::{Allow, Listener, Services};
 use crate::session::Sessions;
 use crate::stream::MeshStream;
@@ -41,6 +44,7 @@ struct Handle {
     node: Arc<Node>,
     sessions: Arc<Sessions>,
     services: Arc<Services>,
+    probes: Arc<Probes>,
     directory: Arc<ArcSwap<Directory>>,
     links: Arc<ArcSwap<Links>>,
     view: watch::Receiver<Arc<View>>,
@@ -68,11 +72,12 @@ impl Mesh {
         let links: Arc<ArcSwap<Links>> = Arc::default();
         let sessions =
             Sessions::start(overlay.clone(), services.clone(), &credentials, directory.clone(), &cancel);
-        overlay.attach(Arc::new(Arrivals { sessions: Arc::downgrade(&sessions) }));
+        let probes = Arc::new(Probes::default());
+        overlay.attach(Arc::new(Arrivals { sessions: Arc::downgrade(&sessions), probes: probes.clone() }));
 
         let (view_sender, view) = watch::channel(Arc::default());
         let published = Published { view: view_sender, directory: directory.clone(), links: links.clone() };
-        let verifier = credentials.verifier();
+        let (verifier, expires) = (credentials.verifier(), credentials.expires());
         let driver =
             Driver::new(credentials, epoch, software.clone(), overlay.clone(), sessions.clone(), published);
         let (driver_handle, inbox) = driver::channel();
@@ -80,6 +85,7 @@ impl Mesh {
         let node = Arc::new(Node {
             identity,
             verifier,
+            expires,
             overlay,
             endpoints,
             driver: driver_handle,
@@ -87,19 +93,21 @@ impl Mesh {
             boot_nonce: random_u64(),
             cancel: cancel.clone(),
             last_link: AtomicU64::new(0),
+            dialed: peers.into_iter().map(Dialed::new).collect(),
         });
         let tasks = TaskTracker::new();
         tasks.spawn(driver.run(inbox, cancel.clone()));
         for endpoint in node.endpoints.listening() {
-            tasks.spawn(node::accept(node.clone(), endpoint.clone()));
+            tasks.spawn(node::accept(node.clone(), endpoint));
         }
-        for peer in peers {
-            tasks.spawn(keep_linked(node.clone(), peer, cancel.clone()));
+        for index in 0..node.dialed.len() {
+            tasks.spawn(keep_linked(node.clone(), index));
         }
         let mesh = Self(Arc::new(Handle {
             node,
             sessions,
             services,
+            probes,
             directory,
             links,
             view,
@@ -117,7 +125,7 @@ impl Mesh {
 
     /// The bound addresses, with the ports that the system chose.
     pub fn listen_addresses(&self) -> Vec<SocketAddr> {
-        self.0.node.endpoints.listening().iter().filter_map(|endpoint| endpoint.local_addr().ok()).collect()
+        self.0.node.endpoints.addresses().to_vec()
     }
 
     /// Opens a stream to `service` on `node`. On a live session this costs no round trip: whether the node takes the
@@ -168,11 +176,12 @@ impl Mesh {
         let handle = &self.0;
         handle.services.close();
         handle.sessions.shutdown().await;
+        handle.node.endpoints.close(code::SHUTDOWN, b"shutting down");
         handle.node.cancel.cancel();
-        let farewell = handle.node.endpoints.close(code::SHUTDOWN, b"shutting down");
-        let _ = tokio::time::timeout(FAREWELL, farewell).await;
         handle.tasks.close();
         handle.tasks.wait().await;
+        handle.links.store(Arc::default());
+        let _ = tokio::time::timeout(FAREWELL, handle.node.endpoints.freed()).await;
     }
 }
 
@@ -181,6 +190,7 @@ impl Mesh {
 struct Arrivals {
     /// Weak, for sessions hold the overlay that holds this.
     sessions: std::sync::Weak<Sessions>,
+    probes: Arc<Probes>,
 }
 
 impl Local for Arrivals {
@@ -188,5 +198,7 @@ impl Local for Arrivals {
         self.sessions.upgrade().is_some_and(|sessions| sessions.deliver(header, packet))
     }
 
-    fn probed(&self, _from: Address, _reply: Probe) {}
+    fn probed(&self, from: Address, reply: Probe) {
+        self.probes.probed(from, reply);
+    }
 }

@@ -26,6 +26,7 @@ mod forward;
 mod vouch;
 
 mod congestion;
+mod probe;
 mod service;
 mod session;
 mod socket;
@@ -42,7 +43,7 @@ mod handle;
 mod view;
 
 pub use config::{Config, DEFAULT_COST, Peer};
-pub use error::{ConnectError, ListenError, ProbeError, Refusal, SessionError, StartError, StreamError};
+pub use error::{ConnectError, ListenError, Refusal, SessionError, StartError, StreamError};
 pub use handle::Mesh;
 pub use identity::{Credentials, Verifier};
 pub use service::{Allow, Listener};

@@ -107,6 +107,12 @@ impl LinkHandle {
     }
 }
 
+impl Greeted {
+    pub(crate) fn neighbor(&self) -> &NodeId {
+        &self.neighbor.node
+    }
+}
+
 /// Which end of a connection this is.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Side<'a> {
@@ -201,7 +207,13 @@ pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, dialed: bool) -> Con
     tasks.spawn(write_control(connection.clone(), writer, messages));
     tasks.spawn(read_control(connection.clone(), reader, id, node.driver.clone(), control));
 
-    let reason = connection.closed().await;
+    let reason = tokio::select! {
+        reason = connection.closed() => reason,
+        () = node.cancel.cancelled() => {
+            connection.close(code::SHUTDOWN, b"shutting down");
+            connection.closed().await
+        }
+    };
     tasks.shutdown().await;
     node.driver.send(Event::LinkDown(id)).await;
     match &reason {

@@ -1,14 +1,16 @@
 //! What the tasks of one node share, and its front door for neighbours.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use plexus_proto::id::Identity;
+use jiff::Timestamp;
+use plexus_proto::id::{Identity, NodeId};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use crate::config::Peer;
 use crate::driver::DriverHandle;
 use crate::endpoint::Endpoints;
 use crate::forward::Overlay;
@@ -26,6 +28,8 @@ const WARN_EVERY: Duration = Duration::from_secs(1);
 pub(crate) struct Node {
     pub(crate) identity: Identity,
     pub(crate) verifier: Arc<Verifier>,
+    /// End of our own certificate.
+    pub(crate) expires: Timestamp,
     pub(crate) overlay: Arc<Overlay>,
     pub(crate) endpoints: Endpoints,
     pub(crate) driver: DriverHandle,
@@ -33,6 +37,38 @@ pub(crate) struct Node {
     pub(crate) boot_nonce: u64,
     pub(crate) cancel: CancellationToken,
     pub(crate) last_link: AtomicU64,
+    /// Neighbours to dial.
+    pub(crate) dialed: Vec<Dialed>,
+}
+
+/// A neighbour to dial, and how that goes.
+#[derive(Debug)]
+pub(crate) struct Dialed {
+    pub(crate) peer: Peer,
+    progress: Mutex<Progress>,
+}
+
+/// How dialing goes.
+#[derive(Debug, Clone)]
+pub(crate) enum Progress {
+    /// No attempt has ended yet.
+    Begun,
+    Linked(NodeId),
+    Failed(String),
+}
+
+impl Dialed {
+    pub(crate) fn new(peer: Peer) -> Self {
+        Self { peer, progress: Mutex::new(Progress::Begun) }
+    }
+
+    pub(crate) fn progress(&self) -> Progress {
+        self.progress.lock().expect("no code panics under this lock").clone()
+    }
+
+    pub(crate) fn set(&self, progress: Progress) {
+        *self.progress.lock().expect("no code panics under this lock") = progress;
+    }
 }
 
 impl Node {
@@ -64,9 +100,11 @@ pub(crate) async fn accept(node: Arc<Node>, endpoint: quinn::Endpoint) {
                 }
                 continue;
             }
-            () = node.cancel.cancelled() => return,
+            () = node.cancel.cancelled() => None,
         };
-        let Some(incoming) = incoming else { return };
+        let Some(incoming) = incoming else {
+            return links.shutdown().await;
+        };
         let Ok(turn) = handshakes.clone().try_acquire_owned() else {
             // Many at once, or a flood from forged addresses: only who can be reached may try again.
             if incoming.may_retry() {

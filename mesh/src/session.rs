@@ -159,11 +159,6 @@ impl Sessions {
         }
     }
 
-    /// Sessions with a live connection.
-    pub(crate) fn established(&self) -> usize {
-        self.peers.iter().filter(|session| session.established().is_some()).count()
-    }
-
     /// Ends all sessions, and waits a moment for the peers to be told.
     pub(crate) async fn shutdown(&self) {
         self.cancel.cancel();

@@ -45,6 +45,9 @@ pub struct Status {
     pub links: Vec<LinkStatus>,
     /// Every node that it knows, itself included, by name.
     pub nodes: Vec<NodeStatus>,
+    /// Packets since the start of this daemon.
+    #[serde(default)]
+    pub packets: PacketCounts,
     /// What is not as it should be; empty when all is well. See [`Status::find_problems`].
     pub problems: Vec<Problem>,
 }
@@ -60,6 +63,26 @@ pub struct PeerStatus {
     pub linked: bool,
     /// Why the last attempt failed, while there is no link.
     pub error: Option<String>,
+}
+
+/// What became of overlay packets since the daemon started, by number.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PacketCounts {
+    /// Passed on for others.
+    pub forwarded: u64,
+    /// Dropped because they were no overlay packets.
+    pub malformed: u64,
+    /// Dropped because their sender spoke for another node.
+    pub forged: u64,
+    /// Dropped because no way on was known.
+    pub unroutable: u64,
+    /// Dropped because they had crossed too many hops.
+    pub expired: u64,
+    /// Dropped because nobody here wanted them, or had room.
+    pub unwanted: u64,
+    /// Dropped because the link that they had to take was full, or too narrow; live links only.
+    pub congested: u64,
 }
 
 /// A live link.
@@ -366,13 +389,14 @@ mod tests {
                 since: Timestamp::UNIX_EPOCH,
             }],
             nodes: vec![node("hop-1", true)],
+            packets: PacketCounts::default(),
             problems: vec![],
         }
     }
 
     #[test]
     fn shapes_are_stable() {
-        let text = r#"{"schema_version":1,"node":"node-1","role":"execution","mesh":"demo","cluster":"main","address":"00100002","software":"plexus-node 0.1.0","certificate_expires":"1970-01-31T00:00:00Z","listen":["127.0.0.1:7323"],"peers":[{"address":"hop.example.org:7323","node":"hop-1","linked":true,"error":null}],"links":[{"peer":"hop-1","role":"hop","address":"00100001","remote":"[::1]:7323","dialed":true,"cost":10,"rtt_ms":0.25,"software":"plexus-node 0.1.0","since":"1970-01-01T00:00:00Z"}],"nodes":[{"node":"hop-1","role":"hop","cluster":"main","address":"00100001","this":false,"reachable":true,"cost":10,"hops":1,"next_hop":null,"software":"plexus-node 0.1.0","since":"1970-01-01T00:00:00Z","neighbors":{}}],"problems":[]}"#;
+        let text = r#"{"schema_version":1,"node":"node-1","role":"execution","mesh":"demo","cluster":"main","address":"00100002","software":"plexus-node 0.1.0","certificate_expires":"1970-01-31T00:00:00Z","listen":["127.0.0.1:7323"],"peers":[{"address":"hop.example.org:7323","node":"hop-1","linked":true,"error":null}],"links":[{"peer":"hop-1","role":"hop","address":"00100001","remote":"[::1]:7323","dialed":true,"cost":10,"rtt_ms":0.25,"software":"plexus-node 0.1.0","since":"1970-01-01T00:00:00Z"}],"nodes":[{"node":"hop-1","role":"hop","cluster":"main","address":"00100001","this":false,"reachable":true,"cost":10,"hops":1,"next_hop":null,"software":"plexus-node 0.1.0","since":"1970-01-01T00:00:00Z","neighbors":{}}],"packets":{"forwarded":0,"malformed":0,"forged":0,"unroutable":0,"expired":0,"unwanted":0,"congested":0},"problems":[]}"#;
         assert_eq!(serde_json::to_string(&status()).unwrap(), text);
         assert_eq!(serde_json::from_str::<Status>(text).unwrap(), status());
 

@@ -29,6 +29,8 @@ pub struct NodeView {
     pub software: String,
     /// Since when it has been reachable, or not.
     pub since: Timestamp,
+    /// Neighbours that it announces, with the cost of the link.
+    pub neighbors: BTreeMap<NodeId, u32>,
 }
 
 /// The same by address and by name, for lookups.

@@ -4,12 +4,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{Error, Greeted, Side, greet, run};
 use crate::config::Peer;
-use crate::node::{Node, random_u64};
+use crate::node::{Node, Progress, random_u64};
 
 /// First wait after a link was lost; doubles up to [`LONGEST`], so that a neighbour that comes back is linked within
 /// two seconds.
@@ -38,24 +37,29 @@ impl Backoff {
     }
 }
 
-/// Dials `peer`, runs the link, and dials again, until `cancel`.
-pub(crate) async fn keep_linked(node: Arc<Node>, peer: Peer, cancel: CancellationToken) {
+/// Dials the neighbour at `index` of the node's, runs the link, and dials again, until the node is cancelled.
+pub(crate) async fn keep_linked(node: Arc<Node>, index: usize) {
+    let Some(dialed) = node.dialed.get(index) else { return };
+    let (peer, cancel) = (&dialed.peer, &node.cancel);
     let mut backoff = Backoff::default();
     let mut silent = false;
     loop {
         let attempt = tokio::select! {
-            attempt = dial(&node, &peer) => attempt,
+            attempt = dial(&node, peer) => attempt,
             () = cancel.cancelled() => return,
         };
         let wait = match attempt {
             Ok(greeted) => {
                 backoff.reset();
                 silent = false;
+                dialed.set(Progress::Linked(greeted.neighbor().clone()));
                 // Ends by itself when the endpoints close.
-                run(&node, greeted, true).await;
+                let end = run(&node, greeted, true).await;
+                dialed.set(Progress::Failed(format!("link lost: {end}")));
                 backoff.next(false, random_u64())
             }
             Err(error) if error.is_refusal() => {
+                dialed.set(Progress::Failed(chain(&error)));
                 let wait = backoff.next(true, random_u64());
                 warn!(
                     address = peer.address,
@@ -68,6 +72,7 @@ pub(crate) async fn keep_linked(node: Arc<Node>, peer: Peer, cancel: Cancellatio
                 wait
             }
             Err(error) => {
+                dialed.set(Progress::Failed(chain(&error)));
                 let wait = backoff.next(false, random_u64());
                 // Once loud, then quiet: a hop may be away for days.
                 if silent {
@@ -92,6 +97,12 @@ pub(crate) async fn keep_linked(node: Arc<Node>, peer: Peer, cancel: Cancellatio
             () = cancel.cancelled() => return,
         }
     }
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// One attempt: every address of the name in turn.

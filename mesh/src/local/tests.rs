@@ -5,7 +5,7 @@ use plexus_proto::id::{Address, Role};
 use tokio::sync::oneshot;
 
 use super::*;
-use crate::status::{NodeStatus, SCHEMA_VERSION, TraceHop};
+use crate::status::{NodeStatus, PacketCounts, SCHEMA_VERSION, TraceHop};
 
 /// Knows `near`, cannot reach `far`, and waits in vain for `mute`.
 struct Fake;
@@ -43,6 +43,7 @@ impl Answers for Fake {
             peers: vec![],
             links: vec![],
             nodes: vec![me],
+            packets: PacketCounts::default(),
             problems: vec![],
         }
     }
