@@ -203,7 +203,7 @@ impl Cluster {
             .arg("--socket")
             .arg(&socket)
             .args(args)
-            .arg("--json")
+            .args(["--output", "json"])
             .output()
             .await
             .context("cannot run plexus")?;

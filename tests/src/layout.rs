@@ -55,9 +55,9 @@ impl Layout {
     /// When a command fails; its message is in the error.
     pub fn certify(&self) -> anyhow::Result<()> {
         let ca = self.ca_dir();
-        self.plexus(&["ca", "init", "--dir", &text(&ca), "--mesh", MESH, "--cluster", CLUSTER])?;
+        self.plexus(&["ca", "init", &text(&ca), "--mesh", MESH, "--cluster", CLUSTER])?;
         for (role, name) in [("controller", "controller"), ("hop", "hop-1"), ("execution", "node-1")] {
-            self.issue(&ca, role, name, &self.identity_dir(name), &[])?;
+            self.issue(&ca, role, name, &self.identity_dir(name))?;
         }
         Ok(())
     }
@@ -66,11 +66,8 @@ impl Layout {
     ///
     /// # Errors
     /// When the command fails.
-    pub fn issue(&self, ca: &Path, role: &str, name: &str, out: &Path, more: &[&str]) -> anyhow::Result<()> {
-        let (ca, out) = (text(ca), text(out));
-        let mut args = vec!["ca", "issue", "--dir", &ca, "--role", role, "--name", name, "--out", &out];
-        args.extend(more);
-        self.plexus(&args)
+    pub fn issue(&self, ca: &Path, role: &str, name: &str, out: &Path) -> anyhow::Result<()> {
+        self.plexus(&["ca", "issue", "--ca", &text(ca), "--role", role, "--name", name, "--out", &text(out)])
     }
 
     /// Runs `plexus` and expects success.

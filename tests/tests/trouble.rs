@@ -9,6 +9,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
+use plexus_mesh::ca::CertificateAuthority;
+use plexus_proto::id::Role;
 use plexus_tests::{Answer, Api, Cluster, Daemon, JobOptions, Loaded, Replay, Samples, demo_image};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -170,14 +172,16 @@ async fn certificates_of_another_ca_or_name_or_time_are_refused_with_the_reason(
             "main",
         ])
         .unwrap();
-    layout.issue(&other, "execution", "node-1", &own, &[]).unwrap();
+    layout.issue(&other, "execution", "node-1", &own).unwrap();
     refused_by_hop(&mut cluster, &["unknown issuer", "UnknownIssuer", "not signed", "unknown authority"])
         .await;
 
     // Expired.
     fs::remove_dir_all(&own).unwrap();
-    layout.issue(&layout.ca_dir(), "execution", "node-1", &own, &["--valid-for", "1s"]).unwrap();
-    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let authority = CertificateAuthority::open(&layout.ca_dir()).unwrap();
+    let one_second = Duration::from_secs(1);
+    authority.issue(Role::Execution, &"node-1".parse().unwrap(), &own, one_second).unwrap();
+    tokio::time::sleep(2 * one_second).await;
     refused_by_hop(&mut cluster, &["expired"]).await;
 
     // The right one again, but whoever answers must be hop-9.

@@ -19,6 +19,8 @@ const STARTS: usize = 40;
 const WARM: usize = 5;
 /// Pairs of container jobs.
 const CONTAINERS: usize = 11;
+/// Pairs of streams.
+const STREAMS: usize = 9;
 /// Rest before memory is read.
 const REST: Duration = Duration::from_secs(60);
 /// Longest single job.
@@ -304,12 +306,26 @@ fn bare_options(private: &Path, scratch: &Path) -> Vec<String> {
 // ---------------------------------------------------------------- mesh, parser, memory
 
 fn stream_ratio() -> anyhow::Result<Row> {
-    note("256 MiB over one hop, and over bare quinn");
+    note(&format!("256 MiB on a mesh stream over one hop, and over bare quinn, {STREAMS} times each"));
     let conditions = conditions();
-    let binaries = Binaries::of_this_build()?;
-    let program = binaries.dir().join("examples/throughput");
-    let result = json_of(Command::new(&program).args(["--hops", "1", "--json"]))?;
-    let (ours, bare) = (numbers(&result["mesh_mb_s"])?, numbers(&result["bare_mb_s"])?);
+    let program = Binaries::of_this_build()?.dir().join("examples/throughput");
+    let measure = |args: &[&str]| -> anyhow::Result<f64> {
+        json_of(Command::new(&program).args(args))?["mb_s"].as_f64().context("throughput printed no mb_s")
+    };
+    let (mut ours, mut bare) = (Vec::new(), Vec::new());
+    for round in 0..=STREAMS {
+        let (mut one, mut other) = (0.0, 0.0);
+        for turn in abba(round) {
+            match turn {
+                Turn::Ours => one = measure(&["mesh", "1", "256"])?,
+                Turn::Other => other = measure(&["direct", "256"])?,
+            }
+        }
+        if round > 0 {
+            ours.push(one);
+            bare.push(other);
+        }
+    }
     Ok(Row {
         name: "first.stream_ratio_h1",
         value: median(&ours) / median(&bare),
@@ -319,7 +335,10 @@ fn stream_ratio() -> anyhow::Result<Row> {
         samples: ours,
         baseline_samples: bare,
         command: "make bench SUITE=first".into(),
-        conditions: format!("{conditions}; samples in MB/s; baseline: bare direct quinn, MTU 1452, GSO on"),
+        conditions: format!(
+            "{conditions}; samples in MB/s (10^6 bytes); value is the ratio of the medians; baseline: bare direct quinn, \
+             MTU 1452, GSO on"
+        ),
     })
 }
 
@@ -331,7 +350,7 @@ fn parse_rate() -> anyhow::Result<Row> {
     let result = json_of(
         Command::new(binaries.controller()).args(["debug", "parse-bench"]).arg(stream).arg("--json"),
     )?;
-    let samples = numbers(&result["mb_s"])?;
+    let (samples, ceiling) = (numbers(&result["samples"])?, numbers(&result["baseline_samples"])?);
     Ok(Row {
         name: "first.parse_mb_s",
         value: median(&samples),
@@ -339,9 +358,12 @@ fn parse_rate() -> anyhow::Result<Row> {
         better: Better::Higher,
         bar: 200.0,
         samples,
-        baseline_samples: Vec::new(),
+        baseline_samples: ceiling,
         command: "make bench SUITE=first".into(),
-        conditions: format!("{conditions}; ten-hosts with values varied"),
+        conditions: format!(
+            "{conditions}; ten-hosts with values varied; samples in MB/s (10^6 bytes); {}",
+            result["conditions"].as_str().unwrap_or_default()
+        ),
     })
 }
 

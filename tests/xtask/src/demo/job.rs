@@ -126,7 +126,7 @@ fn trace(layout: &Layout) -> anyhow::Result<Vec<String>> {
     let output = Command::new(layout.binaries.cli())
         .arg("--socket")
         .arg(layout.socket("controller"))
-        .args(["--json", "trace", "node-1"])
+        .args(["--output", "json", "trace", "node-1"])
         .output()
         .context("cannot run plexus")?;
     if !output.status.success() {
