@@ -2,7 +2,11 @@
 
 pub mod auth;
 pub mod config;
+pub mod http;
 pub mod https;
+pub mod inventory;
+pub mod job;
+pub mod project;
 pub mod registry;
 pub mod store;
 pub mod vault;
