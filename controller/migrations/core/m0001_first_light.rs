@@ -236,6 +236,8 @@ fn jobs(schema: &mut Schema) {
         .int("job_slice_count", 1)
         .flags(&["force_handlers", "use_fact_cache", "become_enabled", "diff_mode", "allow_simultaneous"])
         .texts(&["survey_passwords", "artifacts"])
+        // Passwords that were asked for at launch, sealed by the vault.
+        .opt_text("start_args")
         .opt_text("host_status_counts")
         .ints(&["play_count", "task_count"])
         .tracked();

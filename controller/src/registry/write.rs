@@ -10,7 +10,6 @@ use serde_json::{Map, Value};
 
 use super::field::Preset;
 use super::{Field, Kind, Mode, Resource};
-use crate::store::core::Error;
 
 /// What is wrong with which field.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -50,6 +49,8 @@ impl Errors {
 pub struct Draft {
     /// Whose fields these are.
     pub resource: &'static Resource,
+    /// What the rules of the resource carry from the check to the writing.
+    pub aside: Map<String, Value>,
     values: Map<String, Value>,
 }
 
@@ -103,12 +104,12 @@ impl Draft {
                 Err(text) => errors.add(field.name, text),
             }
         }
-        (Self { resource, values }, errors)
+        (Self { resource, aside: Map::new(), values }, errors)
     }
 
     /// An empty draft, for rows that are not made from a body.
     pub fn empty(resource: &'static Resource) -> Self {
-        Self { resource, values: Map::new() }
+        Self { resource, aside: Map::new(), values: Map::new() }
     }
 
     /// Whether the field is to be written.
@@ -155,7 +156,7 @@ impl Draft {
     }
 
     /// The insertion into the table that has the id; with `extra` columns. The other statement wants that id.
-    pub fn insert(&self, extra: &[(&'static str, sea_query::Value)]) -> Result<Insert, Error> {
+    pub fn insert(&self, extra: &[(&'static str, sea_query::Value)]) -> Insert {
         let mut first = Query::insert();
         let mut second = None;
         let parent = self.resource.table.parent;
@@ -183,7 +184,7 @@ impl Draft {
         if parent.is_some() {
             second = Some((self.resource.table.name, own_columns, own_values));
         }
-        Ok(Insert { first, second })
+        Insert { first, second }
     }
 
     /// The changes, one statement for each table. `extra` columns belong to the table that has the times.
