@@ -3,4 +3,5 @@
 pub mod crash;
 pub mod debug;
 pub mod ingest;
+pub mod store;
 pub mod stream;

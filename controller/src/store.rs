@@ -1,0 +1,3 @@
+//! The database, one file per family of tables.
+
+pub mod events;
