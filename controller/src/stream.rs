@@ -78,6 +78,8 @@ pub struct Parser {
     /// Within artifacts.
     artifacts: Option<Decoder>,
     eof: bool,
+    /// Lines that were kept in part and are done.
+    kept_lines: u64,
 }
 
 impl Parser {
@@ -93,6 +95,7 @@ impl Parser {
             skipped: snapshot.skipped,
             eof: snapshot.eof,
             artifacts: snapshot.artifacts.map(|(remaining, group)| Decoder::restore(remaining, &group)),
+            kept_lines: 0,
         }
     }
 
@@ -111,6 +114,11 @@ impl Parser {
     /// The kept beginning of the line at hand. It only grows until the line ends, then starts anew.
     pub fn partial(&self) -> &[u8] {
         &self.partial
+    }
+
+    /// How often [`Self::partial`] started anew, of this very parser: while it is the same, what was there is there.
+    pub fn partial_generation(&self) -> u64 {
+        self.kept_lines
     }
 
     /// Whether the eof line was seen.
@@ -175,6 +183,7 @@ impl Parser {
     }
 
     fn kept_line(&mut self, sink: &mut impl FnMut(Item)) {
+        self.kept_lines += 1;
         let line = std::mem::take(&mut self.partial);
         let skipped = std::mem::take(&mut self.skipped);
         self.line(line.into(), skipped, sink);

@@ -7,6 +7,9 @@ use serde::Deserialize;
 
 use super::scan::{Fields, Span};
 
+/// Most line ends that are believed to stand behind an event's output.
+const STRIPPED_MAX: i64 = 16;
+
 /// An event of the runner. Strings and numbers are read from the line when asked for.
 #[derive(Debug, Clone)]
 pub struct Event {
@@ -51,6 +54,22 @@ impl Event {
     /// Line after its last one.
     pub fn end_line(&self) -> Option<i64> {
         self.integer(self.fields.end_line)
+    }
+
+    /// Lines its output takes: what the runner says, as long as that can be, and otherwise what the text has.
+    ///
+    /// The runner strips the last line ends of an event but counts them; two stand behind a recap.
+    pub fn lines(&self) -> i64 {
+        let stdout = self.stdout_json();
+        let within = line_feeds(&stdout);
+        match (self.start_line(), self.end_line()) {
+            (Some(start), Some(end))
+                if (within..=within + STRIPPED_MAX).contains(&end.saturating_sub(start)) =>
+            {
+                end - start
+            }
+            _ => within + i64::from(stdout.len() > 2),
+        }
     }
 
     /// Verbosity of the run, 0 where not said.
@@ -161,6 +180,16 @@ impl Event {
     }
 }
 
+/// Line feeds in a JSON string, written as `\n`.
+fn line_feeds(json: &[u8]) -> i64 {
+    let (mut count, mut rest) = (0, json);
+    while let Some(at) = memchr::memchr(b'\\', rest) {
+        count += i64::from(rest.get(at + 1) == Some(&b'n'));
+        rest = rest.get(at + 2..).unwrap_or_default();
+    }
+    count
+}
+
 /// Reads `2026-11-20T16:10:15.393209+00:00`, the form Python writes, without a general parser.
 fn microseconds(text: &[u8]) -> Option<i64> {
     let number = |range: std::ops::Range<usize>| {
@@ -230,6 +259,21 @@ mod tests {
         assert_eq!((&*event.name(), &*event.uuid(), event.counter()), ("", "", None));
         assert_eq!((event.stdout_json(), event.event_data_json()), (Bytes::from("\"\""), Bytes::from("{}")));
         assert_eq!((event.created(), event.start_line()), (None, None));
+    }
+
+    #[test]
+    fn lines_are_the_runners_where_they_can_be() {
+        let of = |stdout: &str, start: &str, end: &str| {
+            event(&format!(r#"{{"stdout": {stdout}, "start_line": {start}, "end_line": {end}}}"#)).lines()
+        };
+        assert_eq!(of(r#""""#, "3", "3"), 0);
+        assert_eq!(of(r#""a\r\nb""#, "3", "5"), 2);
+        assert_eq!(of(r#""RECAP\r\nb""#, "3", "6"), 3);
+        assert_eq!(of(r#""Enter: ""#, "3", "3"), 0);
+        assert_eq!(of(r#""a\\nb""#, "3", "4"), 1, "an escaped backslash is none");
+        assert_eq!(of(r#""a\nb""#, "3", "1000000000000"), 2);
+        assert_eq!(of(r#""a\nb""#, "3", "3"), 2);
+        assert_eq!(of(r#""a""#, "null", "-9223372036854775808"), 1);
     }
 
     #[test]
