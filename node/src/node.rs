@@ -1,7 +1,9 @@
 //! A running node: mesh, and, unless it is a hop, supervisor and services.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use plexus_mesh::local::{LocalSocket, ServeError};
 use plexus_mesh::{Credentials, Mesh};
 use plexus_proto::id::Role;
 use tokio_util::sync::CancellationToken;
@@ -39,6 +41,9 @@ pub enum StartError {
     /// The mesh did not start.
     #[error("cannot join the mesh")]
     Mesh(#[from] plexus_mesh::StartError),
+    /// The local socket cannot be had.
+    #[error("cannot open the local socket")]
+    Local(#[from] ServeError),
     /// A service cannot be offered.
     #[error("cannot offer a service")]
     Listen(#[from] plexus_mesh::ListenError),
@@ -85,8 +90,18 @@ impl Node {
                 (Some(Supervisor::start(options).await?), None)
             }
         };
+        if let Some(folder) = config.socket.parent() {
+            std::fs::create_dir_all(folder).ok(); // if that fails, binding says why
+        }
+        let local = LocalSocket::bind(&config.socket).await?;
         let mesh = Mesh::start(mesh_config(&config, credentials)).await?;
         let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
+        let (answers, stop) = (Arc::new(mesh.clone()), cancel.clone());
+        tasks.spawn(async move {
+            if let Err(error) = local.serve(answers, stop.cancelled()).await {
+                warn!(error = &error as &dyn std::error::Error, "local socket failed");
+            }
+        });
         if let Some(supervisor) = &supervisor {
             serve::serve(&mesh, supervisor, &tasks, &cancel)?;
         }

@@ -52,9 +52,12 @@ pub fn serve(
     cancel: &CancellationToken,
 ) -> Result<(), ListenError> {
     let incoming = grpc::incoming(mesh.listen("work", OWNERS)?);
-    let server = tonic::transport::Server::builder()
-        .add_service(WorkServer::new(Verbs::new(supervisor.clone())))
-        .serve_with_incoming_shutdown(incoming, cancel.clone().cancelled_owned());
+    let verbs = WorkServer::new(Verbs::new(supervisor.clone()));
+    let server = tonic::transport::Server::builder().serve_with_incoming_shutdown(
+        verbs,
+        incoming,
+        cancel.clone().cancelled_owned(),
+    );
     tasks.spawn(async move {
         if let Err(error) = server.await {
             warn!(error = &error as &dyn std::error::Error, "work service ended");

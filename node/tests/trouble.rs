@@ -263,6 +263,26 @@ async fn cancel_before_the_payload_prevents_the_start() {
 }
 
 #[tokio::test]
+async fn a_cancel_on_the_heels_of_the_start_is_not_overlooked() {
+    let place = Place::new();
+    let node = place.start().await;
+    for _ in 0..10 {
+        let job = Job::script("sleep 300");
+        job.submit(&node).await;
+        // Start and cancel reach the shim in one piece.
+        let (started, canceled) = tokio::join!(job.payload(&node), async {
+            wait_for(|| job.status(&node), |status| !matches!(status.as_ref().unwrap().state, Some(UnitStatusState::Pending(_)))).await;
+            job.cancel(&node).await
+        });
+        assert!(matches!(started.1, PayloadMessageKind::Done(_)));
+        assert!(finished(&canceled).is_none());
+        let mut records = job.attach(&node, 1).await;
+        assert_eq!(records.to_end().await.outcome(), Outcome::Canceled);
+    }
+    node.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_cancel_reaches_a_unit_whose_agent_was_restarted() {
     let place = Place::new();
     let node = place.start().await;

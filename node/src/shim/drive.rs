@@ -140,6 +140,7 @@ impl Shim {
 
     /// Acts on what is due, waits for one of everything, repeats until the end record is written and told.
     pub(super) fn drive(&mut self) -> anyhow::Result<()> {
+        self.on_agent(); // a cancel may have come in one piece with the launch
         loop {
             let now = Instant::now();
             self.output.retry(now)?;

@@ -97,17 +97,18 @@ impl Link {
     pub(super) fn orders(&mut self) -> io::Result<Vec<Order>> {
         let mut orders = Vec::new();
         loop {
+            // First what came together with the launch, or with an earlier order.
+            while let Some(message) =
+                frame::decode::<ToShim>(&mut self.received, FRAME_MAX).map_err(io::Error::other)?
+            {
+                orders.extend(message.order);
+            }
             match self.fill() {
                 Ok(0) if orders.is_empty() => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(0) => return Ok(orders),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(orders),
                 Err(error) => return Err(error),
-            }
-            while let Some(message) =
-                frame::decode::<ToShim>(&mut self.received, FRAME_MAX).map_err(io::Error::other)?
-            {
-                orders.extend(message.order);
             }
         }
     }
