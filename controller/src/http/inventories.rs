@@ -158,7 +158,8 @@ impl Rules for Groups {
 }
 
 fn stays_in_inventory(draft: &mut Draft, before: Option<&Record>) -> Result<(), ApiError> {
-    if let (Some(before), Some(new)) = (before, draft.take("inventory")) {
+    let Some(before) = before else { return Ok(()) };
+    if let Some(new) = draft.take("inventory") {
         if new.as_i64() != before.int("inventory") {
             return Err(ApiError::field("inventory", "Cannot be moved to another inventory."));
         }
