@@ -158,12 +158,13 @@ impl Rules for Groups {
 }
 
 fn stays_in_inventory(draft: &mut Draft, before: Option<&Record>) -> Result<(), ApiError> {
-    if let (Some(before), Some(new)) = (before, draft.take("inventory")) {
-        if new.as_i64() != before.int("inventory") {
-            return Err(ApiError::field("inventory", "Cannot be moved to another inventory."));
+    let Some(before) = before else { return Ok(()) };
+    match draft.take("inventory") {
+        Some(new) if new.as_i64() != before.int("inventory") => {
+            Err(ApiError::field("inventory", "Cannot be moved to another inventory."))
         }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 async fn same_inventory(
