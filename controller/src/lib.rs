@@ -2,11 +2,19 @@
 
 pub mod auth;
 pub mod config;
+pub mod crash;
+pub mod debug;
+pub mod dispatch;
+pub mod fleet;
 pub mod http;
 pub mod https;
+pub mod ingest;
 pub mod inventory;
 pub mod job;
+pub mod payload;
 pub mod project;
 pub mod registry;
+pub mod schedule;
 pub mod store;
+pub mod stream;
 pub mod vault;

@@ -1,0 +1,306 @@
+//! Throughput of one mesh stream, and of bare QUIC for comparison.
+//!
+//! ```text
+//! throughput mesh [HOPS] [MIB]     source → HOPS hops → sink, one bulk stream
+//! throughput direct [MIB]          two bare quinn endpoints: MTU 1452, GSO on, the same settings otherwise
+//! ```
+//!
+//! Every node is a process of its own with one thread. Prints one line of JSON: `mb_s` from the first byte written to
+//! the reader's word that it has them all (10^6 bytes per second), `cpu_s` of all processes together.
+
+use std::error::Error;
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use plexus_mesh::ca::CertificateAuthority;
+use plexus_mesh::{Allow, Config, Credentials, Mesh, Peer};
+use plexus_proto::id::Role;
+use plexus_proto::packet::Class;
+use quinn::congestion::BbrConfig;
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+const MIB: usize = 1 << 20;
+const SERVICE: &str = "throughput";
+const PIECE: usize = 256 * 1024;
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    match &words[..] {
+        ["mesh"] => measure_mesh(1, 256),
+        ["mesh", hops] => measure_mesh(hops.parse()?, 256),
+        ["mesh", hops, mib] => measure_mesh(hops.parse()?, mib.parse()?),
+        ["direct"] => measure_direct(256),
+        ["direct", mib] => measure_direct(mib.parse()?),
+        ["role", "hop", folder, rest @ ..] => one_thread(hop(Path::new(folder), rest)),
+        ["role", "sink", folder, at] => one_thread(sink(Path::new(folder), at)),
+        ["role", "source", folder, at, mib] => one_thread(source(Path::new(folder), at, mib.parse()?)),
+        ["role", "direct-sink", folder] => one_thread(direct_sink(Path::new(folder))),
+        ["role", "direct-source", folder, at, mib] => {
+            one_thread(direct_source(Path::new(folder), at.parse()?, mib.parse()?))
+        }
+        _ => Err("usage: throughput mesh [HOPS] [MIB] | throughput direct [MIB]".into()),
+    }
+}
+
+fn one_thread(role: impl Future<Output = Result<()>>) -> Result<()> {
+    plexus_mesh::install_crypto_provider();
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(role)
+}
+
+// The measuring process.
+
+/// A folder with an authority in it, removed at the end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("plexus-throughput-{}", std::process::id()));
+        std::fs::create_dir_all(&path)?;
+        Ok(Self(path))
+    }
+
+    fn issue(&self, names: &[(Role, String)]) -> Result<()> {
+        plexus_mesh::install_crypto_provider();
+        let authority = CertificateAuthority::init(&self.0.join("ca"), &"bench".parse()?, &"main".parse()?)?;
+        for (role, name) in names {
+            authority.issue(*role, &name.parse()?, &self.0.join(name), Duration::from_secs(3600))?;
+        }
+        Ok(())
+    }
+
+    fn of(&self, name: &str) -> String {
+        self.0.join(name).display().to_string()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A role in a process of its own; killed when dropped.
+struct Process {
+    child: Child,
+    lines: BufReader<std::process::ChildStdout>,
+}
+
+impl Process {
+    fn spawn(args: &[&str]) -> Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        let mut child =
+            command.arg("role").args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let lines = BufReader::new(child.stdout.take().ok_or("no stdout")?);
+        Ok(Self { child, lines })
+    }
+
+    /// The next line, which must be `key value`.
+    fn value(&mut self, key: &str) -> Result<String> {
+        let mut line = String::new();
+        self.lines.read_line(&mut line)?;
+        match line.trim().split_once(' ') {
+            Some((found, value)) if found == key => Ok(value.to_owned()),
+            _ => Err(format!("expected {key}, a role said {line:?}").into()),
+        }
+    }
+
+    /// Ends the role by closing its input; returns the CPU seconds it took.
+    fn finish(mut self) -> Result<f64> {
+        drop(self.child.stdin.take());
+        let cpu = self.value("cpu")?.parse()?;
+        self.child.wait()?;
+        Ok(cpu)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn measure_mesh(hops: usize, mib: usize) -> Result<()> {
+    let folder = Folder::new()?;
+    let names = (1..=hops.max(1)).map(|number| (Role::Hop, format!("hop-{number}")));
+    let ends = [(Role::Execution, "sink".to_owned()), (Role::Controller, "source".to_owned())];
+    folder.issue(&names.clone().chain(ends).collect::<Vec<_>>())?;
+
+    let mut processes = Vec::new();
+    let mut at = Vec::new();
+    for (_, name) in names {
+        let own = folder.of(&name);
+        let mut args = vec!["hop", &own];
+        args.extend(at.last().map(String::as_str));
+        let mut hop = Process::spawn(&args)?;
+        at.push(hop.value("listen")?);
+        processes.push(hop);
+    }
+    let (first, last) = (at.first().ok_or("no hop")?, at.last().ok_or("no hop")?);
+    processes.push(Process::spawn(&["sink", &folder.of("sink"), last])?);
+    let mut source = Process::spawn(&["source", &folder.of("source"), first, &mib.to_string()])?;
+    let seconds: f64 = source.value("seconds")?.parse()?;
+    processes.push(source);
+    report(mib, seconds, processes)
+}
+
+fn measure_direct(mib: usize) -> Result<()> {
+    let folder = Folder::new()?;
+    folder.issue(&[(Role::Execution, "sink".to_owned()), (Role::Controller, "source".to_owned())])?;
+    let mut sink = Process::spawn(&["direct-sink", &folder.of("sink")])?;
+    let at = sink.value("listen")?;
+    let mut source = Process::spawn(&["direct-source", &folder.of("source"), &at, &mib.to_string()])?;
+    let seconds: f64 = source.value("seconds")?.parse()?;
+    report(mib, seconds, vec![sink, source])
+}
+
+fn report(mib: usize, seconds: f64, processes: Vec<Process>) -> Result<()> {
+    let mut cpu = Vec::new();
+    for process in processes {
+        cpu.push(process.finish()?);
+    }
+    let total: f64 = cpu.iter().sum();
+    let mb_s = (mib * MIB) as f64 / 1e6 / seconds;
+    println!("{{\"mb_s\":{mb_s:.1},\"cpu_s\":{total:.3},\"cpu_s_each\":{cpu:.3?}}}");
+    Ok(())
+}
+
+// The roles. Each prints what others need to know, and its CPU time when its input closes.
+
+fn config(folder: &Path, listen: Option<&str>, peers: &[&str]) -> Result<Config> {
+    let peer = |address: &&str| Peer { address: (*address).to_owned(), name: None, cost: 10 };
+    Ok(Config {
+        credentials: Credentials::load(folder)?,
+        listen: listen.map(str::parse).transpose()?.into_iter().collect(),
+        peers: peers.iter().map(peer).collect(),
+        state_dir: folder.join("state"),
+        software: "throughput".to_owned(),
+    })
+}
+
+async fn hop(folder: &Path, peers: &[&str]) -> Result<()> {
+    let mesh = Mesh::start(config(folder, Some("127.0.0.1:0"), peers)?).await?;
+    println!("listen {}", mesh.listen_addresses()[0]);
+    until_input_closes().await
+}
+
+async fn sink(folder: &Path, at: &str) -> Result<()> {
+    let mesh = Mesh::start(config(folder, None, &[at])?).await?;
+    let mut listener = mesh.listen(SERVICE, Allow { roles: &[Role::Controller], same_cluster: true })?;
+    let (reader, writer) = listener.accept().await.ok_or("mesh is down")?.into_split();
+    discard(reader, writer).await?;
+    until_input_closes().await
+}
+
+async fn source(folder: &Path, at: &str, mib: usize) -> Result<()> {
+    let mesh = Mesh::start(config(folder, None, &[at])?).await?;
+    let sink = "sink".parse()?;
+    mesh.watch().wait_for(|view| view.nodes.get(&sink).is_some_and(|node| node.reachable)).await?;
+    let (reader, writer) = mesh.connect(&sink, SERVICE, Class::Bulk).await?.into_split();
+    println!("seconds {}", send(reader, writer, mib).await?);
+    until_input_closes().await
+}
+
+fn transport() -> Arc<quinn::TransportConfig> {
+    let mut transport = quinn::TransportConfig::default();
+    transport
+        .initial_mtu(1452)
+        .min_mtu(1452)
+        .mtu_discovery_config(None)
+        .stream_receive_window((2u32 << 20).into())
+        .receive_window((32u32 << 20).into())
+        .send_window(8 << 20)
+        .congestion_controller_factory(Arc::new(BbrConfig::default()));
+    Arc::new(transport)
+}
+
+async fn direct_sink(folder: &Path) -> Result<()> {
+    let crypto = QuicServerConfig::try_from(Credentials::load(folder)?.server_config(&[b"throughput"]))?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    config.transport_config(transport());
+    let endpoint = direct_endpoint(Some(config))?;
+    println!("listen {}", endpoint.local_addr()?);
+    let connection = endpoint.accept().await.ok_or("endpoint closed")?.await?;
+    let (writer, reader) = connection.accept_bi().await?;
+    discard(reader, writer).await?;
+    until_input_closes().await
+}
+
+async fn direct_source(folder: &Path, at: SocketAddr, mib: usize) -> Result<()> {
+    let crypto = QuicClientConfig::try_from(Credentials::load(folder)?.client_config(&[b"throughput"]))?;
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    config.transport_config(transport());
+    let connection = direct_endpoint(None)?.connect_with(config, at, "plexus.invalid")?.await?;
+    let (writer, reader) = connection.open_bi().await?;
+    println!("seconds {}", send(reader, writer, mib).await?);
+    until_input_closes().await
+}
+
+/// An endpoint with the socket buffers that the mesh uses.
+fn direct_endpoint(server: Option<quinn::ServerConfig>) -> Result<quinn::Endpoint> {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
+    rustix::net::sockopt::set_socket_recv_buffer_size(&socket, MIB)?;
+    rustix::net::sockopt::set_socket_send_buffer_size(&socket, MIB)?;
+    let runtime = Arc::new(quinn::TokioRuntime);
+    Ok(quinn::Endpoint::new(quinn::EndpointConfig::default(), server, socket, runtime)?)
+}
+
+/// Reads to the end and answers with how much it was.
+async fn discard(mut reader: impl AsyncRead + Unpin, mut writer: impl AsyncWrite + Unpin) -> Result<()> {
+    let (mut piece, mut total) = (vec![0; PIECE], 0u64);
+    loop {
+        match reader.read(&mut piece).await? {
+            0 => break,
+            read => total += read as u64,
+        }
+    }
+    writer.write_u64(total).await?;
+    writer.shutdown().await?;
+    Ok(())
+}
+
+/// Writes `mib` and waits for the answer; returns the seconds it took.
+async fn send(
+    mut reader: impl AsyncRead + Unpin,
+    mut writer: impl AsyncWrite + Unpin,
+    mib: usize,
+) -> Result<f64> {
+    let piece = vec![0x5a; PIECE];
+    let start = Instant::now();
+    for _ in 0..mib * MIB / PIECE {
+        writer.write_all(&piece).await?;
+    }
+    writer.shutdown().await?;
+    let received = reader.read_u64().await?;
+    let seconds = start.elapsed().as_secs_f64();
+    if received != (mib * MIB) as u64 {
+        return Err(format!("reader has {received} bytes").into());
+    }
+    Ok(seconds)
+}
+
+async fn until_input_closes() -> Result<()> {
+    // Measured before the wait: what follows is the end of the process.
+    let closed = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
+    closed.await??;
+    println!("cpu {}", cpu_seconds()?);
+    Ok(())
+}
+
+/// CPU time of all threads of this process.
+fn cpu_seconds() -> Result<f64> {
+    let mut nanoseconds = 0u64;
+    for task in std::fs::read_dir("/proc/self/task")? {
+        let line = std::fs::read_to_string(task?.path().join("schedstat"))?;
+        nanoseconds += line.split(' ').next().unwrap_or_default().parse::<u64>()?;
+    }
+    Ok(nanoseconds as f64 / 1e9)
+}

@@ -1,0 +1,353 @@
+//! Packets in, packets on: what a node does with every overlay packet, and what it refuses.
+//!
+//! The forwarding table is a snapshot that the driver replaces; a packet is handled in the task of the link that
+//! brought it and never waits. At its origin a packet meets a full queue as back-pressure, on a hop as a drop.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::task::{Context, Poll, Waker};
+
+use arc_swap::ArcSwap;
+use bytes::{BufMut, Bytes, BytesMut};
+use plexus_proto::id::{Address, Identity, Role};
+use plexus_proto::packet::{Class, HEADER_LEN, HOP_LIMIT, Header, Probe};
+
+use crate::link::egress::{Counter, Egress, Full};
+
+/// Where packets for whom go now.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    pub(crate) next: HashMap<Address, Arc<Egress>, BuildHasherDefault<AddressHasher>>,
+}
+
+/// Addresses are handed out by us in sequence, so spreading their bits is all that is needed.
+#[derive(Debug, Default)]
+pub(crate) struct AddressHasher(u64);
+
+impl Hasher for AddressHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_u32(byte.into()));
+    }
+
+    fn write_u32(&mut self, word: u32) {
+        self.0 = (self.0 ^ u64::from(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0 ^ self.0 >> 32
+    }
+}
+
+/// Takes what is addressed to this node.
+pub(crate) trait Local: Send + Sync + std::fmt::Debug {
+    /// A packet of an inner connection. Returns false if it was not wanted.
+    fn deliver(&self, header: &Header, packet: Bytes) -> bool;
+    /// An answer to a probe of ours, or what became of it.
+    fn probed(&self, from: Address, reply: Probe);
+}
+
+/// Packets that went nowhere, by reason.
+#[derive(Debug, Default)]
+pub(crate) struct Drops {
+    pub(crate) malformed: Counter,
+    pub(crate) forged: Counter,
+    pub(crate) unroutable: Counter,
+    pub(crate) expired: Counter,
+    pub(crate) unwanted: Counter,
+}
+
+/// This node's place in the overlay.
+#[derive(Debug)]
+pub(crate) struct Overlay {
+    address: Address,
+    transits: bool,
+    table: ArcSwap<Table>,
+    /// Senders that wait for a route.
+    stranded: Mutex<Vec<Waker>>,
+    local: OnceLock<Arc<dyn Local>>,
+    answers: Allowance,
+    pub(crate) drops: Drops,
+    pub(crate) forwarded: Counter,
+}
+
+impl Overlay {
+    pub(crate) fn new(identity: &Identity) -> Self {
+        Self {
+            address: identity.address,
+            transits: identity.role == Role::Hop,
+            table: ArcSwap::default(),
+            stranded: Mutex::default(),
+            local: OnceLock::new(),
+            answers: Allowance::default(),
+            drops: Drops::default(),
+            forwarded: Counter::default(),
+        }
+    }
+
+    pub(crate) fn address(&self) -> Address {
+        self.address
+    }
+
+    /// Says who takes the packets for this node; once, at start.
+    pub(crate) fn attach(&self, local: Arc<dyn Local>) {
+        let _ = self.local.set(local);
+    }
+
+    /// Replaces the forwarding table, and wakes who waits for a route.
+    pub(crate) fn route(&self, table: Table) {
+        self.table.store(Arc::new(table));
+        let stranded = std::mem::take(&mut *self.stranded.lock().expect("no code panics under this lock"));
+        stranded.into_iter().for_each(Waker::wake);
+    }
+
+    pub(crate) fn has_route(&self, destination: Address) -> bool {
+        self.table.load().next.contains_key(&destination)
+    }
+
+    /// Sends bodies of this node's own to `destination`, all or none.
+    ///
+    /// # Errors
+    /// The way out is full, or there is none; the caller keeps the bodies. If they were dropped for want of a route,
+    /// an acknowledgement could get lost between the moments at which both ends learn of a new one.
+    pub(crate) fn originate<'a>(
+        &self,
+        destination: Address,
+        class: Class,
+        ecn: u8,
+        bodies: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<(), Full> {
+        let table = self.table.load();
+        let egress = table.next.get(&destination).ok_or(Full)?;
+        let header =
+            Header { class, ecn, rekey: false, hop_limit: HOP_LIMIT, source: self.address, destination }
+                .encode();
+        egress.push_batch(class, bodies.map(|body| with_header(&header, body)))
+    }
+
+    /// Whether [`Overlay::originate`] would take more for `destination`.
+    pub(crate) fn poll_ready(
+        &self,
+        destination: Address,
+        class: Class,
+        context: &mut Context<'_>,
+    ) -> Poll<()> {
+        if let Some(egress) = self.table.load().next.get(&destination) {
+            return egress.poll_ready(class, context);
+        }
+        let mut stranded = self.stranded.lock().expect("no code panics under this lock");
+        // A table that came since the look above has found nobody to wake.
+        if self.table.load().next.contains_key(&destination) {
+            return Poll::Ready(());
+        }
+        let waker = context.waker();
+        if !stranded.iter().any(|known| known.will_wake(waker)) {
+            stranded.push(waker.clone());
+        }
+        Poll::Pending
+    }
+
+    /// Sends a probe. Returns false if there is no route.
+    pub(crate) fn probe(&self, destination: Address, hop_limit: u8, probe: Probe) -> bool {
+        let table = self.table.load();
+        let Some(egress) = table.next.get(&destination) else { return false };
+        let header = Header {
+            class: Class::Probe,
+            ecn: 0,
+            rekey: false,
+            hop_limit,
+            source: self.address,
+            destination,
+        };
+        // A full queue loses the probe, and that is what it then shows.
+        let _ = egress.push(Class::Probe, header.packet(&probe.encode()));
+        true
+    }
+
+    /// Handles a packet that came over a link. `leaf` is the neighbour's address if it does not transit: then nobody
+    /// else can speak through it.
+    pub(crate) fn receive(&self, leaf: Option<Address>, packet: Bytes) {
+        let Ok(header) = Header::decode(&packet) else {
+            return self.drops.malformed.add(1);
+        };
+        // Our own address comes back from nowhere but a forger or a loop.
+        if leaf.is_some_and(|leaf| leaf != header.source) || header.source == self.address {
+            return self.drops.forged.add(1);
+        }
+        if header.destination == self.address {
+            self.arrive(&header, packet);
+        } else if self.transits {
+            self.pass(&header, &packet);
+        } else {
+            self.drops.unroutable.add(1);
+        }
+    }
+
+    fn arrive(&self, header: &Header, packet: Bytes) {
+        let Some(local) = self.local.get() else { return self.drops.unwanted.add(1) };
+        if header.class != Class::Probe {
+            if !local.deliver(header, packet) {
+                self.drops.unwanted.add(1);
+            }
+            return;
+        }
+        match Probe::decode(&packet[HEADER_LEN..]) {
+            Ok(Probe::Echo { nonce }) => {
+                self.answer(header.source, Probe::EchoReply { nonce, hops_left: header.hop_limit });
+            }
+            Ok(reply) => local.probed(header.source, reply),
+            Err(_) => self.drops.malformed.add(1),
+        }
+    }
+
+    fn pass(&self, header: &Header, packet: &Bytes) {
+        if header.hop_limit <= 1 {
+            self.drops.expired.add(1);
+            return self.explain(header, packet, |nonce| Probe::HopLimitExceeded { nonce });
+        }
+        let table = self.table.load();
+        let Some(egress) = table.next.get(&header.destination) else {
+            self.drops.unroutable.add(1);
+            let destination = header.destination;
+            return self.explain(header, packet, |nonce| Probe::NoRoute { nonce, destination });
+        };
+        let next = Header { hop_limit: header.hop_limit - 1, ..*header }.encode();
+        // A full queue drops its newest: the inner connection slows down.
+        if egress.push(header.class, with_header(&next, &packet[HEADER_LEN..])).is_ok() {
+            self.forwarded.add(1);
+        }
+    }
+
+    /// Tells the sender of an echo request why it ends here; nothing else is answered, so answers never beget answers.
+    fn explain(&self, header: &Header, packet: &Bytes, why: impl FnOnce(u64) -> Probe) {
+        if header.class == Class::Probe
+            && let Ok(Probe::Echo { nonce }) = Probe::decode(&packet[HEADER_LEN..])
+        {
+            self.answer(header.source, why(nonce));
+        }
+    }
+
+    fn answer(&self, to: Address, reply: Probe) {
+        if self.answers.take() {
+            self.probe(to, HOP_LIMIT, reply);
+        }
+    }
+}
+
+fn with_header(header: &[u8; HEADER_LEN], body: &[u8]) -> Bytes {
+    let mut packet = BytesMut::with_capacity(HEADER_LEN + body.len());
+    packet.put_slice(header);
+    packet.put_slice(body);
+    packet.freeze()
+}
+
+/// Probe answers of this second: a flood of probes must not become a flood of answers.
+#[derive(Debug, Default)]
+struct Allowance {
+    /// Second since start in the upper half, answers given in it in the lower.
+    state: AtomicU64,
+    start: OnceLock<std::time::Instant>,
+}
+
+/// Answers per second: a hundred people tracing at once.
+const ANSWERS_PER_SECOND: u64 = 2000;
+
+impl Allowance {
+    fn take(&self) -> bool {
+        let now = std::time::Instant::now();
+        let second = now.saturating_duration_since(*self.start.get_or_init(|| now)).as_secs();
+        self.take_at(second)
+    }
+
+    fn take_at(&self, second: u64) -> bool {
+        let step = |state: u64| {
+            let given = if state >> 32 == second { state & 0xffff_ffff } else { 0 };
+            (given < ANSWERS_PER_SECOND).then_some(second << 32 | (given + 1))
+        };
+        self.state.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct Recorder(Mutex<Vec<(Address, Option<Probe>)>>);
+
+    impl Local for Recorder {
+        fn deliver(&self, header: &Header, _packet: Bytes) -> bool {
+            self.0.lock().unwrap().push((header.source, None));
+            true
+        }
+
+        fn probed(&self, from: Address, reply: Probe) {
+            self.0.lock().unwrap().push((from, Some(reply)));
+        }
+    }
+
+    const ME: Address = Address(1);
+    const LEAF: Address = Address(2);
+    const OTHER: Address = Address(3);
+
+    fn overlay(role: Role) -> (Overlay, Arc<Recorder>) {
+        let identity = Identity {
+            mesh: "demo".parse().unwrap(),
+            cluster: "main".parse().unwrap(),
+            role,
+            node: "me".parse().unwrap(),
+            address: ME,
+        };
+        let (overlay, recorder) = (Overlay::new(&identity), Arc::new(Recorder::default()));
+        overlay.attach(recorder.clone());
+        (overlay, recorder)
+    }
+
+    fn packet(source: Address, destination: Address, hop_limit: u8) -> Bytes {
+        Header { class: Class::Bulk, ecn: 0, rekey: false, hop_limit, source, destination }.packet(b"body")
+    }
+
+    #[test]
+    fn a_leaf_speaks_for_itself_only() {
+        let (overlay, got) = overlay(Role::Hop);
+        overlay.receive(Some(LEAF), packet(OTHER, ME, 9));
+        assert_eq!((overlay.drops.forged.value(), got.0.lock().unwrap().len()), (1, 0));
+        overlay.receive(Some(LEAF), packet(LEAF, ME, 9));
+        overlay.receive(None, packet(OTHER, ME, 9));
+        let sources: Vec<_> = got.0.lock().unwrap().iter().map(|(source, _)| *source).collect();
+        assert_eq!(sources, [LEAF, OTHER], "a hop passes on what others say");
+        overlay.receive(None, packet(ME, ME, 9));
+        assert_eq!(overlay.drops.forged.value(), 2, "nobody else is me");
+    }
+
+    #[test]
+    fn only_hops_transit() {
+        for (role, unroutable, expired) in
+            [(Role::Execution, 2, 0), (Role::Controller, 2, 0), (Role::Hop, 1, 1)]
+        {
+            let (overlay, _) = overlay(role);
+            overlay.receive(None, packet(LEAF, OTHER, 9));
+            overlay.receive(None, packet(LEAF, OTHER, 1));
+            let drops = (overlay.drops.unroutable.value(), overlay.drops.expired.value());
+            assert_eq!(drops, (unroutable, expired), "{role}");
+        }
+    }
+
+    #[test]
+    fn garbage_is_counted_and_forgotten() {
+        let (overlay, got) = overlay(Role::Hop);
+        for bytes in [&b""[..], b"x", &[0xff; 40], &[0x30; 40], &[0x0c; 40]] {
+            overlay.receive(None, Bytes::copy_from_slice(bytes));
+        }
+        assert_eq!(overlay.drops.malformed.value(), 5);
+        assert!(got.0.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn answers_to_probes_are_rationed_by_the_second() {
+        let allowance = Allowance::default();
+        let given = |second| (0..5000).filter(|_| allowance.take_at(second)).count() as u64;
+        assert_eq!((given(1), given(1), given(2)), (ANSWERS_PER_SECOND, 0, ANSWERS_PER_SECOND));
+    }
+}

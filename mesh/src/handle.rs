@@ -1,0 +1,204 @@
+//! The handle that programs hold of their mesh node.
+
+mod answers;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use plexus_proto::id::{Address, Identity, NodeId};
+use plexus_proto::packet::{Class, Header, Probe};
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+use tracing::info;
+
+use crate::config::Config;
+use crate::driver::{self, Driver, Links, Published};
+use crate::endpoint::Endpoints;
+use crate::error::{ConnectError, ListenError, SessionError, StartError};
+use crate::forward::{Local, Overlay};
+use crate::link::code;
+use crate::link::dial::keep_linked;
+use crate::node::{self, Dialed, Node, random_u64};
+use crate::probe::Probes;
+use crate::service::{Allow, Listener, Services};
+use crate::session::Sessions;
+use crate::stream::MeshStream;
+use crate::view::{Directory, View};
+use crate::{epoch, install_crypto_provider};
+
+/// Longest wait in [`Mesh::shutdown`] for neighbours to acknowledge the end.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// A running mesh node. Clones are cheap; when the last one is dropped, or [`shutdown`](Mesh::shutdown) is called, its
+/// links close.
+#[derive(Debug, Clone)]
+pub struct Mesh(Arc<Handle>);
+
+#[derive(Debug)]
+struct Handle {
+    node: Arc<Node>,
+    sessions: Arc<Sessions>,
+    services: Arc<Services>,
+    probes: Arc<Probes>,
+    directory: Arc<ArcSwap<Directory>>,
+    links: Arc<ArcSwap<Links>>,
+    view: watch::Receiver<Arc<View>>,
+    tasks: TaskTracker,
+    _cancel: DropGuard,
+}
+
+impl Mesh {
+    /// Binds the addresses, takes the next epoch, and begins to dial. Returns without waiting for any link; see
+    /// [`watch`](Mesh::watch) for who is reachable.
+    ///
+    /// # Errors
+    /// An address that cannot be had, or a state folder that cannot be written.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        install_crypto_provider();
+        let Config { credentials, listen, peers, state_dir, software } = config;
+        let identity = credentials.identity().clone();
+        let endpoints = Endpoints::bind(&listen, &credentials)?;
+        let epoch = epoch::next(&state_dir)?;
+
+        let cancel = CancellationToken::new();
+        let overlay = Arc::new(Overlay::new(&identity));
+        let services = Arc::new(Services::new(identity.clone()));
+        let directory: Arc<ArcSwap<Directory>> = Arc::default();
+        let links: Arc<ArcSwap<Links>> = Arc::default();
+        let sessions =
+            Sessions::start(overlay.clone(), services.clone(), &credentials, directory.clone(), &cancel);
+        let probes = Arc::new(Probes::default());
+        overlay.attach(Arc::new(Arrivals { sessions: Arc::downgrade(&sessions), probes: probes.clone() }));
+
+        let (view_sender, view) = watch::channel(Arc::default());
+        let published = Published { view: view_sender, directory: directory.clone(), links: links.clone() };
+        let (verifier, expires) = (credentials.verifier(), credentials.expires());
+        let driver =
+            Driver::new(credentials, epoch, software.clone(), overlay.clone(), sessions.clone(), published);
+        let (driver_handle, inbox) = driver::channel();
+
+        let node = Arc::new(Node {
+            identity,
+            verifier,
+            expires,
+            overlay,
+            endpoints,
+            driver: driver_handle,
+            software,
+            boot_nonce: random_u64(),
+            cancel: cancel.clone(),
+            last_link: AtomicU64::new(0),
+            dialed: peers.into_iter().map(Dialed::new).collect(),
+        });
+        let tasks = TaskTracker::new();
+        tasks.spawn(driver.run(inbox, cancel.clone()));
+        for endpoint in node.endpoints.listening() {
+            tasks.spawn(node::accept(node.clone(), endpoint));
+        }
+        for index in 0..node.dialed.len() {
+            tasks.spawn(keep_linked(node.clone(), index));
+        }
+        let mesh = Self(Arc::new(Handle {
+            node,
+            sessions,
+            services,
+            probes,
+            directory,
+            links,
+            view,
+            tasks,
+            _cancel: cancel.drop_guard(),
+        }));
+        info!(node = %mesh.identity().node, listen = ?mesh.listen_addresses(), epoch, "mesh started");
+        Ok(mesh)
+    }
+
+    /// Who this node is.
+    pub fn identity(&self) -> &Identity {
+        &self.0.node.identity
+    }
+
+    /// The bound addresses, with the ports that the system chose.
+    pub fn listen_addresses(&self) -> Vec<SocketAddr> {
+        self.0.node.endpoints.addresses().to_vec()
+    }
+
+    /// Opens a stream to `service` on `node`. On a live session this costs no round trip: whether the node takes the
+    /// stream shows at the first read, as [`StreamError::Refused`](crate::StreamError::Refused) if it does not.
+    ///
+    /// # Errors
+    /// A node that is unknown or out of reach, or a session that cannot be made within ten seconds.
+    pub async fn connect(
+        &self,
+        node: &NodeId,
+        service: &str,
+        class: Class,
+    ) -> Result<MeshStream, ConnectError> {
+        let named = || node.clone();
+        if *node == self.identity().node {
+            return Err(ConnectError::Myself { node: named() });
+        }
+        if self.0.node.cancel.is_cancelled() {
+            return Err(ConnectError::ShuttingDown);
+        }
+        let Some(peer) = self.0.directory.load().by_name(node).cloned() else {
+            return Err(ConnectError::Unknown { node: named() });
+        };
+        if !self.0.node.overlay.has_route(peer.address) {
+            return Err(ConnectError::Unreachable { node: named() });
+        }
+        self.0.sessions.open(&peer, service, class).await.map_err(|source| match source {
+            SessionError::ShuttingDown => ConnectError::ShuttingDown,
+            source => ConnectError::Session { node: named(), source },
+        })
+    }
+
+    /// Offers `service` to the nodes that `allow` names, until the listener is dropped.
+    ///
+    /// # Errors
+    /// A service that is offered already, or a name that is too long.
+    pub fn listen(&self, service: &str, allow: Allow) -> Result<Listener, ListenError> {
+        self.0.services.listen(service, allow)
+    }
+
+    /// Who is in the mesh and reachable, now and after every change.
+    pub fn watch(&self) -> watch::Receiver<Arc<View>> {
+        self.0.view.clone()
+    }
+
+    /// Ends sessions and links, telling the other ends, and frees the sockets. Calling it again waits for the same end.
+    pub async fn shutdown(&self) {
+        let handle = &self.0;
+        handle.services.close();
+        handle.sessions.shutdown().await;
+        handle.node.endpoints.close(code::SHUTDOWN, b"shutting down");
+        handle.node.cancel.cancel();
+        handle.tasks.close();
+        handle.tasks.wait().await;
+        handle.links.store(Arc::default());
+        let _ = tokio::time::timeout(FAREWELL, handle.node.endpoints.freed()).await;
+    }
+}
+
+/// Sends what arrives for this node to whom it concerns.
+#[derive(Debug)]
+struct Arrivals {
+    /// Weak, for sessions hold the overlay that holds this.
+    sessions: std::sync::Weak<Sessions>,
+    probes: Arc<Probes>,
+}
+
+impl Local for Arrivals {
+    fn deliver(&self, header: &Header, packet: Bytes) -> bool {
+        self.sessions.upgrade().is_some_and(|sessions| sessions.deliver(header, packet))
+    }
+
+    fn probed(&self, from: Address, reply: Probe) {
+        self.probes.probed(from, reply);
+    }
+}

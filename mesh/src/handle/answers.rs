@@ -1,0 +1,179 @@
+//! What a mesh node says of itself and its surroundings: status, ping, trace.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use plexus_proto::id::{Address, Identity, NodeId};
+
+use super::Mesh;
+use crate::link::LinkHandle;
+use crate::local::Answers;
+use crate::node::Progress;
+use crate::probe::Failure;
+use crate::status::{
+    LinkStatus, NodeStatus, PacketCounts, PeerStatus, Ping, QueryError, SCHEMA_VERSION, Status, Trace,
+    TraceHop, millis,
+};
+use crate::view::NodeView;
+
+impl Mesh {
+    /// Everything that this node knows of itself and the mesh, now.
+    pub fn status(&self) -> Status {
+        let identity = self.identity();
+        let node = &self.0.node;
+        let view = self.0.view.borrow().clone();
+        let mut status = Status {
+            schema_version: SCHEMA_VERSION,
+            node: identity.node.clone(),
+            role: identity.role,
+            mesh: identity.mesh.clone(),
+            cluster: identity.cluster.clone(),
+            address: identity.address,
+            software: node.software.clone(),
+            certificate_expires: node.expires,
+            listen: self.listen_addresses(),
+            peers: node.dialed.iter().map(|dialed| peer(&dialed.peer, dialed.progress())).collect(),
+            links: self.0.links.load().values().map(link).collect(),
+            nodes: view.nodes.values().map(|known| node_status(known, identity)).collect(),
+            packets: self.packets(),
+            problems: Vec::new(),
+        };
+        status.problems = status.find_problems(Timestamp::now());
+        status
+    }
+
+    /// Sends an echo request to `node`, again every 300 ms, and waits `timeout` for an answer.
+    ///
+    /// # Errors
+    /// A node that is unknown, out of reach, or silent.
+    pub async fn ping(&self, node: &NodeId, timeout: Duration) -> Result<Ping, QueryError> {
+        let to = self.probe_target(node)?;
+        match self.0.probes.ping(&self.0.node.overlay, to, timeout).await {
+            Ok(echoed) => Ok(Ping {
+                schema_version: SCHEMA_VERSION,
+                from: self.identity().node.clone(),
+                node: node.clone(),
+                rtt_ms: millis(echoed.rtt),
+                hops: echoed.hops,
+            }),
+            Err(Failure::NoRoute) => Err(QueryError::Unreachable(node.clone())),
+            Err(Failure::Timeout) => Err(QueryError::Timeout { node: node.clone(), timeout }),
+        }
+    }
+
+    /// Finds out which nodes packets to `node` cross now. Returns as soon as all have answered, with gaps after
+    /// `timeout`.
+    ///
+    /// # Errors
+    /// A node that is unknown or out of reach, or silence all the way.
+    pub async fn trace(&self, node: &NodeId, timeout: Duration) -> Result<Trace, QueryError> {
+        let to = self.probe_target(node)?;
+        let traced = match self.0.probes.trace(&self.0.node.overlay, to, timeout).await {
+            Ok(traced) => traced,
+            Err(Failure::NoRoute) => return Err(QueryError::Unreachable(node.clone())),
+            Err(Failure::Timeout) => return Err(QueryError::Timeout { node: node.clone(), timeout }),
+        };
+        if traced.hops.is_empty() {
+            return Err(QueryError::Timeout { node: node.clone(), timeout });
+        }
+        let hops: Vec<TraceHop> = traced.hops.into_iter().map(|hop| self.trace_hop(hop)).collect();
+        let error = (!traced.reached).then(|| match hops.last().and_then(|hop| hop.node.as_ref()) {
+            Some(last) => format!("no answer from beyond {last}"),
+            None => "no answer from beyond the last hop".to_owned(),
+        });
+        Ok(Trace {
+            schema_version: SCHEMA_VERSION,
+            from: self.identity().node.clone(),
+            target: node.clone(),
+            reached: traced.reached,
+            hops,
+            error,
+        })
+    }
+
+    /// The address of a node that probes can be sent to.
+    fn probe_target(&self, node: &NodeId) -> Result<Address, QueryError> {
+        if self.0.node.cancel.is_cancelled() {
+            return Err(QueryError::ShuttingDown);
+        }
+        let directory = self.0.directory.load();
+        let known = directory.by_name(node).ok_or_else(|| QueryError::UnknownNode(node.clone()))?;
+        Ok(known.address)
+    }
+
+    fn trace_hop(&self, hop: Option<(Address, Duration)>) -> TraceHop {
+        let directory = self.0.directory.load();
+        TraceHop {
+            node: hop.and_then(|(address, _)| Some(directory.by_address(address)?.node.clone())),
+            address: hop.map(|(address, _)| address),
+            rtt_ms: hop.map(|(_, rtt)| millis(rtt)),
+        }
+    }
+
+    fn packets(&self) -> PacketCounts {
+        let overlay = &self.0.node.overlay;
+        PacketCounts {
+            forwarded: overlay.forwarded.value(),
+            malformed: overlay.drops.malformed.value(),
+            forged: overlay.drops.forged.value(),
+            unroutable: overlay.drops.unroutable.value(),
+            expired: overlay.drops.expired.value(),
+            unwanted: overlay.drops.unwanted.value(),
+            congested: self.0.links.load().values().map(|link| link.egress.dropped.value()).sum(),
+        }
+    }
+}
+
+impl Answers for Mesh {
+    fn status(&self) -> Status {
+        Self::status(self)
+    }
+
+    async fn ping(&self, node: NodeId, timeout: Duration) -> Result<Ping, QueryError> {
+        Self::ping(self, &node, timeout).await
+    }
+
+    async fn trace(&self, node: NodeId, timeout: Duration) -> Result<Trace, QueryError> {
+        Self::trace(self, &node, timeout).await
+    }
+}
+
+fn peer(peer: &crate::Peer, progress: Progress) -> PeerStatus {
+    let (node, linked, error) = match progress {
+        Progress::Begun => (peer.name.clone(), false, None),
+        Progress::Linked(node) => (Some(node), true, None),
+        Progress::Failed(error) => (peer.name.clone(), false, Some(error)),
+    };
+    PeerStatus { address: peer.address.clone(), node, linked, error }
+}
+
+fn link(link: &LinkHandle) -> LinkStatus {
+    LinkStatus {
+        peer: link.neighbor.node.clone(),
+        role: link.neighbor.role,
+        address: link.neighbor.address,
+        remote: link.remote_address(),
+        dialed: link.dialed,
+        cost: link.cost,
+        rtt_ms: millis(link.rtt()),
+        software: link.software.clone(),
+        since: link.since,
+    }
+}
+
+fn node_status(known: &NodeView, this: &Identity) -> NodeStatus {
+    NodeStatus {
+        node: known.identity.node.clone(),
+        role: known.identity.role,
+        cluster: known.identity.cluster.clone(),
+        address: known.identity.address,
+        this: known.identity == *this,
+        reachable: known.reachable,
+        cost: known.cost,
+        hops: known.hops,
+        next_hop: known.next_hop.clone(),
+        software: known.software.clone(),
+        since: known.since,
+        neighbors: known.neighbors.clone(),
+    }
+}

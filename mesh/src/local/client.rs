@@ -1,0 +1,117 @@
+//! The other side of the door.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use plexus_proto::local::{
+    LocalClient as GrpcClient, LocalQuery, LocalQueryKind, NodesQuery, PingQuery, StatusQuery, TraceQuery,
+};
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint};
+use tower::service_fn;
+
+/// Longest answer: a node takes some 400 bytes of JSON, and a mesh has thousands.
+const ANSWER_MAX: usize = 64 * 1024 * 1024;
+
+/// Why a daemon's socket gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody there, or not for us.
+    #[error("cannot connect to {path}")]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The connection opened and then failed.
+    #[error("connection to {path} failed")]
+    Transport {
+        /// The socket.
+        path: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: tonic::transport::Error,
+    },
+    /// The daemon answered that it cannot.
+    #[error("{}", .0.message())]
+    Refused(Box<tonic::Status>),
+}
+
+/// A connection to the local socket of a daemon. Answers are JSON documents of [`status`](crate::status) as text.
+#[derive(Debug, Clone)]
+pub struct LocalClient {
+    grpc: GrpcClient<Channel>,
+}
+
+impl LocalClient {
+    /// Connects to the socket at `path`.
+    ///
+    /// # Errors
+    /// No socket there, no daemon behind it, or no permission.
+    pub async fn connect(path: &Path) -> Result<Self, ClientError> {
+        let connected = UnixStream::connect(path).await;
+        let stream = connected.map_err(|source| ClientError::Connect { path: path.to_owned(), source })?;
+        // Connected first, so that the reason why not is the system's own.
+        let stream = Mutex::new(Some(stream));
+        let connector = service_fn(move |_| {
+            let stream = stream.lock().ok().and_then(|mut stream| stream.take());
+            std::future::ready(
+                stream.map(TokioIo::new).ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected)),
+            )
+        });
+        // The address is not used; it only has to be one.
+        let channel = Endpoint::from_static("http://localhost")
+            .connect_with_connector(connector)
+            .await
+            .map_err(|source| ClientError::Transport { path: path.to_owned(), source })?;
+        Ok(Self { grpc: GrpcClient::new(channel).max_decoding_message_size(ANSWER_MAX) })
+    }
+
+    /// [`Status`](crate::status::Status).
+    ///
+    /// # Errors
+    /// A daemon that does not answer.
+    pub async fn status(&mut self) -> Result<String, ClientError> {
+        self.query(LocalQueryKind::Status(StatusQuery {})).await
+    }
+
+    /// [`Nodes`](crate::status::Nodes).
+    ///
+    /// # Errors
+    /// A daemon that does not answer.
+    pub async fn nodes(&mut self) -> Result<String, ClientError> {
+        self.query(LocalQueryKind::Nodes(NodesQuery {})).await
+    }
+
+    /// [`Ping`](crate::status::Ping).
+    ///
+    /// # Errors
+    /// A node that is unknown, out of reach or silent.
+    pub async fn ping(&mut self, node: &str, timeout: Duration) -> Result<String, ClientError> {
+        self.query(LocalQueryKind::Ping(PingQuery { node: node.to_owned(), timeout_ms: millis(timeout) }))
+            .await
+    }
+
+    /// [`Trace`](crate::status::Trace).
+    ///
+    /// # Errors
+    /// A node that is unknown or out of reach.
+    pub async fn trace(&mut self, node: &str, timeout: Duration) -> Result<String, ClientError> {
+        self.query(LocalQueryKind::Trace(TraceQuery { node: node.to_owned(), timeout_ms: millis(timeout) }))
+            .await
+    }
+
+    async fn query(&mut self, kind: LocalQueryKind) -> Result<String, ClientError> {
+        let answer = self.grpc.query(LocalQuery { kind: Some(kind) }).await;
+        answer.map(|answer| answer.into_inner().json).map_err(|status| ClientError::Refused(Box::new(status)))
+    }
+}
+
+fn millis(timeout: Duration) -> u32 {
+    u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,391 @@
+//! Sessions: one end-to-end QUIC connection for each peer and class, over overlay packets.
+//!
+//! A session is made when a program first connects to the peer, or when the peer's first packet arrives. It has an
+//! endpoint of its own, so that a full link, a kick after a change of route, or a flood concerns one peer only. Who is
+//! at the other end is what its certificate says, and it must be the node that announcements certify for that address.
+
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use dashmap::DashMap;
+use plexus_proto::id::{Address, Identity};
+use plexus_proto::packet::{Class, Header};
+use quinn::{Connection, TokioRuntime, VarInt};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+use crate::congestion::Kick;
+use crate::endpoint::{ResetSecrets, quic_client, quic_server};
+use crate::error::SessionError;
+use crate::forward::Overlay;
+use crate::identity::{Credentials, Verifier, peer_identity};
+use crate::service::Services;
+use crate::settings::{self, SERVER_NAME, SESSION_ALPN};
+use crate::socket::{VirtualSocket, socket_address};
+use crate::stream;
+use crate::view::Directory;
+
+/// Longest wait for a session: several round trips of the slowest paths, and a few lost packets.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A session without connections is forgotten after one to two of these.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// Close codes of a session; stable, on the wire.
+mod code {
+    use quinn::VarInt;
+
+    /// Orderly end of the process.
+    pub(super) const SHUTDOWN: VarInt = VarInt::from_u32(0);
+    /// The certificate is another node's.
+    pub(super) const WRONG_PEER: VarInt = VarInt::from_u32(1);
+    /// The peer has connected anew, so it has given up this connection.
+    pub(super) const SUPERSEDED: VarInt = VarInt::from_u32(2);
+}
+
+/// All sessions of a node.
+#[derive(Debug)]
+pub(crate) struct Sessions {
+    overlay: Arc<Overlay>,
+    services: Arc<Services>,
+    verifier: Arc<Verifier>,
+    directory: Arc<ArcSwap<Directory>>,
+    /// Without transport settings, which are each session's own.
+    client: quinn::ClientConfig,
+    server: quinn::ServerConfig,
+    secrets: ResetSecrets,
+    peers: DashMap<(Address, Class), Arc<Session>>,
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+    this: Weak<Sessions>,
+}
+
+/// The session with one peer in one class.
+#[derive(Debug)]
+pub(crate) struct Session {
+    peer: Identity,
+    socket: Arc<VirtualSocket>,
+    endpoint: quinn::Endpoint,
+    client: quinn::ClientConfig,
+    kick: Kick,
+    live: Mutex<Live>,
+    dialing: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Live {
+    dialed: Option<Established>,
+    accepted: Option<Established>,
+    /// Found without connections by the last sweep.
+    idle: bool,
+}
+
+/// A connection, and who is certified to be there.
+#[derive(Debug, Clone)]
+struct Established {
+    connection: Connection,
+    peer: Arc<Identity>,
+}
+
+impl Sessions {
+    pub(crate) fn start(
+        overlay: Arc<Overlay>,
+        services: Arc<Services>,
+        credentials: &Credentials,
+        directory: Arc<ArcSwap<Directory>>,
+        cancel: &CancellationToken,
+    ) -> Arc<Self> {
+        let sessions = Arc::new_cyclic(|this| Self {
+            overlay,
+            services,
+            verifier: credentials.verifier(),
+            directory,
+            client: quinn::ClientConfig::new(Arc::new(quic_client(credentials, SESSION_ALPN))),
+            server: quinn::ServerConfig::with_crypto(Arc::new(quic_server(credentials, SESSION_ALPN))),
+            secrets: ResetSecrets::of(credentials),
+            peers: DashMap::new(),
+            tasks: TaskTracker::new(),
+            cancel: cancel.child_token(),
+            this: this.clone(),
+        });
+        sessions.spawn(sweep(Arc::downgrade(&sessions)));
+        sessions
+    }
+
+    /// Opens a stream for `service` on the session with `peer`, which is made if there is none.
+    pub(crate) async fn open(
+        &self,
+        peer: &Identity,
+        service: &str,
+        class: Class,
+    ) -> Result<stream::MeshStream, SessionError> {
+        loop {
+            let session = self.session(peer, class)?;
+            let established = session.connection(self).await?;
+            match stream::open(&established.connection, service, established.peer).await {
+                Ok(stream) => return Ok(stream),
+                // It died while nobody was looking. A fresh one is made, and its failure is final.
+                Err(lost) => {
+                    debug!(peer = %peer.node, error = &lost as &dyn std::error::Error, "session lost, dialing again");
+                    session.forget(&established.connection);
+                }
+            }
+        }
+    }
+
+    /// Delivers a packet of an inner connection. Only certified nodes of the mesh get a session, so what strangers'
+    /// addresses can make us hold is bounded by the mesh's size.
+    pub(crate) fn deliver(&self, header: &Header, packet: Bytes) -> bool {
+        let key = (header.source, header.class);
+        if let Some(session) = self.peers.get(&key) {
+            return session.socket.deliver(packet, header.ecn);
+        }
+        let directory = self.directory.load();
+        let Some(peer) = directory.by_address(header.source) else { return false };
+        match self.session(peer, header.class) {
+            Ok(session) => session.socket.deliver(packet, header.ecn),
+            Err(_) => false,
+        }
+    }
+
+    /// Makes the sessions with `peer` send at once: its route has changed.
+    pub(crate) fn kick(&self, peer: Address) {
+        for class in [Class::Control, Class::Bulk] {
+            if let Some(session) = self.peers.get(&(peer, class)) {
+                session.kick();
+            }
+        }
+    }
+
+    /// Ends all sessions, and waits a moment for the peers to be told.
+    pub(crate) async fn shutdown(&self) {
+        self.cancel.cancel();
+        let endpoints: Vec<_> = self.peers.iter().map(|session| session.endpoint.clone()).collect();
+        for endpoint in &endpoints {
+            endpoint.close(code::SHUTDOWN, b"shutting down");
+        }
+        self.peers.clear();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn session(&self, peer: &Identity, class: Class) -> Result<Arc<Session>, SessionError> {
+        if self.cancel.is_cancelled() {
+            return Err(SessionError::ShuttingDown);
+        }
+        let entry = self.peers.entry((peer.address, class));
+        let session = entry.or_insert_with(|| {
+            let session = Arc::new(self.create(peer, class));
+            self.spawn(accept(self.this.clone(), session.clone()));
+            session
+        });
+        Ok(session.clone())
+    }
+
+    fn create(&self, peer: &Identity, class: Class) -> Session {
+        let kick = Kick::default();
+        let transport = Arc::new(settings::session(class, &kick));
+        let (mut client, mut server) = (self.client.clone(), self.server.clone());
+        // The peer has one address, and half-open connections of one node need no more than this.
+        server.transport_config(transport.clone()).migration(false).max_incoming(8);
+        client.transport_config(transport);
+        let socket = Arc::new(VirtualSocket::new(self.overlay.clone(), peer.address, class));
+        let endpoint = quinn::Endpoint::new_with_abstract_socket(
+            self.secrets.endpoint_config(),
+            Some(server),
+            socket.clone(),
+            Arc::new(TokioRuntime),
+        )
+        .expect("a virtual socket always has an address, the one thing asked of it here");
+        Session {
+            peer: peer.clone(),
+            socket,
+            endpoint,
+            client,
+            kick,
+            live: Mutex::default(),
+            dialing: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Takes a connection into use, if it is the peer's.
+    fn adopt(
+        &self,
+        session: &Arc<Session>,
+        connection: Connection,
+        dialed: bool,
+    ) -> Result<Established, SessionError> {
+        let found = peer_identity(&connection, &self.verifier)
+            .map_err(|error| SessionError::Identity(Arc::new(error)))
+            .and_then(|found| {
+                let same = (&found.mesh, &found.node, found.address)
+                    == (&session.peer.mesh, &session.peer.node, session.peer.address);
+                if same { Ok(found) } else { Err(SessionError::WrongPeer { found: found.uri() }) }
+            });
+        let peer = match found {
+            Ok(found) => Arc::new(found),
+            Err(error) => {
+                connection.close(code::WRONG_PEER, b"certificate is not of this address");
+                return Err(error);
+            }
+        };
+        let established = Established { connection, peer };
+        let before = session.keep(established.clone(), dialed);
+        if let Some(before) = before {
+            before.connection.close(code::SUPERSEDED, b"peer has connected anew");
+        }
+        self.spawn(serve(self.services.clone(), session.clone(), established.clone(), self.tasks.clone()));
+        Ok(established)
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let cancel = self.cancel.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = task => {}
+                () = cancel.cancelled() => {}
+            }
+        });
+    }
+}
+
+impl Session {
+    /// The live connection, dialed if there is none. Concurrent callers share one dial.
+    async fn connection(self: &Arc<Self>, sessions: &Sessions) -> Result<Established, SessionError> {
+        if let Some(established) = self.established() {
+            return Ok(established);
+        }
+        let _turn = self.dialing.lock().await;
+        if let Some(established) = self.established() {
+            return Ok(established);
+        }
+        let address = socket_address(self.peer.address);
+        let connecting = self
+            .endpoint
+            .connect_with(self.client.clone(), address, SERVER_NAME)
+            .map_err(|_| SessionError::ShuttingDown)?;
+        let connection = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
+            .await
+            .map_err(|_| SessionError::Timeout(CONNECT_TIMEOUT))??;
+        sessions.adopt(self, connection, true)
+    }
+
+    fn established(&self) -> Option<Established> {
+        let live = self.live.lock().expect("no code panics under this lock");
+        let alive = |kept: &&Established| kept.connection.close_reason().is_none();
+        live.dialed.as_ref().filter(alive).or(live.accepted.as_ref().filter(alive)).cloned()
+    }
+
+    /// Remembers a connection; returns the one of the same direction that it replaces.
+    fn keep(&self, established: Established, dialed: bool) -> Option<Established> {
+        let mut live = self.live.lock().expect("no code panics under this lock");
+        let slot = if dialed { &mut live.dialed } else { &mut live.accepted };
+        slot.replace(established)
+    }
+
+    fn forget(&self, connection: &Connection) {
+        let mut live = self.live.lock().expect("no code panics under this lock");
+        let Live { dialed, accepted, .. } = &mut *live;
+        for slot in [dialed, accepted] {
+            if slot.as_ref().is_some_and(|kept| kept.connection.stable_id() == connection.stable_id()) {
+                *slot = None;
+            }
+        }
+    }
+
+    fn kick(&self) {
+        self.kick.kick();
+        // Rebinding to the same socket makes quinn ping, which is the one way to ask it to.
+        if let Err(error) = self.endpoint.rebind_abstract(self.socket.clone()) {
+            warn!(peer = %self.peer.node, error = &error as &dyn std::error::Error, "cannot kick session");
+        }
+    }
+
+    /// Whether nothing has used the session since the last call.
+    fn idles(&self) -> bool {
+        let unused = self.endpoint.open_connections() == 0 && self.dialing.try_lock().is_ok();
+        let mut live = self.live.lock().expect("no code panics under this lock");
+        std::mem::replace(&mut live.idle, unused) && unused
+    }
+}
+
+/// Accepts the peer's connections until the session's endpoint closes.
+async fn accept(sessions: Weak<Sessions>, session: Arc<Session>) {
+    let endpoint = session.endpoint.clone();
+    while let Some(incoming) = endpoint.accept().await {
+        let Some(sessions) = sessions.upgrade() else { return };
+        let session = session.clone();
+        let weak = sessions.this.clone();
+        sessions.spawn(async move {
+            match tokio::time::timeout(CONNECT_TIMEOUT, incoming).await {
+                Ok(Ok(connection)) => {
+                    let Some(sessions) = weak.upgrade() else { return };
+                    if let Err(error) = sessions.adopt(&session, connection, false) {
+                        let error = &error as &dyn std::error::Error;
+                        warn!(peer = %session.peer.node, error, "session refused");
+                    }
+                }
+                Ok(Err(error)) => {
+                    let error = &error as &dyn std::error::Error;
+                    warn!(peer = %session.peer.node, error, "session handshake failed");
+                }
+                Err(_) => debug!(peer = %session.peer.node, "session handshake timed out"),
+            }
+        });
+    }
+}
+
+/// Gives the peer's streams to their services until the connection ends.
+async fn serve(services: Arc<Services>, session: Arc<Session>, established: Established, tasks: TaskTracker) {
+    let Established { connection, peer } = established;
+    let lost = loop {
+        match connection.accept_bi().await {
+            Ok((send, receive)) => {
+                let (services, peer) = (services.clone(), peer.clone());
+                // Bounded by the streams that the transport permits.
+                tasks.spawn(admit(services, peer, send, receive));
+            }
+            Err(lost) => break lost,
+        }
+    };
+    debug!(peer = %peer.node, error = &lost as &dyn std::error::Error, "session ended");
+    session.forget(&connection);
+}
+
+async fn admit(
+    services: Arc<Services>,
+    peer: Arc<Identity>,
+    send: quinn::SendStream,
+    mut receive: quinn::RecvStream,
+) {
+    let permit = match stream::read_open(&mut receive).await {
+        Ok(open) => services.admit(&open.service, &peer).map_err(|refusal| (refusal, Some(open.service))),
+        Err(refusal) => Err((refusal, None)),
+    };
+    match permit {
+        Ok(permit) => {
+            permit.send(stream::MeshStream::new(send, receive, peer));
+        }
+        Err((refusal, service)) => {
+            debug!(peer = %peer.node, service, %refusal, "stream refused");
+            stream::refuse(send, receive, refusal);
+        }
+    }
+}
+
+/// Forgets sessions that nobody uses.
+async fn sweep(sessions: Weak<Sessions>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        let Some(sessions) = sessions.upgrade() else { return };
+        sessions.peers.retain(|_, session| {
+            let idles = session.idles();
+            if idles {
+                session.endpoint.close(VarInt::from_u32(0), b"idle");
+            }
+            !idles
+        });
+    }
+}

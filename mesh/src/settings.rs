@@ -1,0 +1,107 @@
+//! The measured settings of both QUIC layers, with the reason beside each figure.
+//!
+//! *Outer* is the connection of two neighbours and carries overlay packets as QUIC DATAGRAMs. *Inner* is the
+//! end-to-end connection of two nodes and travels in those packets.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use plexus_proto::packet::{Class, HEADER_LEN};
+use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+
+use crate::congestion::{BoundedConfig, Kick, bbr};
+
+/// ALPN of a link. A new number only for what the hello cannot negotiate.
+pub(crate) const LINK_ALPN: &[u8] = b"plexus-link/1";
+/// ALPN of an end-to-end session.
+pub(crate) const SESSION_ALPN: &[u8] = b"plexus-session/1";
+/// TLS wants a name; ours are in the certificates' URIs and checked there.
+pub(crate) const SERVER_NAME: &str = "plexus.invalid";
+
+/// Bytes that a QUIC packet adds to the DATAGRAM in it: short header with 8-byte connection id and 4-byte number,
+/// tag, frame type and length, as quinn bounds them.
+const DATAGRAM_OVERHEAD: u16 = 38;
+/// Smallest UDP payload a path must carry: QUIC's 1200 for the inner packet, our header, the outer packet around it.
+const OUTER_MTU_FLOOR: u16 = 1200 + HEADER_LEN as u16 + DATAGRAM_OVERHEAD;
+/// Largest UDP payload tried: Ethernet.
+const OUTER_MTU_CEILING: u16 = 1452;
+/// Largest inner packet that fits a link at its ceiling.
+pub(crate) const INNER_MTU_CEILING: u16 = OUTER_MTU_CEILING - DATAGRAM_OVERHEAD - HEADER_LEN as u16;
+
+/// Longest silence before a link counts as dead: three keepalives. A hop that was killed is noticed in this time; one
+/// that comes back sooner answers with a stateless reset, which is noticed at once.
+pub(crate) const LINK_IDLE: Duration = Duration::from_secs(3);
+const LINK_KEEPALIVE: Duration = Duration::from_secs(1);
+/// Longest silence that an end-to-end connection survives: a hop may be gone for the time of its restart, and open
+/// streams go on when it is back.
+pub(crate) const SESSION_IDLE: Duration = Duration::from_secs(60);
+/// Keeps NAT state of nobody (links do that) but tells within half a minute that the peer process is gone.
+const SESSION_KEEPALIVE: Duration = Duration::from_secs(10);
+/// First guess of a round trip. The standard's 333 ms means a second until a lost first packet is sent again.
+const FIRST_RTT: Duration = Duration::from_millis(100);
+
+/// Space for datagrams inside quinn, in front of which our own queues order by class. First in, first out, so control
+/// waits behind what is here: 2 ms at 100 MB/s.
+pub(crate) const DATAGRAM_SEND_BUFFER: usize = 256 * 1024;
+/// Datagrams received and not yet taken. Only a reader starved of CPU lets it fill.
+const DATAGRAM_RECEIVE_BUFFER: usize = 2 * 1024 * 1024;
+/// Kernel buffers of an outer socket; larger ones are standing queues for a few per cent more peak.
+pub(crate) const SOCKET_BUFFER: usize = 1024 * 1024;
+
+/// Transport of a link.
+pub(crate) fn link() -> TransportConfig {
+    let mut config = TransportConfig::default();
+    config
+        // One control stream; quinn allocates for every stream it permits.
+        .max_concurrent_bidi_streams(VarInt::from_u32(16))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .max_idle_timeout(Some(idle(LINK_IDLE)))
+        .keep_alive_interval(Some(LINK_KEEPALIVE))
+        .initial_rtt(FIRST_RTT)
+        .initial_mtu(OUTER_MTU_FLOOR)
+        .min_mtu(OUTER_MTU_FLOOR)
+        .mtu_discovery_config(Some(mtu_discovery(OUTER_MTU_CEILING)))
+        .stream_receive_window(VarInt::from_u32(512 * 1024))
+        .receive_window(VarInt::from_u32(1024 * 1024))
+        .send_window(1024 * 1024)
+        .datagram_send_buffer_size(DATAGRAM_SEND_BUFFER)
+        .datagram_receive_buffer_size(Some(DATAGRAM_RECEIVE_BUFFER))
+        // Cubic loses 99 % of a path with 1 % loss; nested BBR is within noise of BBR alone.
+        .congestion_controller_factory(bbr());
+    config
+}
+
+/// Transport of an end-to-end session of `class`.
+pub(crate) fn session(class: Class, kick: &Kick) -> TransportConfig {
+    // A reader that stops must not stop the others: one stream gets a small part of the connection's window.
+    let (stream, connection, send) = match class {
+        Class::Bulk => (2 << 20, 32 << 20, 8 << 20),
+        Class::Control | Class::Probe => (512 << 10, 8 << 20, 2 << 20),
+    };
+    let mut config = TransportConfig::default();
+    config
+        .max_concurrent_bidi_streams(VarInt::from_u32(256))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .max_idle_timeout(Some(idle(SESSION_IDLE)))
+        .keep_alive_interval(Some(SESSION_KEEPALIVE))
+        .initial_rtt(FIRST_RTT)
+        .initial_mtu(1200)
+        .min_mtu(1200)
+        .mtu_discovery_config(Some(mtu_discovery(INNER_MTU_CEILING)))
+        .stream_receive_window(VarInt::from_u32(stream))
+        .receive_window(VarInt::from_u32(connection))
+        .send_window(send)
+        .datagram_receive_buffer_size(None)
+        .congestion_controller_factory(Arc::new(BoundedConfig { kick: kick.clone(), inner: bbr() }));
+    config
+}
+
+fn mtu_discovery(ceiling: u16) -> MtuDiscoveryConfig {
+    let mut config = MtuDiscoveryConfig::default();
+    config.upper_bound(ceiling).minimum_change(4);
+    config
+}
+
+fn idle(timeout: Duration) -> IdleTimeout {
+    timeout.try_into().expect("a minute fits into a QUIC varint of milliseconds")
+}

@@ -1,0 +1,227 @@
+//! The socket under an inner connection: overlay packets to and from one peer, in one class.
+//!
+//! Everything that depends on quinn's [`AsyncUdpSocket`] is here. quinn hands over batches of equal segments as it
+//! would for UDP segmentation offload; each segment becomes one overlay packet, and packets of equal size that arrived
+//! together go back to quinn as one batch.
+//!
+//! The peer's address is shown to quinn as a made-up IPv6 address, which carries no meaning outside this file.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use plexus_proto::id::Address;
+use plexus_proto::packet::{Class, HEADER_LEN};
+use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
+use quinn::{AsyncUdpSocket, UdpPoller};
+
+use crate::forward::Overlay;
+
+/// Segments per batch, both ways. quinn builds batches of at most ten.
+const SEGMENTS: usize = 10;
+/// Packets that may wait for quinn to take them; more than the peer may have in flight on a near path. What exceeds it
+/// is dropped, and the peer slows down.
+const INBOUND_BYTES: usize = 4 * 1024 * 1024;
+
+/// One peer and class as a UDP socket.
+#[derive(Debug)]
+pub(crate) struct VirtualSocket {
+    overlay: Arc<Overlay>,
+    peer: Address,
+    class: Class,
+    inbound: Mutex<Inbound>,
+}
+
+#[derive(Debug, Default)]
+struct Inbound {
+    /// Whole overlay packets; the header is skipped when they are read.
+    packets: VecDeque<(Bytes, u8)>,
+    bytes: usize,
+    waker: Option<Waker>,
+}
+
+/// The peer's overlay address as quinn sees it.
+pub(crate) fn socket_address(address: Address) -> SocketAddr {
+    let [a, b, c, d] = address.0.to_be_bytes();
+    let word = |high, low| u16::from_be_bytes([high, low]);
+    let ip = Ipv6Addr::new(0xfd70, 0x6c65, 0x7875, 0x7300, 0, 0, word(a, b), word(c, d));
+    SocketAddr::new(IpAddr::V6(ip), 7323)
+}
+
+impl VirtualSocket {
+    pub(crate) fn new(overlay: Arc<Overlay>, peer: Address, class: Class) -> Self {
+        Self { overlay, peer, class, inbound: Mutex::default() }
+    }
+
+    /// Takes a packet from the overlay, header and all. Returns false if there was no room for it.
+    pub(crate) fn deliver(&self, packet: Bytes, ecn: u8) -> bool {
+        let waker = {
+            let mut inbound = self.inbound.lock().expect("no code panics under this lock");
+            if packet.len() <= HEADER_LEN || inbound.bytes + packet.len() > INBOUND_BYTES {
+                return false;
+            }
+            inbound.bytes += packet.len();
+            inbound.packets.push_back((packet, ecn));
+            inbound.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        true
+    }
+}
+
+impl Inbound {
+    /// Fills `buffer` with packets of one size and one ECN mark, the last of which may be shorter.
+    fn fill(&mut self, buffer: &mut [u8]) -> Option<RecvMeta> {
+        let (mut length, mut stride, mut mark) = (0, 0, 0);
+        while let Some((packet, ecn)) = self.packets.front() {
+            let body = &packet[HEADER_LEN..];
+            let fits = body.len() <= buffer.len() - length;
+            if length == 0 {
+                if !fits {
+                    // More than quinn reserved for any packet: nothing of ours.
+                    self.drop_front();
+                    continue;
+                }
+                (stride, mark) = (body.len(), *ecn);
+            } else if !fits || body.len() > stride || *ecn != mark || length >= stride * SEGMENTS {
+                break;
+            }
+            let last = body.len() < stride;
+            buffer[length..length + body.len()].copy_from_slice(body);
+            length += body.len();
+            self.drop_front();
+            if last {
+                break;
+            }
+        }
+        (length > 0).then(|| meta(length, stride, mark))
+    }
+
+    fn drop_front(&mut self) {
+        if let Some((packet, _)) = self.packets.pop_front() {
+            self.bytes -= packet.len();
+        }
+    }
+}
+
+fn meta(len: usize, stride: usize, mark: u8) -> RecvMeta {
+    let mut meta = RecvMeta::default();
+    (meta.len, meta.stride, meta.ecn) = (len, stride, EcnCodepoint::from_bits(mark));
+    meta
+}
+
+impl AsyncUdpSocket for VirtualSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(Poller { socket: self })
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let segment = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
+        let ecn = transmit.ecn.map_or(0, |mark| mark as u8);
+        self.overlay
+            .originate(self.peer, self.class, ecn, transmit.contents.chunks(segment))
+            .map_err(|_| io::ErrorKind::WouldBlock.into())
+    }
+
+    fn poll_recv(
+        &self,
+        context: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+        metas: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let mut inbound = self.inbound.lock().expect("no code panics under this lock");
+        let mut count = 0;
+        for (buffer, slot) in buffers.iter_mut().zip(metas) {
+            let Some(mut meta) = inbound.fill(buffer) else { break };
+            meta.addr = socket_address(self.peer);
+            *slot = meta;
+            count += 1;
+        }
+        if count > 0 {
+            return Poll::Ready(Ok(count));
+        }
+        inbound.waker = Some(context.waker().clone());
+        Poll::Pending
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(socket_address(self.overlay.address()))
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        SEGMENTS
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        SEGMENTS
+    }
+
+    fn may_fragment(&self) -> bool {
+        // Links drop what is too large for them, so the search for the path MTU works.
+        false
+    }
+}
+
+/// Waits for the link that leads to the peer now.
+#[derive(Debug)]
+struct Poller {
+    socket: Arc<VirtualSocket>,
+}
+
+impl UdpPoller for Poller {
+    fn poll_writable(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket.overlay.poll_ready(self.socket.peer, self.socket.class, context).map(Ok)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inbound(sizes: &[(usize, u8)]) -> Inbound {
+        let mut inbound = Inbound::default();
+        for (index, &(size, ecn)) in sizes.iter().enumerate() {
+            let packet = Bytes::from(vec![index as u8; HEADER_LEN + size]);
+            inbound.bytes += packet.len();
+            inbound.packets.push_back((packet, ecn));
+        }
+        inbound
+    }
+
+    fn batches(mut inbound: Inbound, buffer: usize) -> Vec<(usize, usize)> {
+        let mut buffer = vec![0; buffer];
+        let batches =
+            std::iter::from_fn(|| inbound.fill(&mut buffer)).map(|meta| (meta.len, meta.stride)).collect();
+        assert_eq!(inbound.bytes, 0, "every byte is accounted for");
+        batches
+    }
+
+    #[test]
+    fn equal_packets_become_one_batch_with_a_short_tail() {
+        let sizes = [(1200, 0), (1200, 0), (300, 0), (1200, 0)];
+        assert_eq!(batches(inbound(&sizes), 20_000), [(2700, 1200), (1200, 1200)]);
+    }
+
+    #[test]
+    fn larger_packets_and_other_marks_start_a_batch() {
+        let sizes = [(100, 0), (1200, 0), (1200, 3), (1200, 3)];
+        assert_eq!(batches(inbound(&sizes), 20_000), [(100, 100), (1200, 1200), (2400, 1200)]);
+    }
+
+    #[test]
+    fn batches_are_bounded_by_segments_and_by_the_buffer() {
+        assert_eq!(batches(inbound(&[(10, 0); 25]), 20_000), [(100, 10), (100, 10), (50, 10)]);
+        assert_eq!(batches(inbound(&[(10, 0); 5]), 25), [(20, 10), (20, 10), (10, 10)]);
+    }
+
+    #[test]
+    fn a_packet_that_no_buffer_holds_is_dropped() {
+        assert_eq!(batches(inbound(&[(5000, 0), (10, 0)]), 1500), [(10, 10)]);
+    }
+}
