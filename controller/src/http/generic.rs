@@ -310,9 +310,22 @@ fn natural_name(record: &Record) -> Option<String> {
             Kind::Id(_) => return None,
             _ => record.fields.get(*name)?.as_str()?,
         };
-        parts.push(part.to_owned());
+        parts.push(escaped(part));
     }
     (!parts.is_empty()).then(|| parts.join("++"))
+}
+
+/// Escapes what has a meaning in an address, and nothing else: names are shown as people wrote them.
+fn escaped(part: &str) -> String {
+    let mut out = String::with_capacity(part.len());
+    for c in part.chars() {
+        if ";/?:@=&[]+%#".contains(c) {
+            out.push_str(&format!("%{:02X}", u32::from(c)));
+        } else {
+            out.push(c);
+        }
+    }
+    out
 }
 
 async fn create(call: &Call, resource: &'static Resource, preset: &[(&str, Value)]) -> Answer {

@@ -159,12 +159,12 @@ impl Rules for Groups {
 
 fn stays_in_inventory(draft: &mut Draft, before: Option<&Record>) -> Result<(), ApiError> {
     let Some(before) = before else { return Ok(()) };
-    if let Some(new) = draft.take("inventory") {
-        if new.as_i64() != before.int("inventory") {
-            return Err(ApiError::field("inventory", "Cannot be moved to another inventory."));
+    match draft.take("inventory") {
+        Some(new) if new.as_i64() != before.int("inventory") => {
+            Err(ApiError::field("inventory", "Cannot be moved to another inventory."))
         }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 async fn same_inventory(

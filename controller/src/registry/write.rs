@@ -274,7 +274,7 @@ pub fn preset(field: &Field) -> Value {
 pub fn taken(field: &Field, value: &Value) -> Result<Value, String> {
     if value.is_null() {
         return match field.kind {
-            _ if field.null => Ok(Value::Null),
+            _ if field.null && !field.required => Ok(Value::Null),
             // Clients send null for an unset kind and expect it back as the empty text.
             Kind::Choice(choices) if !field.required && choices.iter().any(|(value, _)| value.is_empty()) => {
                 Ok("".into())
@@ -344,10 +344,6 @@ pub fn taken(field: &Field, value: &Value) -> Result<Value, String> {
         },
         Kind::Time => Err("This field is read-only.".to_owned()),
     }
-    .and_then(|value| {
-        let missing = field.required && value.is_null();
-        if missing { Err("This field may not be null.".to_owned()) } else { Ok(value) }
-    })
 }
 
 fn text(field: &Field, value: &Value, max: usize) -> Result<Value, String> {
