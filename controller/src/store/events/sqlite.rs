@@ -394,3 +394,20 @@ pub(super) fn is_transient(error: &Error) -> bool {
     // busy, locked, nomem, readonly, ioerr, full, cantopen, protocol; the low byte is the primary code.
     matches!(code & 0xff, 5..=8 | 10 | 13 | 14 | 15)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sea_query::{Expr, ExprTrait};
+
+    #[test]
+    fn the_index_of_failed_events_is_named_in_the_statement() {
+        let mut query = Query::select();
+        query.column("counter").from(EVENT).and_where(Expr::col("job").eq(1)).and_where(schema::is_failed());
+        let sql = statement(&query).by_failed_index().sql;
+        assert!(sql.contains(r#"FROM "event" INDEXED BY "event_failed" WHERE"#), "{sql}");
+        let index = schema::indexes()[0].to_string(SqliteQueryBuilder);
+        let condition = index.split_once("WHERE ").unwrap().1;
+        assert!(sql.contains(condition), "{sql} does not say {condition}");
+    }
+}

@@ -258,6 +258,25 @@ on_every_engine! {
         assert_eq!(store.summary(key_of("2027-01-01T00:00:00Z")).await.unwrap().events, 0);
     }
 
+    async fn a_page_leaves_out_what_would_not_fit_in_memory(store: EventStore) {
+        let mut session = open(&store, 1, 1).await;
+        let mut spool = Spool::new(attempt(1, 1));
+        for counter in 1..=12 {
+            spool.stdout(format!("{{\"uuid\": \"u\", \"counter\": {counter}, \"event\": \"verbose\", \"stdout\": \"").as_bytes());
+            (0..7).for_each(|_| spool.stdout(&vec![b'x'; 1 << 20]));
+            spool.stdout(b"\"}\n");
+        }
+        for record in spool.records {
+            session.push(record).await.unwrap();
+        }
+        stored(&session).await;
+        let events = store.events(job(1), all()).await.unwrap().events;
+        let left_out: Vec<_> = events.iter().map(|event| event.left_out).collect();
+        assert_eq!(left_out, [vec![false; 10], vec![true; 2]].concat());
+        assert!(events.iter().all(|event| event.stdout.is_empty() == event.left_out));
+        assert_eq!(store.event(job(1), 12).await.unwrap().unwrap().stdout.len(), 7 << 20);
+    }
+
     async fn a_unit_belongs_to_one_job(store: EventStore) {
         drop(open(&store, 1, 1).await);
         let refused = Ingest::new(store.clone()).open(context(1, 2), EPOCH).await.unwrap_err();
