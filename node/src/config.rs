@@ -223,8 +223,8 @@ impl Config {
     /// # Errors
     /// See [`Error`]; the text names the file and, where there is one, line and key.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let text =
+            std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
         Self::parse(&text, path)
     }
 
@@ -265,8 +265,10 @@ impl Config {
                 return Err(format!("mesh.peers: address {:?} must be host:port", peer.address));
             }
         }
-        let commands =
-            [("work.podman.command", &self.work.podman.command), ("work.process.command", &self.work.process.command)];
+        let commands = [
+            ("work.podman.command", &self.work.podman.command),
+            ("work.process.command", &self.work.process.command),
+        ];
         for (key, command) in commands {
             if command.first().is_none_or(String::is_empty) {
                 return Err(format!("{key} must name a program"));

@@ -54,8 +54,7 @@ impl Store {
     /// # Errors
     /// See [`Error`].
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        let unwritable =
-            |source| Error::Unwritable { dir: dir.to_owned(), user: user_name(), source };
+        let unwritable = |source| Error::Unwritable { dir: dir.to_owned(), user: user_name(), source };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(unwritable)?;
         let lock = OpenOptions::new()
             .write(true)

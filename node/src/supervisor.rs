@@ -8,11 +8,11 @@ mod shims;
 mod unit;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use std::fs;
 
 use plexus_proto::id::{Attempt, NodeId, OwnerEpoch, StoreId};
 use plexus_proto::work::{
@@ -30,8 +30,9 @@ use crate::store_id::Store;
 use crate::tree::{self, Cache, Digest};
 use crate::unit_dir::{self, UnitDir};
 use crate::work::{Caller, Unit, refusal};
-use crate::{capacity, private};
+use crate::{capacity, cgroup, private};
 
+use shims::Spare;
 pub use unit::View;
 use unit::{Request, Task};
 
@@ -39,6 +40,10 @@ use unit::{Request, Task};
 const UNITS_MAX: usize = 10_000;
 /// Requests that wait for one unit's task. It fills when the disk stalls; callers then wait.
 const REQUESTS: usize = 64;
+/// Folder of shims that wait for a unit, below the runtime directory.
+const SPARES: &str = "spares";
+/// Longest wait for a spare shim of an earlier life to be gone; it was told when its agent died.
+const SPARE_LIMIT: Duration = Duration::from_secs(1);
 /// How often leftovers are looked for.
 const REAP_PERIOD: Duration = Duration::from_secs(60);
 
@@ -125,6 +130,8 @@ struct Inner {
     cache: Arc<Cache>,
     units: Mutex<BTreeMap<Attempt, Handle>>,
     serial: AtomicU64,
+    /// A shim that waits for the next unit.
+    spare: Mutex<Option<Spare>>,
     /// Something ended since leftovers were last looked for.
     dirty: AtomicBool,
     /// Payloads under way: the cache must not be trimmed then.
@@ -167,6 +174,41 @@ impl Inner {
 
     fn next_serial(&self) -> u64 {
         self.serial.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Starts a shim that waits for a launch, in a directory of its own.
+    fn spawn_spare(&self) -> std::io::Result<Spare> {
+        let name = format!("{}.{}", self.store.id, uuid::Uuid::new_v4());
+        let group = (self.runtime.kind() == Kind::Process).then_some(name.as_str());
+        shims::spawn(&self.options.shim_binary, self.options.runtime_dir.join(SPARES).join(&name), group)
+    }
+
+    fn take_spare(&self) -> Option<Spare> {
+        self.spare.lock().expect("no code panics under this lock").take()
+    }
+
+    /// Sees to it that the next unit finds a shim waiting: starting one takes longer than starting a worker.
+    fn keep_spare(&self) {
+        let mut spare = self.spare.lock().expect("no code panics under this lock");
+        if spare.is_none() && !self.cancel.is_cancelled() {
+            match self.spawn_spare() {
+                Ok(fresh) => *spare = Some(fresh),
+                Err(error) => warn!(error = &error as &dyn std::error::Error, "spare shim cannot be started"),
+            }
+        }
+    }
+
+    /// Removes what spare shims of an earlier life left. They ended with their agent.
+    fn remove_spares(&self) {
+        let dir = self.options.runtime_dir.join(SPARES);
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            if let Some(group) = cgroup::noted(&entry.path().join(cgroup::NOTE)) {
+                cgroup::end(&group, SPARE_LIMIT);
+            }
+        }
+        if let Err(error) = self.runtime.remove_tree(&dir) {
+            warn!(error = &error as &dyn std::error::Error, "spare shims of an earlier life left something");
+        }
     }
 
     /// Looks for leftovers and removes them. Blocks.
@@ -231,12 +273,15 @@ impl Supervisor {
             cache,
             units: Mutex::default(),
             serial: AtomicU64::new(0),
+            spare: Mutex::default(),
             dirty: AtomicBool::new(true),
             payloads: AtomicU64::new(0),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
         }));
         supervisor.recover()?;
+        supervisor.0.remove_spares();
+        supervisor.0.keep_spare();
         let reaper = supervisor.clone();
         let cancel = supervisor.0.cancel.clone();
         supervisor.0.tasks.spawn(async move {
@@ -261,6 +306,7 @@ impl Supervisor {
         self.0.tasks.close();
         self.0.tasks.wait().await;
         self.0.units().clear();
+        drop(self.0.take_spare()); // it ends when its agent hangs up
     }
 
     fn recover(&self) -> Result<(), StartError> {
@@ -341,7 +387,8 @@ impl Supervisor {
                 self.accept(attempt, caller, epoch, spec)?
             }
         };
-        ask(&handle.requests, attempt, |answer| Request::Submit { caller: caller.clone(), epoch, answer }).await?
+        ask(&handle.requests, attempt, |answer| Request::Submit { caller: caller.clone(), epoch, answer })
+            .await?
     }
 
     fn check_spec(&self, attempt: Attempt, spec: &UnitSpec) -> Result<(), Refusal> {
@@ -418,7 +465,10 @@ impl Supervisor {
             let attempt = parse_attempt(request.unit.as_ref())?;
             let view = self.known(attempt)?.view.borrow().clone();
             if view.cluster != caller.cluster {
-                return Err(refusal(RefusalCode::NotOwner, format!("unit {attempt} belongs to another cluster")));
+                return Err(refusal(
+                    RefusalCode::NotOwner,
+                    format!("unit {attempt} belongs to another cluster"),
+                ));
             }
             Ok(view.status)
         };
@@ -429,17 +479,16 @@ impl Supervisor {
     pub fn list(&self, caller: &Caller) -> ListReply {
         let units = self.0.units();
         let views = units.values().map(|handle| handle.view.borrow().clone());
-        ListReply { units: views.filter(|view| view.cluster == caller.cluster).map(|view| view.status).collect() }
+        ListReply {
+            units: views.filter(|view| view.cluster == caller.cluster).map(|view| view.status).collect(),
+        }
     }
 
     /// The node itself.
     pub async fn info(&self) -> NodeInfo {
         let runtime = self.0.runtime.clone();
-        let version = self
-            .0
-            .runtime_version
-            .get_or_init(|| async { blocking(move || runtime.version()).await })
-            .await;
+        let version =
+            self.0.runtime_version.get_or_init(|| async { blocking(move || runtime.version()).await }).await;
         let capacity = capacity::measure();
         NodeInfo {
             store_id: self.0.store.id.0.as_bytes().to_vec().into(),
@@ -484,7 +533,12 @@ impl Supervisor {
     ///
     /// # Errors
     /// A later stream took the place of this one.
-    pub async fn fail_unit(&self, attempt: Attempt, ticket: u64, reason: String) -> Result<UnitStatus, Refusal> {
+    pub async fn fail_unit(
+        &self,
+        attempt: Attempt,
+        ticket: u64,
+        reason: String,
+    ) -> Result<UnitStatus, Refusal> {
         let handle = self.known(attempt)?;
         ask(&handle.requests, attempt, |answer| Request::Unprepared { ticket, reason, answer }).await?
     }
@@ -562,6 +616,7 @@ impl Supervisor {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
+            cgroup::sweep(&self.0.store.id.to_string());
             // An idle node starts no engine every minute.
             if self.0.dirty.load(Ordering::SeqCst) {
                 self.reap().await;
@@ -640,4 +695,3 @@ fn unknown(attempt: Attempt) -> Refusal {
 fn shutting_down() -> Refusal {
     refusal(RefusalCode::ShuttingDown, "node is shutting down")
 }
-

@@ -15,14 +15,14 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use super::shims::{self, Found, News, Shim};
-use super::{Answer, Attachment, Inner, Opened, Wanted, blocking};
-use crate::private;
+use super::{Answer, Attachment, Inner, Opened, Wanted, blocking, unknown};
 use crate::runtime::{Job, Runtime};
 use crate::shim::protocol::{Cancel, Launch, Order, Report, Trimmed, VERSION};
 use crate::spool::{self, Closing};
 use crate::tree::cache::digest_of;
 use crate::unit_dir::{self, Ended, UnitDir};
 use crate::work::{Caller, Effect, State, Unit, refusal};
+use crate::{cgroup, private};
 
 /// Begins the name of a unit's directory that is being deleted.
 pub(super) const ERASED: &str = ".gone-";
@@ -32,12 +32,36 @@ const STDIN_MAX: usize = plexus_proto::frame::PRIVATE_FRAME_MAX - WORK_FRAME_MAX
 /// What others ask of the task.
 #[derive(Debug)]
 pub(super) enum Request {
-    Submit { caller: Caller, epoch: OwnerEpoch, answer: Answer<UnitStatus> },
-    Cancel { caller: Caller, epoch: OwnerEpoch, answer: Answer<UnitStatus> },
-    Forget { caller: Caller, epoch: OwnerEpoch, answer: Answer<UnitStatus> },
-    OpenPayload { caller: Caller, epoch: OwnerEpoch, answer: Answer<Opened> },
-    Payload { ticket: u64, block: PrivateBlock, answer: Answer<UnitStatus> },
-    Unprepared { ticket: u64, reason: String, answer: Answer<UnitStatus> },
+    Submit {
+        caller: Caller,
+        epoch: OwnerEpoch,
+        answer: Answer<UnitStatus>,
+    },
+    Cancel {
+        caller: Caller,
+        epoch: OwnerEpoch,
+        answer: Answer<UnitStatus>,
+    },
+    Forget {
+        caller: Caller,
+        epoch: OwnerEpoch,
+        answer: Answer<UnitStatus>,
+    },
+    OpenPayload {
+        caller: Caller,
+        epoch: OwnerEpoch,
+        answer: Answer<Opened>,
+    },
+    Payload {
+        ticket: u64,
+        block: PrivateBlock,
+        answer: Answer<UnitStatus>,
+    },
+    Unprepared {
+        ticket: u64,
+        reason: String,
+        answer: Answer<UnitStatus>,
+    },
     Attach {
         caller: Caller,
         epoch: OwnerEpoch,
@@ -45,9 +69,18 @@ pub(super) enum Request {
         view: watch::Receiver<View>,
         answer: Answer<Attachment>,
     },
-    Ack { attachment: u64, epoch: OwnerEpoch, up_to: u64 },
-    Damaged { why: String },
-    Shim { conversation: u64, news: News },
+    Ack {
+        attachment: u64,
+        epoch: OwnerEpoch,
+        up_to: u64,
+    },
+    Damaged {
+        why: String,
+    },
+    Shim {
+        conversation: u64,
+        news: News,
+    },
 }
 
 /// The unit as everyone else sees it.
@@ -195,7 +228,9 @@ impl Task {
                 }
             }
             Request::Damaged { why } => self.on_damaged(why).await,
-            Request::Shim { conversation, news } if conversation == self.conversation => self.on_news(news).await,
+            Request::Shim { conversation, news } if conversation == self.conversation => {
+                self.on_news(news).await
+            }
             Request::Shim { .. } => {}
         }
     }
@@ -203,11 +238,8 @@ impl Task {
     async fn on_submit(&mut self, caller: &Caller, epoch: OwnerEpoch) -> Result<UnitStatus, Refusal> {
         self.claim(caller, epoch).await?;
         if !self.persisted {
-            let stored = self.carry_out(vec![Effect::StoreOwner]).await;
-            if let Err(refusal) = stored {
-                // Nothing was promised; the next submit tries again.
-                return Err(refusal);
-            }
+            // If that fails, nothing was promised; the next submit tries again.
+            self.carry_out(vec![Effect::StoreOwner]).await?;
             info!(label = %self.spec.label, "unit accepted");
         }
         Ok(self.unit.status())
@@ -229,6 +261,9 @@ impl Task {
     }
 
     async fn on_open_payload(&mut self, caller: &Caller, epoch: OwnerEpoch) -> Result<Opened, Refusal> {
+        if !self.persisted {
+            return Err(unknown(self.unit.attempt()));
+        }
         self.claim(caller, epoch).await?;
         if !self.unit.needs_payload() {
             return Ok(Opened { status: self.unit.status(), wanted: None });
@@ -236,7 +271,7 @@ impl Task {
         self.ticket = self.inner.next_serial();
         // Its start overlaps with the payload's way here.
         if self.shim.is_none()
-            && let Err(error) = self.spawn_shim().await
+            && let Err(error) = self.take_shim().await
         {
             debug!(error = &error as &dyn std::error::Error, "shim cannot be started yet");
         }
@@ -336,6 +371,7 @@ impl Task {
                 info!(pid = started.pid, "unit started");
                 let effects = self.unit.on_started(started.pid);
                 self.carry_out(effects).await.ok();
+                self.inner.keep_spare();
             }
             News::Report(Report::Written(written)) => self.unit.on_records(written.records),
             News::Report(Report::Ended(ended)) => {
@@ -447,7 +483,10 @@ impl Task {
             }
             Err(error) => {
                 warn!(error = &error as &dyn std::error::Error, "unit cannot be stored");
-                Err(refusal(RefusalCode::NodeFull, format!("this node cannot store the unit: {}", chain(&error))))
+                Err(refusal(
+                    RefusalCode::NodeFull,
+                    format!("this node cannot store the unit: {}", chain(&error)),
+                ))
             }
         }
     }
@@ -528,7 +567,7 @@ impl Task {
     async fn wipe_runtime_dir(&mut self) {
         let (runtime, dir) = (self.inner.runtime.clone(), self.runtime_dir.clone());
         let wiped = blocking(move || {
-            if let Some(group) = crate::cgroup::noted(&dir.join("cgroup")) {
+            if let Some(group) = cgroup::noted(&dir.join(cgroup::NOTE)) {
                 fs::remove_dir(group).ok(); // in use while the shim is still going; the kernel's tree is small
             }
             runtime.remove_tree(&dir)
@@ -538,9 +577,18 @@ impl Task {
         }
     }
 
-    async fn spawn_shim(&mut self) -> std::io::Result<()> {
-        let stream = shims::spawn(&self.inner.options.shim_binary, &self.runtime_dir)?;
-        self.talk(stream);
+    /// Takes a spare shim, or starts one.
+    async fn take_shim(&mut self) -> std::io::Result<()> {
+        // Whatever an earlier life left there has no shim: the unit was never started.
+        self.wipe_runtime_dir().await;
+        if let Some(spare) = self.inner.take_spare()
+            && let Some(stream) = spare.adopt(&self.runtime_dir)?
+        {
+            self.talk(stream);
+            return Ok(());
+        }
+        let stream = self.inner.spawn_spare()?.adopt(&self.runtime_dir)?;
+        self.talk(stream.ok_or(std::io::ErrorKind::BrokenPipe)?);
         Ok(())
     }
 
@@ -560,7 +608,7 @@ impl Task {
             return Err("the worker's input is too long".to_owned());
         }
         if self.shim.is_none() {
-            self.spawn_shim().await.map_err(|error| format!("the unit's shim cannot be started: {error}"))?;
+            self.take_shim().await.map_err(|error| format!("the unit's shim cannot be started: {error}"))?;
         }
         let launch = self.lay_out(ticket, block).await?;
         // From the mark on, the unit counts as started, whatever happens.
@@ -568,13 +616,14 @@ impl Task {
         blocking(move || dir.mark_starting()).await.map_err(|error| chain(&error))?;
         self.launched = true;
         if let Some(shim) = &self.shim {
-            shim.order(Order::Launch(launch)).await;
+            shim.order(Order::Launch(Box::new(launch))).await;
         }
         Ok(())
     }
 
     async fn lay_out(&self, ticket: u64, block: &PrivateBlock) -> Result<Launch, String> {
-        let (runtime, dir, runtime_dir) = (self.inner.runtime.clone(), self.dir.clone(), self.runtime_dir.clone());
+        let (runtime, dir, runtime_dir) =
+            (self.inner.runtime.clone(), self.dir.clone(), self.runtime_dir.clone());
         let (attempt, spec, block) = (self.unit.attempt(), self.spec.clone(), block.clone());
         let quota = self.inner.options.work.spool_quota_mib << 20;
         blocking(move || {
@@ -582,7 +631,8 @@ impl Task {
             let (project, copy) = (dir.project(), dir.path().join(format!("project.{ticket}")));
             let has_project = copy.exists();
             if has_project {
-                fs::rename(&copy, &project).map_err(|error| format!("cannot move the working copy: {error}"))?;
+                fs::rename(&copy, &project)
+                    .map_err(|error| format!("cannot move the working copy: {error}"))?;
             }
             private::lay_out(&private, &block.files).map_err(|error| chain(&error))?;
             let job = Job {
