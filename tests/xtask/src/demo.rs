@@ -140,9 +140,9 @@ async fn demo(options: &Options) -> anyhow::Result<ExitCode> {
     let outcome = match result {
         Ok(outcome) => outcome,
         Err(error) => {
-            let logs = system.logs();
+            eprint!("{}", system.logs());
             system.end().await.ok();
-            return Err(error.context(logs));
+            return Err(error);
         }
     };
     if options.once {
@@ -157,9 +157,9 @@ async fn demo(options: &Options) -> anyhow::Result<ExitCode> {
         () = stop.asked() => None,
     };
     if let Some(error) = gone {
-        let logs = system.logs();
+        eprint!("{}", system.logs());
         system.end().await.ok();
-        return Err(error.context(logs));
+        return Err(error);
     }
     println!();
     system.end().await?;
