@@ -83,6 +83,7 @@ impl Answers for Daemon {
             peers: vec![],
             links: vec![],
             nodes: vec![me],
+            packets: plexus_mesh::status::PacketCounts::default(),
             problems: if self.problem { vec![problem] } else { vec![] },
         }
     }
