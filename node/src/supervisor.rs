@@ -117,7 +117,9 @@ pub struct Supervisor(Arc<Inner>);
 
 struct Inner {
     options: Options,
-    store: Store,
+    store: StoreId,
+    /// Keeps other agents out until shutdown.
+    lock: Mutex<Option<Store>>,
     runtime: Arc<dyn Runtime>,
     runtime_version: tokio::sync::OnceCell<String>,
     cache: Arc<Cache>,
@@ -141,7 +143,7 @@ struct Handle {
 
 impl std::fmt::Debug for Inner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Supervisor").field("store", &self.store.id).finish_non_exhaustive()
+        f.debug_struct("Supervisor").field("store", &self.store).finish_non_exhaustive()
     }
 }
 
@@ -162,9 +164,30 @@ impl Inner {
         self.serial.fetch_add(1, Ordering::Relaxed) + 1
     }
 
+    /// Moves file system work off the threads that carry streams. Once begun it comes to its end, and shutdown
+    /// waits for that, even when nobody waits for the result any more.
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let token = self.tasks.token();
+        let tracked = move || {
+            let value = work();
+            drop(token);
+            value
+        };
+        match tokio::task::spawn_blocking(tracked).await {
+            Ok(value) => value,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime is going down, and this task with it.
+                Err(_) => std::future::pending().await,
+            },
+        }
+    }
+
     /// True for an attempt that has no business in a container or on tmpfs any more.
     fn is_stale(&self, attempt: Attempt) -> bool {
-        self.units().get(&attempt).is_none_or(|unit| unit.view.borrow().is_finished())
+        // What is there when an agent goes belongs to the next one.
+        !self.cancel.is_cancelled()
+            && self.units().get(&attempt).is_none_or(|unit| unit.view.borrow().is_finished())
     }
 }
 
@@ -188,7 +211,8 @@ impl Supervisor {
         };
         let supervisor = Self(Arc::new(Inner {
             options,
-            store,
+            store: store.id,
+            lock: Mutex::new(Some(store)),
             runtime,
             runtime_version: tokio::sync::OnceCell::new(),
             cache,
@@ -213,7 +237,7 @@ impl Supervisor {
 
     /// Identity of the data directory.
     pub fn store_id(&self) -> StoreId {
-        self.0.store.id
+        self.0.store
     }
 
     /// The tree cache.
@@ -226,8 +250,9 @@ impl Supervisor {
         self.0.cancel.cancel();
         self.0.tasks.close();
         self.0.tasks.wait().await;
-        self.0.units().clear();
         drop(self.0.take_spare()); // it ends when its agent hangs up
+        // Streams may hold this supervisor for a while yet; the directory is the next one's from now on.
+        self.0.lock.lock().expect("no code panics under this lock").take();
     }
 
     fn recover(&self) -> Result<(), StartError> {
@@ -291,7 +316,7 @@ impl Supervisor {
     async fn try_submit(&self, caller: &Caller, request: SubmitRequest) -> Result<UnitStatus, Refusal> {
         let attempt = parse_attempt(request.unit.as_ref())?;
         let epoch = parse_epoch(request.epoch)?;
-        let own = self.0.store.id;
+        let own = self.0.store;
         if StoreId::from_slice(&request.store_id) != Ok(own) {
             let message = format!("unit {attempt} is bound to another store than this node's {own}");
             return Err(refusal(RefusalCode::OtherStore, message));
@@ -408,11 +433,14 @@ impl Supervisor {
     /// The node itself.
     pub async fn info(&self) -> NodeInfo {
         let runtime = self.0.runtime.clone();
-        let version =
-            self.0.runtime_version.get_or_init(|| async { blocking(move || runtime.version()).await }).await;
+        let version = self
+            .0
+            .runtime_version
+            .get_or_init(|| async { self.0.blocking(move || runtime.version()).await })
+            .await;
         let capacity = capacity::measure();
         NodeInfo {
-            store_id: self.0.store.id.0.as_bytes().to_vec().into(),
+            store_id: self.0.store.0.as_bytes().to_vec().into(),
             software: crate::SOFTWARE.to_owned(),
             cpu_millis: capacity.cpu_millis,
             memory_bytes: capacity.memory_bytes,
@@ -504,7 +532,7 @@ impl Supervisor {
     /// Removes a working copy that was never used.
     pub async fn discard(&self, dir: PathBuf) {
         let runtime = self.0.runtime.clone();
-        if let Err(error) = blocking(move || runtime.remove_tree(&dir)).await {
+        if let Err(error) = self.0.blocking(move || runtime.remove_tree(&dir)).await {
             warn!(error = &error as &dyn std::error::Error, "unused working copy stays");
         }
     }
@@ -542,18 +570,6 @@ async fn ask<T>(
         return Err(unknown(attempt)); // forgotten a moment ago
     }
     waiting.await.map_err(|_| shutting_down())
-}
-
-/// Moves file system work off the threads that carry streams.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(value) => value,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime is going down, and this task with it.
-            Err(_) => std::future::pending().await,
-        },
-    }
 }
 
 fn reply(result: Result<UnitStatus, Refusal>) -> UnitReply {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::shims::{self, Spare};
-use super::{Inner, Supervisor, blocking};
+use super::{Inner, Supervisor};
 use crate::cgroup;
 use crate::runtime::{self, Kind};
 use crate::unit_dir::{self, UnitDir};
@@ -30,7 +30,7 @@ struct Reaped {
 impl Inner {
     /// Starts a shim that waits for a launch, in a directory of its own.
     pub(super) fn spawn_spare(&self) -> std::io::Result<Spare> {
-        let name = format!("{}.{}", self.store.id, uuid::Uuid::new_v4());
+        let name = format!("{}.{}", self.store, uuid::Uuid::new_v4());
         let group = (self.runtime.kind() == Kind::Process).then_some(name.as_str());
         shims::spawn(&self.options.shim_binary, self.options.runtime_dir.join(SPARES).join(&name), group)
     }
@@ -99,7 +99,7 @@ impl Supervisor {
     pub async fn reap(&self) {
         self.0.dirty.store(false, Ordering::SeqCst);
         let inner = self.0.clone();
-        match blocking(move || inner.reap()).await {
+        match self.0.blocking(move || inner.reap()).await {
             Ok(reaped) => {
                 if reaped.containers > 0 {
                     info!(containers = reaped.containers, "leftover containers removed");
@@ -123,7 +123,7 @@ impl Supervisor {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            cgroup::sweep(&self.0.store.id.to_string());
+            cgroup::sweep(&self.0.store.to_string());
             // An idle node starts no engine every minute.
             if self.0.dirty.load(Ordering::SeqCst) {
                 self.reap().await;

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use super::shims::{self, Found, News, Shim};
-use super::{Answer, Attachment, Inner, Opened, Wanted, blocking, unknown};
+use super::{Answer, Attachment, Inner, Opened, Wanted, unknown};
 use crate::cgroup;
 use crate::shim::protocol::{Cancel, Order, Report, Trimmed};
 use crate::spool::{self, Closing};
@@ -406,7 +406,7 @@ impl Task {
     async fn close_lost(&mut self, reason: String, replace: bool) {
         let (runtime, attempt) = (self.inner.runtime.clone(), self.unit.attempt());
         let (runtime_dir, spool) = (self.runtime_dir.clone(), self.dir.spool());
-        let closed = blocking(move || {
+        let closed = self.inner.blocking(move || {
             if let Err(error) = runtime.end(attempt, &runtime_dir) {
                 // The reaper tries again; the outcome is lost either way.
                 warn!(error = &error as &dyn std::error::Error, "what the shim left cannot be ended yet");
@@ -474,7 +474,7 @@ impl Task {
 
     async fn store_owner(&mut self) -> Result<(), Refusal> {
         let (dir, owner, spec) = (self.dir.clone(), self.unit.owner().clone(), self.spec.clone());
-        match blocking(move || dir.store(&owner, &spec)).await {
+        match self.inner.blocking(move || dir.store(&owner, &spec)).await {
             Ok(()) => {
                 self.persisted = true;
                 Ok(())
@@ -497,7 +497,7 @@ impl Task {
         self.wipe_runtime_dir().await;
         self.publish();
         let (runtime, path) = (self.inner.runtime.clone(), self.dir.path().to_owned());
-        let removed = blocking(move || {
+        let removed = self.inner.blocking(move || {
             for entry in fs::read_dir(&path).into_iter().flatten().flatten() {
                 if entry.file_name().to_string_lossy().starts_with("project") {
                     runtime.remove_tree(&entry.path())?;
@@ -513,7 +513,7 @@ impl Task {
     async fn store_outcome(&mut self) {
         let State::Finished(finished) = self.unit.state().clone() else { return };
         let (dir, ended) = (self.dir.clone(), Ended { finished, records: self.unit.records() });
-        match blocking(move || dir.store_outcome(&ended)).await {
+        match self.inner.blocking(move || dir.store_outcome(&ended)).await {
             Ok(()) => self.stored = true,
             Err(error) => warn!(error = &error as &dyn std::error::Error, "outcome cannot be stored yet"),
         }
@@ -526,7 +526,7 @@ impl Task {
             self.store_outcome().await;
         }
         let whole = self.unit.is_settled() && self.stored;
-        let trimmed = blocking(move || {
+        let trimmed = self.inner.blocking(move || {
             if whole {
                 unit_dir::remove_tree(&spool).ok();
                 return Ok(true);
@@ -548,7 +548,7 @@ impl Task {
         self.wipe_runtime_dir().await;
         let (runtime, path) = (self.inner.runtime.clone(), self.dir.path().to_owned());
         let name = format!("{ERASED}{}", self.unit.attempt());
-        let erased = blocking(move || {
+        let erased = self.inner.blocking(move || {
             let gone = path.with_file_name(name);
             // One step: after a crash there is the whole unit, or none of it.
             match fs::rename(&path, &gone) {
@@ -564,7 +564,7 @@ impl Task {
 
     async fn wipe_runtime_dir(&mut self) {
         let (runtime, dir) = (self.inner.runtime.clone(), self.runtime_dir.clone());
-        let wiped = blocking(move || {
+        let wiped = self.inner.blocking(move || {
             if let Some(group) = cgroup::noted(&dir.join(cgroup::NOTE)) {
                 fs::remove_dir(group).ok(); // in use while the shim is still going; the kernel's tree is small
             }

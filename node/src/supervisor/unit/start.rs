@@ -9,7 +9,6 @@ use super::{Task, chain};
 use crate::private;
 use crate::runtime::{Command, Job, Runtime};
 use crate::shim::protocol::{Launch, Order, VERSION};
-use crate::supervisor::blocking;
 use crate::unit_dir::UnitDir;
 
 /// Longest input of a worker: it must fit, with all the rest of a launch, into one frame to the shim.
@@ -45,7 +44,7 @@ impl Task {
         let launch = self.lay_out(ticket, block).await?;
         // From the mark on, the unit counts as started, whatever happens.
         let dir = self.dir.clone();
-        blocking(move || dir.mark_starting()).await.map_err(|error| chain(&error))?;
+        self.inner.blocking(move || dir.mark_starting()).await.map_err(|error| chain(&error))?;
         self.launched = true;
         if let Some(shim) = &self.shim {
             shim.order(Order::Launch(Box::new(launch))).await;
@@ -58,27 +57,28 @@ impl Task {
             (self.inner.runtime.clone(), self.dir.clone(), self.runtime_dir.clone());
         let (attempt, spec, block) = (self.unit.attempt(), self.spec.clone(), block.clone());
         let quota = self.inner.options.work.spool_quota_mib << 20;
-        blocking(move || {
-            let private = runtime_dir.join("private");
-            let (project, copy) = (dir.project(), dir.path().join(format!("project.{ticket}")));
-            let has_project = copy.exists();
-            if has_project {
-                fs::rename(&copy, &project)
-                    .map_err(|error| format!("cannot move the working copy: {error}"))?;
-            }
-            private::lay_out(&private, &block.files).map_err(|error| chain(&error))?;
-            let job = Job {
-                attempt,
-                spec: &spec,
-                private: &private,
-                project: has_project.then_some(&*project),
-                runtime_dir: &runtime_dir,
-                secret_env: &block.env,
-            };
-            let command = runtime.command(&job).map_err(|error| chain(&error))?;
-            Ok(launch(&*runtime, &job, command, &block, &dir, quota))
-        })
-        .await
+        self.inner
+            .blocking(move || {
+                let private = runtime_dir.join("private");
+                let (project, copy) = (dir.project(), dir.path().join(format!("project.{ticket}")));
+                let has_project = copy.exists();
+                if has_project {
+                    fs::rename(&copy, &project)
+                        .map_err(|error| format!("cannot move the working copy: {error}"))?;
+                }
+                private::lay_out(&private, &block.files).map_err(|error| chain(&error))?;
+                let job = Job {
+                    attempt,
+                    spec: &spec,
+                    private: &private,
+                    project: has_project.then_some(&*project),
+                    runtime_dir: &runtime_dir,
+                    secret_env: &block.env,
+                };
+                let command = runtime.command(&job).map_err(|error| chain(&error))?;
+                Ok(launch(&*runtime, &job, command, &block, &dir, quota))
+            })
+            .await
     }
 }
 
