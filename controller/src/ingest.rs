@@ -317,7 +317,8 @@ impl std::fmt::Debug for Session {
     }
 }
 
-#[cfg(all(test, feature = "crash-points"))]
+#[cfg(test)]
+#[cfg(feature = "crash-points")]
 mod crash_tests;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -253,6 +253,10 @@ impl Config {
             if !path.is_absolute() {
                 return Err(format!("{key} must be an absolute path, not {:?}", path.display().to_string()));
             }
+            // Container engines take them as the separators of a mount.
+            if path.to_str().is_none_or(|text| text.contains([':', ',', '\n'])) {
+                return Err(format!("{key} must be text without ':', ',' and line feeds"));
+            }
         }
         if self.mesh.listen.is_empty() && self.mesh.peers.is_empty() {
             return Err("mesh.listen and mesh.peers are both empty: this node could reach nobody".to_owned());
@@ -319,6 +323,7 @@ mod tests {
         };
         check("", "could reach nobody");
         check("data_dir = \"var\"\n", "data_dir must be an absolute path");
+        check("data_dir = \"/var/a:b\"\n", "without ':'");
         check("[[mesh.peers]]\naddress = \"hop\"\n", "must be host:port");
         check("[[mesh.peers]]\naddress = \"hop:0\"\n", "must be host:port");
         check("[[mesh.peers]]\naddress = \"hop:1\"\nname = \"Hop\"\n", "line 3");

@@ -1,7 +1,7 @@
 //! The shim: a process per unit that owns the worker's pipes, its exit status and the spool.
 //!
 //! The agent starts it (same binary, `plexus-node shim`), as a spare before there is work for it, and may die, be
-//! upgraded and come back; the shim goes on. It is one thread around `poll(2)` that owns all state ([`drive`]), and a second one that does
+//! upgraded and come back; the shim goes on. It is one thread around `poll(2)` that owns all state (module `drive`), and a second one that does
 //! nothing but `fdatasync`, so that a slow disk never delays the next line on its way to the agent.
 //!
 //! * standard input: a socket to the agent that started it. [`Launch`](protocol::Launch) comes through it, so

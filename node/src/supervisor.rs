@@ -1,9 +1,10 @@
 //! Owns all units of this node, one task for each.
 //!
 //! A [`Supervisor`] is a cheap handle. Each verb finds the unit's task and waits for its answer; the task
-//! ([`unit`]) alone touches the unit's state, disk and shim. At start every unit on disk gets its task back, and
+//! (module `unit`) alone touches the unit's state, disk and shim. At start every unit on disk gets its task back, and
 //! finds its shim again if it has one. Every minute [`reap`](Supervisor::reap) looks for what should be gone.
 
+mod leftovers;
 mod shims;
 mod unit;
 
@@ -12,7 +13,6 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use plexus_proto::id::{Attempt, NodeId, OwnerEpoch, StoreId};
 use plexus_proto::work::{
@@ -30,7 +30,7 @@ use crate::store_id::Store;
 use crate::tree::{self, Cache, Digest};
 use crate::unit_dir::{self, UnitDir};
 use crate::work::{Caller, Unit, refusal};
-use crate::{capacity, cgroup, private};
+use crate::{capacity, private};
 
 use shims::Spare;
 pub use unit::View;
@@ -40,13 +40,6 @@ use unit::{Request, Task};
 const UNITS_MAX: usize = 10_000;
 /// Requests that wait for one unit's task. It fills when the disk stalls; callers then wait.
 const REQUESTS: usize = 64;
-/// Folder of shims that wait for a unit, below the runtime directory.
-const SPARES: &str = "spares";
-/// Longest wait for a spare shim of an earlier life to be gone; it was told when its agent died.
-const SPARE_LIMIT: Duration = Duration::from_secs(1);
-/// How often leftovers are looked for.
-const REAP_PERIOD: Duration = Duration::from_secs(60);
-
 /// What a supervisor is told.
 #[derive(Debug)]
 pub struct Options {
@@ -124,7 +117,9 @@ pub struct Supervisor(Arc<Inner>);
 
 struct Inner {
     options: Options,
-    store: Store,
+    store: StoreId,
+    /// Keeps other agents out until shutdown.
+    lock: Mutex<Option<Store>>,
     runtime: Arc<dyn Runtime>,
     runtime_version: tokio::sync::OnceCell<String>,
     cache: Arc<Cache>,
@@ -140,13 +135,6 @@ struct Inner {
     cancel: CancellationToken,
 }
 
-/// What a look for leftovers found.
-struct Reaped {
-    containers: usize,
-    /// Directories of shims that live and belong to no living unit.
-    shims: Vec<PathBuf>,
-}
-
 #[derive(Clone)]
 struct Handle {
     requests: mpsc::Sender<Request>,
@@ -155,7 +143,7 @@ struct Handle {
 
 impl std::fmt::Debug for Inner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Supervisor").field("store", &self.store.id).finish_non_exhaustive()
+        f.debug_struct("Supervisor").field("store", &self.store).finish_non_exhaustive()
     }
 }
 
@@ -176,74 +164,30 @@ impl Inner {
         self.serial.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Starts a shim that waits for a launch, in a directory of its own.
-    fn spawn_spare(&self) -> std::io::Result<Spare> {
-        let name = format!("{}.{}", self.store.id, uuid::Uuid::new_v4());
-        let group = (self.runtime.kind() == Kind::Process).then_some(name.as_str());
-        shims::spawn(&self.options.shim_binary, self.options.runtime_dir.join(SPARES).join(&name), group)
-    }
-
-    fn take_spare(&self) -> Option<Spare> {
-        self.spare.lock().expect("no code panics under this lock").take()
-    }
-
-    /// Sees to it that the next unit finds a shim waiting: starting one takes longer than starting a worker.
-    fn keep_spare(&self) {
-        let mut spare = self.spare.lock().expect("no code panics under this lock");
-        if spare.is_none() && !self.cancel.is_cancelled() {
-            match self.spawn_spare() {
-                Ok(fresh) => *spare = Some(fresh),
-                Err(error) => warn!(error = &error as &dyn std::error::Error, "spare shim cannot be started"),
-            }
+    /// Moves file system work off the threads that carry streams. Once begun it comes to its end, and shutdown
+    /// waits for that, even when nobody waits for the result any more.
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let token = self.tasks.token();
+        let tracked = move || {
+            let value = work();
+            drop(token);
+            value
+        };
+        match tokio::task::spawn_blocking(tracked).await {
+            Ok(value) => value,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime is going down, and this task with it.
+                Err(_) => std::future::pending().await,
+            },
         }
-    }
-
-    /// Removes what spare shims of an earlier life left. They ended with their agent.
-    fn remove_spares(&self) {
-        let dir = self.options.runtime_dir.join(SPARES);
-        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
-            if let Some(group) = cgroup::noted(&entry.path().join(cgroup::NOTE)) {
-                cgroup::end(&group, SPARE_LIMIT);
-            }
-        }
-        if let Err(error) = self.runtime.remove_tree(&dir) {
-            warn!(error = &error as &dyn std::error::Error, "spare shims of an earlier life left something");
-        }
-    }
-
-    /// Looks for leftovers and removes them. Blocks.
-    fn reap(&self) -> Result<Reaped, runtime::Error> {
-        let containers = self.runtime.reap(&|attempt| self.is_stale(attempt))?;
-        let mut shims = Vec::new();
-        for attempt in unit_dir::list(&self.runtime_units()).unwrap_or_default() {
-            let dir = self.runtime_units().join(attempt.to_string());
-            if !self.is_stale(attempt) {
-                continue;
-            }
-            if shims::is_alive(&dir) {
-                shims.push(dir);
-            } else {
-                self.runtime.end(attempt, &dir)?;
-                self.runtime.remove_tree(&dir)?;
-            }
-        }
-        for attempt in unit_dir::list(&self.units_dir()).unwrap_or_default() {
-            let copy = UnitDir::new(&self.units_dir(), attempt).project();
-            if self.is_stale(attempt) && copy.exists() {
-                self.runtime.remove_tree(&copy)?;
-            }
-        }
-        if self.payloads.load(Ordering::SeqCst) == 0
-            && let Err(error) = self.cache.trim(self.options.work.cache_mib << 20)
-        {
-            warn!(error = &error as &dyn std::error::Error, "tree cache cannot be trimmed");
-        }
-        Ok(Reaped { containers, shims })
     }
 
     /// True for an attempt that has no business in a container or on tmpfs any more.
     fn is_stale(&self, attempt: Attempt) -> bool {
-        self.units().get(&attempt).is_none_or(|unit| unit.view.borrow().is_finished())
+        // What is there when an agent goes belongs to the next one.
+        !self.cancel.is_cancelled()
+            && self.units().get(&attempt).is_none_or(|unit| unit.view.borrow().is_finished())
     }
 }
 
@@ -267,7 +211,8 @@ impl Supervisor {
         };
         let supervisor = Self(Arc::new(Inner {
             options,
-            store,
+            store: store.id,
+            lock: Mutex::new(Some(store)),
             runtime,
             runtime_version: tokio::sync::OnceCell::new(),
             cache,
@@ -292,7 +237,7 @@ impl Supervisor {
 
     /// Identity of the data directory.
     pub fn store_id(&self) -> StoreId {
-        self.0.store.id
+        self.0.store
     }
 
     /// The tree cache.
@@ -305,8 +250,9 @@ impl Supervisor {
         self.0.cancel.cancel();
         self.0.tasks.close();
         self.0.tasks.wait().await;
-        self.0.units().clear();
         drop(self.0.take_spare()); // it ends when its agent hangs up
+        // Streams may hold this supervisor for a while yet; the directory is the next one's from now on.
+        self.0.lock.lock().expect("no code panics under this lock").take();
     }
 
     fn recover(&self) -> Result<(), StartError> {
@@ -370,7 +316,7 @@ impl Supervisor {
     async fn try_submit(&self, caller: &Caller, request: SubmitRequest) -> Result<UnitStatus, Refusal> {
         let attempt = parse_attempt(request.unit.as_ref())?;
         let epoch = parse_epoch(request.epoch)?;
-        let own = self.0.store.id;
+        let own = self.0.store;
         if StoreId::from_slice(&request.store_id) != Ok(own) {
             let message = format!("unit {attempt} is bound to another store than this node's {own}");
             return Err(refusal(RefusalCode::OtherStore, message));
@@ -487,11 +433,14 @@ impl Supervisor {
     /// The node itself.
     pub async fn info(&self) -> NodeInfo {
         let runtime = self.0.runtime.clone();
-        let version =
-            self.0.runtime_version.get_or_init(|| async { blocking(move || runtime.version()).await }).await;
+        let version = self
+            .0
+            .runtime_version
+            .get_or_init(|| async { self.0.blocking(move || runtime.version()).await })
+            .await;
         let capacity = capacity::measure();
         NodeInfo {
-            store_id: self.0.store.id.0.as_bytes().to_vec().into(),
+            store_id: self.0.store.0.as_bytes().to_vec().into(),
             software: crate::SOFTWARE.to_owned(),
             cpu_millis: capacity.cpu_millis,
             memory_bytes: capacity.memory_bytes,
@@ -583,44 +532,8 @@ impl Supervisor {
     /// Removes a working copy that was never used.
     pub async fn discard(&self, dir: PathBuf) {
         let runtime = self.0.runtime.clone();
-        if let Err(error) = blocking(move || runtime.remove_tree(&dir)).await {
+        if let Err(error) = self.0.blocking(move || runtime.remove_tree(&dir)).await {
             warn!(error = &error as &dyn std::error::Error, "unused working copy stays");
-        }
-    }
-
-    /// Ends containers and removes directories that belong to no living unit.
-    pub async fn reap(&self) {
-        self.0.dirty.store(false, Ordering::SeqCst);
-        let inner = self.0.clone();
-        match blocking(move || inner.reap()).await {
-            Ok(reaped) => {
-                if reaped.containers > 0 {
-                    info!(containers = reaped.containers, "leftover containers removed");
-                }
-                for dir in reaped.shims {
-                    // Its unit is unknown here: whoever submitted it got another store id since.
-                    self.0.dirty.store(true, Ordering::SeqCst);
-                    warn!(dir = %dir.display(), "ending a shim whose unit is unknown");
-                    shims::abort(&dir).await;
-                }
-            }
-            Err(error) => {
-                self.0.dirty.store(true, Ordering::SeqCst);
-                warn!(error = &error as &dyn std::error::Error, "leftovers cannot be removed; trying again");
-            }
-        }
-    }
-
-    async fn reap_for_ever(&self) {
-        let mut tick = tokio::time::interval(REAP_PERIOD);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tick.tick().await;
-            cgroup::sweep(&self.0.store.id.to_string());
-            // An idle node starts no engine every minute.
-            if self.0.dirty.load(Ordering::SeqCst) {
-                self.reap().await;
-            }
         }
     }
 
@@ -657,18 +570,6 @@ async fn ask<T>(
         return Err(unknown(attempt)); // forgotten a moment ago
     }
     waiting.await.map_err(|_| shutting_down())
-}
-
-/// Moves file system work off the threads that carry streams.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(value) => value,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime is going down, and this task with it.
-            Err(_) => std::future::pending().await,
-        },
-    }
 }
 
 fn reply(result: Result<UnitStatus, Refusal>) -> UnitReply {

@@ -383,3 +383,93 @@ async fn garbage_on_a_stream_is_an_error_and_nothing_else() {
     assert_eq!(refusal.code(), RefusalCode::UnknownUnit);
     node.shutdown().await;
 }
+
+#[tokio::test]
+async fn many_restarts_under_a_chatty_unit_lose_and_double_nothing() {
+    let place = Place::new();
+    let mut node = place.start().await;
+    let job = Job::script("seq 1 60000 | while read -r line; do echo \"$line\"; done");
+    job.start(&node).await;
+    let (mut next, mut got) = (1, Vec::new());
+    for round in 0.. {
+        let mut records = job.attach(&node, next).await;
+        let ended = |records: &Records| matches!(records.got.last(), Some((_, RecordKind::End(_))));
+        let mut bytes = 0;
+        while bytes < 30_000 && !ended(&records) {
+            assert_eq!(records.next().await, None);
+            if let Some((_, RecordKind::Output(output))) = records.got.last() {
+                bytes += output.data.len();
+            }
+        }
+        let last = records.got.last().unwrap().0;
+        if round % 2 == 0 {
+            records.ack(last).await;
+        }
+        got.extend(records.bytes(Stream::Stdout));
+        next = last + 1;
+        if ended(&records) {
+            break;
+        }
+        node.shutdown().await;
+        drop((node, records));
+        node = place.start().await;
+    }
+    let expected: String = (1..=60_000).map(|number| format!("{number}\n")).collect();
+    assert!(got == expected.as_bytes(), "{} bytes instead of {}", got.len(), expected.len());
+    node.shutdown().await;
+}
+
+/// Mounts a small tmpfs; this needs root, as the container tests do.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount(bytes: u32) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let size = format!("size={bytes}");
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+            .arg(dir.path())
+            .status();
+        mounted.is_ok_and(|status| status.success()).then_some(Self(dir))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        std::process::Command::new("umount").arg("-l").arg(self.0.path()).status().ok();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_holds_the_job_and_loses_nothing() {
+    let Some(disk) = SmallDisk::mount(24 << 20) else {
+        println!("skipped: mounting a small tmpfs needs root");
+        return;
+    };
+    let mut place = Place::new();
+    place.data = tempfile::tempdir_in(disk.0.path()).unwrap();
+    let node = place.start().await;
+    let job = Job::script("seq 1 5000000; echo last");
+    job.start(&node).await;
+    let spool = place.unit_dir(job.attempt).join("spool");
+    let held = || async { plexus_node::spool::held_bytes(&spool).unwrap_or(0) };
+    wait_for(held, |held| *held >= 22 << 20).await;
+    // Nothing gives way until a controller takes what is there.
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert!(finished(&job.status(&node).await.unwrap()).is_none());
+    let mut records = job.attach(&node, 1).await;
+    let mut acked = 0;
+    while !matches!(records.got.last(), Some((_, RecordKind::End(_)))) {
+        assert_eq!(records.next().await, None);
+        let last = records.got.last().map_or(0, |(number, _)| *number);
+        if last >= acked + 20 {
+            records.ack(last).await;
+            acked = last;
+        }
+    }
+    let text = records.stdout();
+    assert!(text.ends_with("\n5000000\nlast\n"));
+    assert_eq!(text.lines().count(), 5_000_001);
+    node.shutdown().await;
+    drop((node, records));
+}

@@ -29,7 +29,7 @@ async fn a_unit_runs_and_every_byte_arrives_once_and_sealed() {
     assert_eq!(refusal.code(), RefusalCode::NotFinished, "{}", refusal.message);
     records.ack_all().await;
     let last = records.got.last().unwrap().0;
-    wait_for(|| job.status(&node), |status| status.as_ref().unwrap().acked == last).await;
+    wait_for(|| job.status(&node), |status| status.as_ref().unwrap().acked == last).await.unwrap();
     job.forget(&node).await.unwrap();
     assert_eq!(job.status(&node).await.unwrap_err().code(), RefusalCode::UnknownUnit);
     assert_eq!(files_below(&place.data.path().join("data/units")), Vec::<std::path::PathBuf>::new());
@@ -213,7 +213,7 @@ async fn a_newer_attach_ends_the_older_and_takes_the_acks() {
     new.ack(2).await;
     new.epoch = epoch(2);
     new.ack(1).await;
-    wait_for(|| job.status(&node), |status| status.as_ref().unwrap().acked > 0).await;
+    wait_for(|| job.status(&node), |status| status.as_ref().unwrap().acked > 0).await.unwrap();
     assert_eq!(job.status(&node).await.unwrap().acked, 1);
 
     job.epoch = epoch(1);

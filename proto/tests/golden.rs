@@ -3,6 +3,8 @@
 //! A file under `golden/` is never changed once released: a new field gets a new sample beside the old one. A missing
 //! file is written by `PLEXUS_BLESS=1 cargo test -p plexus-proto --test golden` and then committed.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on stops there")]
+
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::PathBuf;

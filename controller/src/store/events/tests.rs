@@ -387,6 +387,60 @@ async fn a_locked_file_is_waited_for() {
 }
 
 #[tokio::test]
+async fn after_a_write_that_failed_for_good_sessions_go_on_from_the_cursor() {
+    let dir = TempDir::new().unwrap();
+    let store = EventStore::open(dir.path()).await.unwrap();
+    let mut session = open(&store, 1, 1).await;
+    let mut bystander = open(&store, 2, 2).await;
+    let records = Spool::lines(attempt(1, 1), &captured("flow"), 4);
+    let theirs = Spool::lines(attempt(2, 1), &captured("failed-task"), 4);
+    session.push(records[0].clone()).await.unwrap();
+    session.push(records[1].clone()).await.unwrap();
+    bystander.push(theirs[0].clone()).await.unwrap();
+    stored(&session).await;
+    stored(&bystander).await;
+    let mut other = other_process(dir.path()).await;
+    execute(&mut other, "ALTER TABLE event RENAME TO away").await;
+    for record in &records[2..5] {
+        // The failure may come as early as the second.
+        let _ = session.push(record.clone()).await;
+    }
+    assert!(session.acked().wait_for(|&stored| stored > 2).await.is_err());
+    let error = session.push(records[5].clone()).await.unwrap_err();
+    assert!(
+        !error.is_fenced() && format!("{:?}", std::error::Error::source(&error)).contains("no such table"),
+        "{error:?}"
+    );
+    execute(&mut other, "ALTER TABLE away RENAME TO event").await;
+    for (unit, records) in [(1, &records), (2, &theirs)] {
+        let mut session = open(&store, unit, unit as i64).await;
+        assert_eq!(session.next_record(), if unit == 1 { 3 } else { 2 });
+        for record in &records[session.next_record() as usize - 1..] {
+            session.push(record.clone()).await.unwrap();
+        }
+        stored(&session).await;
+    }
+    for (id, case, count) in [(1, "flow", 65), (2, "failed-task", 16)] {
+        let events = store.events(job(id), all()).await.unwrap().events;
+        assert_eq!(events.len(), count);
+        let lines = captured(case);
+        for event in &events {
+            // Names are right: none made for what was not stored came in between.
+            let said = memchr::memmem::find(&lines, format!("\"uuid\": \"{}\"", event.uuid).as_bytes());
+            assert!(
+                said.is_some()
+                    && lines
+                        .windows(event.task.len() + 2)
+                        .any(|w| w == format!("\"{}\"", event.task).as_bytes())
+            );
+            assert_eq!(event.event_data.get().contains("\"host\": "), !event.host_name.is_empty());
+        }
+        assert_eq!(store.summary(job(id)).await.unwrap().events, count as u64);
+    }
+    store.close().await;
+}
+
+#[tokio::test]
 async fn damage_is_an_error_and_no_panic() {
     let dir = TempDir::new().unwrap();
     let store = EventStore::open(dir.path()).await.unwrap();
