@@ -125,7 +125,7 @@ impl AsyncUdpSocket for VirtualSocket {
         let segment = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
         let ecn = transmit.ecn.map_or(0, |mark| mark as u8);
         self.overlay
-            .originate(self.peer, self.class, ecn, transmit.contents.chunks(segment))
+            .originate(self.peer, self.class, ecn, transmit.contents, segment)
             .map_err(|_| io::ErrorKind::WouldBlock.into())
     }
 
