@@ -4,6 +4,7 @@
 //! (module `unit`) alone touches the unit's state, disk and shim. At start every unit on disk gets its task back, and
 //! finds its shim again if it has one. Every minute [`reap`](Supervisor::reap) looks for what should be gone.
 
+mod incarnations;
 mod leftovers;
 mod shims;
 mod unit;
@@ -32,6 +33,7 @@ use crate::unit_dir::{self, UnitDir};
 use crate::work::{Caller, Unit, refusal};
 use crate::{capacity, private};
 
+use incarnations::Incarnations;
 use shims::Spare;
 pub use unit::View;
 use unit::{Request, Task};
@@ -67,6 +69,9 @@ pub enum StartError {
     /// The tree cache.
     #[error("cannot open the tree cache")]
     Cache(#[from] tree::Error),
+    /// The incarnations of clusters.
+    #[error(transparent)]
+    Incarnations(#[from] incarnations::Error),
     /// The units on disk.
     #[error("cannot read the units of an earlier life")]
     Units(#[from] unit_dir::Error),
@@ -123,6 +128,7 @@ struct Inner {
     runtime: Arc<dyn Runtime>,
     runtime_version: tokio::sync::OnceCell<String>,
     cache: Arc<Cache>,
+    incarnations: Incarnations,
     units: Mutex<BTreeMap<Attempt, Handle>>,
     serial: AtomicU64,
     /// A shim that waits for the next unit.
@@ -201,6 +207,7 @@ impl Supervisor {
         private::check_runtime_dir(&options.runtime_dir)?;
         private::check_swap(options.work.allow_swap)?;
         let cache = Arc::new(Cache::open(&options.data_dir.join("cache"))?);
+        let incarnations = Incarnations::open(&options.data_dir)?;
         let place = Place { node: options.node.clone(), store: store.id };
         let runtime: Arc<dyn Runtime> = match options.work.runtime.kind() {
             Kind::Podman => {
@@ -216,6 +223,7 @@ impl Supervisor {
             runtime,
             runtime_version: tokio::sync::OnceCell::new(),
             cache,
+            incarnations,
             units: Mutex::default(),
             serial: AtomicU64::new(0),
             spare: Mutex::default(),
@@ -324,6 +332,7 @@ impl Supervisor {
         if self.0.cancel.is_cancelled() {
             return Err(shutting_down());
         }
+        self.0.incarnations.check(&caller.cluster, epoch)?;
         let known = self.handle(attempt);
         let handle = match known {
             Some(handle) => handle,
@@ -385,22 +394,24 @@ impl Supervisor {
     /// Asks a unit to end.
     pub async fn cancel(&self, caller: &Caller, request: CancelRequest) -> UnitReply {
         let verb = |epoch, answer| Request::Cancel { caller: caller.clone(), epoch, answer };
-        reply(self.act(request.unit.as_ref(), request.epoch, verb).await)
+        reply(self.act(caller, request.unit.as_ref(), request.epoch, verb).await)
     }
 
     /// Drops a finished, fully acknowledged unit. One that is unknown is forgotten already.
     pub async fn forget(&self, caller: &Caller, request: ForgetRequest) -> UnitReply {
         let verb = |epoch, answer| Request::Forget { caller: caller.clone(), epoch, answer };
-        reply(self.act(request.unit.as_ref(), request.epoch, verb).await)
+        reply(self.act(caller, request.unit.as_ref(), request.epoch, verb).await)
     }
 
     async fn act(
         &self,
+        caller: &Caller,
         unit: Option<&plexus_proto::work::UnitRef>,
         epoch: Option<plexus_proto::work::OwnerEpoch>,
         verb: impl FnOnce(OwnerEpoch, Answer<UnitStatus>) -> Request,
     ) -> Result<UnitStatus, Refusal> {
         let (attempt, epoch) = (parse_attempt(unit)?, parse_epoch(epoch)?);
+        self.0.incarnations.check(&caller.cluster, epoch)?;
         let handle = self.known(attempt)?;
         ask(&handle.requests, attempt, |answer| verb(epoch, answer)).await?
     }
@@ -459,6 +470,7 @@ impl Supervisor {
         attempt: Attempt,
         epoch: OwnerEpoch,
     ) -> Result<Opened, Refusal> {
+        self.0.incarnations.check(&caller.cluster, epoch)?;
         let handle = self.known(attempt)?;
         let verb = |answer| Request::OpenPayload { caller: caller.clone(), epoch, answer };
         ask(&handle.requests, attempt, verb).await?
@@ -503,6 +515,7 @@ impl Supervisor {
         epoch: OwnerEpoch,
         from_record: u64,
     ) -> Result<Attachment, Refusal> {
+        self.0.incarnations.check(&caller.cluster, epoch)?;
         let handle = self.known(attempt)?;
         let view = handle.view.clone();
         let verb = |answer| Request::Attach { caller: caller.clone(), epoch, from_record, view, answer };

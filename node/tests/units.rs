@@ -186,6 +186,14 @@ async fn submit_is_refused_for_another_store_an_older_epoch_and_a_second_attempt
 
     job.cancel(&node).await;
     status(node.submit(&caller(), second).await);
+
+    // A database restored from a backup goes above; whoever is left of the time before acts on nothing any more.
+    let restored = plexus_proto::id::OwnerEpoch { incarnation: 2, counter: 1 };
+    let fresh = Job { epoch: restored, ..Job::script("true") };
+    fresh.submit(&node).await;
+    assert_eq!(refused(job.submit_request(&node)).await.code(), RefusalCode::OlderEpoch);
+    let unknown = Job::script("true");
+    assert_eq!(refused(unknown.submit_request(&node)).await.code(), RefusalCode::OlderEpoch);
     node.shutdown().await;
 }
 
