@@ -1,0 +1,74 @@
+//! `plexus ca`: needs no daemon, only a directory.
+
+use std::path::Path;
+use std::time::Duration;
+
+use plexus_mesh::Credentials;
+use plexus_mesh::ca::{CertificateAuthority, Error};
+use plexus_mesh::status::SCHEMA_VERSION;
+use serde_json::json;
+
+use crate::args::{Ca, Format};
+use crate::failure::{Exit, Failure};
+use crate::output::Output;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+pub(crate) fn run(command: Ca, output: &mut Output) -> Result<Exit, Failure> {
+    match command {
+        Ca::Init { dir, mesh, cluster } => {
+            let authority =
+                CertificateAuthority::init(&dir, &mesh, &cluster).map_err(|error| failed(&error))?;
+            let (mesh, cluster, dir) = (authority.mesh(), authority.cluster(), dir.display().to_string());
+            if output.format == Format::Json {
+                let document =
+                    json!({"schema_version": SCHEMA_VERSION, "mesh": mesh, "cluster": cluster, "dir": dir});
+                output.json(&document.to_string())?;
+            } else {
+                output.write(&format!(
+                    "made the authority of mesh {mesh}, cluster {cluster}, in {dir}\n\
+                     keep {dir}/root.key offline: only another cluster needs it\n\
+                     next: plexus ca issue --ca {dir} --role controller --name NAME --out DIR\n"
+                ))?;
+            }
+        }
+        Ca::Issue { ca, role, name, out, days } => {
+            let authority = CertificateAuthority::open(&ca).map_err(|error| failed(&error))?;
+            let identity = authority.issue(role, &name, &out, DAY * days).map_err(|error| failed(&error))?;
+            let expires = expires(&out)?;
+            let dir = out.display();
+            if output.format == Format::Json {
+                let document = json!({
+                    "schema_version": SCHEMA_VERSION,
+                    "node": identity.node,
+                    "role": identity.role,
+                    "address": identity.address.to_string(),
+                    "uri": identity.uri(),
+                    "certificate_expires": expires,
+                    "dir": dir.to_string(),
+                });
+                output.json(&document.to_string())?;
+            } else {
+                let (uri, address) = (identity.uri(), identity.address);
+                output.write(&format!("issued {uri}, address {address}, until {expires}, in {dir}\n"))?;
+            }
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+/// Reads back what was issued, as the node will.
+fn expires(out: &Path) -> Result<String, Failure> {
+    let credentials = Credentials::load(out).map_err(|error| Failure::of(Exit::Failed, &error))?;
+    Ok(credentials.expires().to_string())
+}
+
+fn failed(error: &Error) -> Failure {
+    let failure = Failure::of(Exit::Failed, error);
+    match error {
+        Error::Exists(_) => failure.hint("choose another directory; an authority is never overwritten"),
+        Error::OtherRole { .. } => failure.hint("choose another name; names are unique in a mesh"),
+        Error::Occupied { .. } => failure.hint("choose another --out; each node has its own directory"),
+        _ => failure,
+    }
+}

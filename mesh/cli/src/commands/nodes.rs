@@ -1,0 +1,97 @@
+//! `plexus nodes`: everybody a daemon knows, and the way to each.
+
+use jiff::Timestamp;
+use plexus_mesh::status::{NodeStatus, Nodes};
+
+use crate::args::Format;
+use crate::door::Door;
+use crate::failure::{Exit, Failure};
+use crate::output::{Cell, Color, Output, Paint, Table, since};
+
+pub(crate) async fn run(door: &mut Door, output: &mut Output) -> Result<Exit, Failure> {
+    let answer = door.nodes().await?;
+    if output.format == Format::Json {
+        output.json(&answer.0)?;
+        return Ok(Exit::Ok);
+    }
+    let nodes: Nodes = answer.parse()?;
+    output.write(&render(&nodes, output.format == Format::Wide, output.paint, Timestamp::now()))?;
+    Ok(Exit::Ok)
+}
+
+fn render(nodes: &Nodes, wide: bool, paint: Paint, now: Timestamp) -> String {
+    let mut header = vec!["NODE", "ROLE", "STATE", "SINCE", "COST", "HOPS", "VIA"];
+    if wide {
+        header.extend(["CLUSTER", "ADDRESS", "SOFTWARE"]);
+    }
+    let mut table = Table::new(&header);
+    for node in &nodes.nodes {
+        let mut row = vec![
+            node.node.as_str().into(),
+            node.role.as_str().into(),
+            state(node),
+            since(node.since, now).into(),
+            or_dash(node.cost),
+            or_dash(node.hops),
+            or_dash(node.next_hop.as_ref()),
+        ];
+        if wide {
+            row.push(node.cluster.as_str().into());
+            row.push(node.address.to_string().into());
+            row.push(node.software.as_str().into());
+        }
+        table.row(row);
+    }
+    table.render(paint)
+}
+
+fn state(node: &NodeStatus) -> Cell {
+    match (node.this, node.reachable) {
+        (true, _) => Cell::new(Color::Green, "this node"),
+        (false, true) => Cell::new(Color::Green, "reachable"),
+        (false, false) => Cell::new(Color::Red, "unreachable"),
+    }
+}
+
+fn or_dash(value: Option<impl ToString>) -> Cell {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture;
+    use super::*;
+
+    #[test]
+    fn every_node_has_a_line() {
+        let nodes = fixture::degraded().nodes();
+        let expected = "\
+NODE        ROLE        STATE        SINCE  COST  HOPS  VIA
+controller  controller  this node    1h     -     -     -
+hop-1       hop         reachable    2m     10    1     hop-1
+node-1      execution   reachable    2m     20    2     hop-1
+node-2      execution   unreachable  2m     -     -     -
+";
+        assert_eq!(render(&nodes, false, Paint(false), fixture::now()), expected);
+    }
+
+    #[test]
+    fn wide_shows_every_column() {
+        let mut nodes = fixture::status().nodes();
+        nodes.nodes.truncate(2);
+        let expected = "\
+NODE        ROLE        STATE      SINCE  COST  HOPS  VIA    CLUSTER  ADDRESS   SOFTWARE
+controller  controller  this node  1h     -     -     -      main     00100000  plexus-controller 0.1.0
+hop-1       hop         reachable  2m     10    1     hop-1  main     00100001  plexus-node 0.1.0
+";
+        assert_eq!(render(&nodes, true, Paint(false), fixture::now()), expected);
+    }
+
+    #[test]
+    fn states_are_words_with_colour() {
+        let nodes = fixture::degraded().nodes();
+        let text = render(&nodes, false, Paint(true), fixture::now());
+        assert!(text.contains("\x1b[31munreachable\x1b[0m  "), "{text:?}");
+        assert!(text.contains("\x1b[32mreachable\x1b[0m  "), "{text:?}");
+    }
+}
