@@ -35,7 +35,7 @@ const LINK_KEEPALIVE: Duration = Duration::from_secs(1);
 /// Longest silence that an end-to-end connection survives: a hop may be gone for the time of its restart, and open
 /// streams go on when it is back.
 pub(crate) const SESSION_IDLE: Duration = Duration::from_secs(60);
-/// Keeps NAT state of nobody (links do that) but tells within half a minute that the peer process is gone.
+/// A peer that started again is noticed in this time even if nothing else is said to it.
 const SESSION_KEEPALIVE: Duration = Duration::from_secs(10);
 /// First guess of a round trip. The standard's 333 ms means a second until a lost first packet is sent again.
 const FIRST_RTT: Duration = Duration::from_millis(100);

@@ -41,6 +41,8 @@ struct Inbound {
     /// Whole overlay packets; the header is skipped when they are read.
     packets: VecDeque<(Bytes, u8)>,
     bytes: usize,
+    /// Packets taken since the start.
+    heard: u64,
     waker: Option<Waker>,
 }
 
@@ -65,6 +67,7 @@ impl VirtualSocket {
                 return false;
             }
             inbound.bytes += packet.len();
+            inbound.heard += 1;
             inbound.packets.push_back((packet, ecn));
             inbound.waker.take()
         };
@@ -72,6 +75,13 @@ impl VirtualSocket {
             waker.wake();
         }
         true
+    }
+}
+
+impl VirtualSocket {
+    /// How many packets have come from the peer.
+    pub(crate) fn heard(&self) -> u64 {
+        self.inbound.lock().expect("no code panics under this lock").heard
     }
 }
 
