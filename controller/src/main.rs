@@ -30,7 +30,7 @@ enum Command {
     /// Reads and checks a configuration file, and says what is wrong with it
     CheckConfig {
         /// Configuration file, TOML
-        #[arg(long, value_name = "FILE", env = "PLEXUS_CONTROLLER_CONFIG")]
+        #[arg(value_name = "FILE")]
         config: PathBuf,
     },
     /// Looks into files without a running controller

@@ -65,7 +65,12 @@ fn refusal() -> Refusal {
 }
 
 fn finished() -> Finished {
-    Finished { outcome: Outcome::Failed.into(), exit_code: Some(2), signal: None, reason: "worker ended with 2".into() }
+    Finished {
+        outcome: Outcome::Failed.into(),
+        exit_code: Some(2),
+        signal: None,
+        reason: "worker ended with 2".into(),
+    }
 }
 
 fn status(state: UnitStatusState) -> UnitStatus {
@@ -120,7 +125,10 @@ fn work_verbs() {
         env: BTreeMap::from([("LANG".into(), "C.UTF-8".into())]),
     };
     let store_id = Bytes::from_static(&[3; 16]);
-    check("submit", SubmitRequest { unit: unit(), epoch: epoch(), store_id: store_id.clone(), spec: Some(spec) });
+    check(
+        "submit",
+        SubmitRequest { unit: unit(), epoch: epoch(), store_id: store_id.clone(), spec: Some(spec) },
+    );
     check("cancel", CancelRequest { unit: unit(), epoch: epoch() });
     check("forget", ForgetRequest { unit: unit(), epoch: epoch() });
     check("status", StatusRequest { unit: unit() });
@@ -153,7 +161,10 @@ fn payload_messages() {
         TreeEntry {
             path: "site.yml".into(),
             mode: 0o644,
-            kind: Some(TreeEntryKind::File(FileContent { size: 5, chunks: vec![Bytes::from_static(&[1; 32])] })),
+            kind: Some(TreeEntryKind::File(FileContent {
+                size: 5,
+                chunks: vec![Bytes::from_static(&[1; 32])],
+            })),
         },
     ];
     check("payload-manifest", payload(PayloadMessageKind::Manifest(TreeManifest { entries })));
@@ -186,7 +197,10 @@ fn record_messages() {
     check("records-record", records(RecordMessageKind::Record(sealed)));
     let lost = LostRecord { records: 9, reason: "the shim was killed".into() };
     let plain = Some(Record { kind: Some(RecordKind::Lost(lost)) });
-    check("records-lost", records(RecordMessageKind::Record(SealedRecord { number: 10, sealed: Bytes::new(), plain })));
+    check(
+        "records-lost",
+        records(RecordMessageKind::Record(SealedRecord { number: 10, sealed: Bytes::new(), plain })),
+    );
     check("records-ack", records(RecordMessageKind::Ack(Ack { epoch: epoch(), up_to: 9 })));
     check("records-status", records(RecordMessageKind::Status(status)));
     check("records-refusal", records(RecordMessageKind::Refusal(refusal())));
