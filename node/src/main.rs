@@ -1,1 +1,94 @@
-fn main() {}
+//! `plexus-node`: arguments, logs, exit code.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use plexus_node::config::{Config, LogFormat, LogSection};
+use plexus_node::{Node, shim};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
+use tracing_subscriber::EnvFilter;
+
+/// Runs work units and forwards packets for the controllers of its mesh.
+#[derive(Debug, Parser)]
+#[command(name = "plexus-node", version)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the node until SIGTERM or SIGINT. Units go on without it.
+    Run {
+        /// Configuration file.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Read a configuration file and say what is wrong with it.
+    CheckConfig {
+        /// Configuration file.
+        file: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    // The shim is no command for people, and must be small: neither arguments nor runtime are set up for it.
+    let mut args = std::env::args_os();
+    if args.nth(1).is_some_and(|word| word == "shim") {
+        return shim::main(args);
+    }
+    let result = match Args::parse().command {
+        Command::Run { config } => run(&config),
+        Command::CheckConfig { file } => check(&file),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("plexus-node: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn check(file: &Path) -> anyhow::Result<()> {
+    Config::load(file)?;
+    println!("{} is fine", file.display());
+    Ok(())
+}
+
+fn run(file: &Path) -> anyhow::Result<()> {
+    let config = Config::load(file)?;
+    start_log(&config.log)?;
+    let own = std::env::current_exe().context("cannot tell which program this is")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        // A hop forwards packets and a node passes records on: two threads carry that, and cost little memory.
+        .worker_threads(2)
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
+        let node = Node::start(config, own).await?;
+        tokio::select! {
+            _ = terminate.recv() => info!("SIGTERM received"),
+            _ = interrupt.recv() => info!("SIGINT received"),
+        }
+        node.shutdown().await;
+        Ok(())
+    })
+}
+
+fn start_log(log: &LogSection) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&log.level)
+        .with_context(|| format!("log.level {:?} is neither a level nor a filter", log.level))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match log.format {
+        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}

@@ -34,13 +34,9 @@ pub enum ParseError {
 }
 
 fn check_name(what: &'static str, text: &str) -> Result<(), ParseError> {
-    let starts_well = text
-        .bytes()
-        .next()
-        .is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-    let all_well = text
-        .bytes()
-        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_' | b'.'));
+    let starts_well = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let all_well =
+        text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_' | b'.'));
     if starts_well && all_well && text.len() <= 63 {
         return Ok(());
     }
@@ -176,9 +172,7 @@ impl FromStr for Address {
         if text.len() != 8 {
             return Err(ParseError::Address(text.chars().take(80).collect()));
         }
-        u32::from_str_radix(text, 16)
-            .map(Self)
-            .map_err(|_| ParseError::Address(text.to_owned()))
+        u32::from_str_radix(text, 16).map(Self).map_err(|_| ParseError::Address(text.to_owned()))
     }
 }
 

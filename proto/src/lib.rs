@@ -35,8 +35,8 @@ mod generated {
 pub mod link {
     pub use crate::generated::link_message::Kind as LinkMessageKind;
     pub use crate::generated::{
-        AnnouncedLink, Announcement, Digest, DigestEntry, Hello, LinkClose, LinkMessage, Probe,
-        ProbeReply, SignedAnnouncement, StreamOpen, Want,
+        AnnouncedLink, Announcement, Digest, DigestEntry, Hello, LinkClose, LinkMessage, Probe, ProbeReply,
+        SignedAnnouncement, StreamOpen, Want,
     };
 }
 
@@ -52,11 +52,11 @@ pub mod work {
     pub use crate::generated::work_server::{Work, WorkServer};
     pub use crate::generated::{
         Ack, Attach, Attached, CancelRequest, Chunk, Directory, EndRecord, FileContent, Finished,
-        ForgetRequest, Fragment, InfoRequest, ListReply, ListRequest, LostRecord, NodeInfo,
-        Outcome, Output, OwnerEpoch, PayloadDone, PayloadMessage, PayloadNeed, PayloadOpen,
-        Pending, Preparing, PrivateBlock, PrivateFile, PullPolicy, Record, RecordMessage, Refusal,
-        RefusalCode, Running, SealedRecord, Starting, StatusRequest, Stream, SubmitRequest,
-        TreeEntry, TreeManifest, TreeRef, UnitRef, UnitReply, UnitSpec, UnitStatus,
+        ForgetRequest, Fragment, InfoRequest, ListReply, ListRequest, LostRecord, NodeInfo, Outcome, Output,
+        OwnerEpoch, PayloadDone, PayloadMessage, PayloadNeed, PayloadOpen, Pending, Preparing, PrivateBlock,
+        PrivateFile, PullPolicy, Record, RecordMessage, Refusal, RefusalCode, Running, SealedRecord,
+        Starting, StatusRequest, Stream, SubmitRequest, TreeEntry, TreeManifest, TreeRef, UnitRef, UnitReply,
+        UnitSpec, UnitStatus,
     };
 }
 
@@ -65,7 +65,5 @@ pub mod local {
     pub use crate::generated::local_client::LocalClient;
     pub use crate::generated::local_query::Kind as LocalQueryKind;
     pub use crate::generated::local_server::{Local, LocalServer};
-    pub use crate::generated::{
-        LocalAnswer, LocalQuery, NodesQuery, PingQuery, StatusQuery, TraceQuery,
-    };
+    pub use crate::generated::{LocalAnswer, LocalQuery, NodesQuery, PingQuery, StatusQuery, TraceQuery};
 }

@@ -92,21 +92,31 @@ fn aad(attempt: Attempt, number: u64) -> Aad<[u8; 28]> {
     Aad::from(bytes)
 }
 
-/// BLAKE3 over number (8 bytes big-endian), length (8 bytes big-endian) and sealed bytes of each record in order.
-#[derive(Debug, Clone, Default)]
-pub struct RollingHash(blake3::Hasher);
+/// A chain over all records in order: each link is BLAKE3 over the link before it (32 zero bytes at first), number
+/// (8 bytes big-endian), length (8 bytes big-endian) and sealed bytes. The value is all of its state, so whoever keeps
+/// it can go on after a restart without the records before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RollingHash([u8; 32]);
 
 impl RollingHash {
+    /// Goes on from a value kept earlier.
+    pub fn from_value(value: [u8; 32]) -> Self {
+        Self(value)
+    }
+
     /// Adds the next record.
     pub fn update(&mut self, number: u64, sealed: &[u8]) {
-        self.0.update(&number.to_be_bytes());
-        self.0.update(&(sealed.len() as u64).to_be_bytes());
-        self.0.update(sealed);
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.0);
+        hasher.update(&number.to_be_bytes());
+        hasher.update(&(sealed.len() as u64).to_be_bytes());
+        hasher.update(sealed);
+        self.0 = *hasher.finalize().as_bytes();
     }
 
     /// The hash of all records so far.
     pub fn value(&self) -> [u8; 32] {
-        *self.0.finalize().as_bytes()
+        self.0
     }
 }
 
@@ -132,6 +142,35 @@ mod tests {
         flipped[0] ^= 1;
         assert!(key.open(attempt(1), 3, &flipped).is_err(), "a flipped bit");
         assert!(key.open(attempt(1), 3, &[]).is_err(), "nothing");
+    }
+
+    #[test]
+    fn a_hash_goes_on_from_its_value() {
+        let mut whole = RollingHash::default();
+        whole.update(1, b"one");
+        let mut resumed = RollingHash::from_value(whole.value());
+        whole.update(2, b"two");
+        resumed.update(2, b"two");
+        assert_eq!(whole, resumed);
+    }
+
+    #[test]
+    fn a_hash_knows_order_number_and_length() {
+        let of = |records: &[(u64, &[u8])]| {
+            let mut hash = RollingHash::default();
+            records.iter().for_each(|(number, sealed)| hash.update(*number, sealed));
+            hash.value()
+        };
+        let value = of(&[(1, b"ab"), (2, b"c")]);
+        assert_eq!(value, of(&[(1, b"ab"), (2, b"c")]));
+        for other in [
+            of(&[(2, b"c"), (1, b"ab")]),
+            of(&[(1, b"a"), (2, b"bc")]),
+            of(&[(1, b"ab"), (3, b"c")]),
+            of(&[(1, b"ab")]),
+        ] {
+            assert_ne!(value, other);
+        }
     }
 
     #[test]

@@ -1,1 +1,35 @@
-//! 
+//! Whole-system tests of Plexus: real processes, real sockets, real containers.
+//!
+//! [`Cluster`] starts a controller, a hop and an execution node in a folder and on ports of their own, with certificates made
+//! by `plexus ca`, and ends them when it is dropped. Controller and execution node each know only the hop. Several clusters
+//! run side by side without meeting. The tests lie in `tests/tests/`; the demo and the benches of `tests/xtask` stand on the
+//! same cluster, so what people try is what is tested.
+
+mod api;
+mod binaries;
+mod cluster;
+mod daemon;
+mod layout;
+mod leftovers;
+mod ports;
+mod recap;
+mod replay;
+mod samples;
+mod wait;
+
+pub use api::{Answer, Api};
+pub use binaries::Binaries;
+pub use cluster::{Builder, Cluster, Runtime};
+pub use daemon::Daemon;
+pub use layout::{Layout, podman_command, runtime_root};
+pub use leftovers::Leftovers;
+pub use ports::{ReservedPort, free_port};
+pub use recap::{HostRecap, Recap, plain};
+pub use replay::Replay;
+pub use samples::{JobOptions, Loaded, Samples, cache_dir, demo_image};
+pub use wait::{Seen, wait_for};
+
+/// Makes aws-lc-rs the process's TLS provider; HTTP clients need one before they are built. Idempotent.
+pub fn install_crypto_provider() {
+    rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
+}

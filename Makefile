@@ -1,0 +1,52 @@
+# What people and CI run; `make help` lists it. Every target does the set-up it needs (deploy/setup/setup.sh).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+export TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+# Options of `make demo`, e.g. make demo ARGS="--once --playbook loops.yml"
+ARGS ?=
+# Suite of `make bench`.
+SUITE ?= first
+
+# One cargo call with one set of packages, so that every call after it finds the same features and rebuilds nothing.
+RELEASE = cargo build --release -p plexus -p plexus-node -p plexus-controller -p xtask
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo demo-stop test verify bench fmt
+
+help: ## Lists the targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+setup: ## Installs what is missing: podman, runc, the EE image, the awx command
+	@deploy/setup/setup.sh
+
+build: ## Builds the release binaries
+	@deploy/setup/setup.sh rust
+	@$(RELEASE)
+
+demo: ## Runs a playbook across a hop; ARGS: --once --serve --playbook --inventory --ee --limit --tags --skip-tags --check --diff --extra-vars
+	@deploy/setup/setup.sh
+	@$(RELEASE)
+	@"$$TARGET/release/xtask" demo $(ARGS)
+
+demo-stop: ## Stops a running demo, from anywhere
+	@deploy/setup/setup.sh rust
+	@[ -x "$$TARGET/release/xtask" ] || $(RELEASE)
+	@"$$TARGET/release/xtask" demo-stop
+
+test: ## Everything that guards a change: format, lints, unit, integration and end-to-end tests, docs
+	@tests/run.sh test
+
+verify: ## The longer proofs: every sample playbook, every captured stream cut at every byte, the crash sweep repeated
+	@tests/run.sh verify
+
+bench: ## Measures and prints a table; SUITE=first
+	@deploy/setup/setup.sh
+	@$(RELEASE)
+	@cargo build --release -p plexus-mesh --examples
+	@"$$TARGET/release/xtask" bench --suite $(SUITE)
+
+fmt: ## Formats the source
+	@cargo fmt

@@ -1,0 +1,32 @@
+//! Migrations of the core database, in order. Builder code, not text: each runs on every engine the builder speaks.
+//!
+//! A released migration is never edited; what it got wrong, the next one puts right.
+
+mod dsl;
+mod m0001_first_light;
+
+use dsl::Schema;
+
+use super::Engine;
+
+/// One step of the schema.
+pub(super) struct Migration {
+    /// Counts from 1 without gaps; the database remembers the highest applied.
+    pub(super) version: i64,
+    /// For logs and for the table that remembers it.
+    pub(super) name: &'static str,
+    build: fn(&mut Schema),
+}
+
+impl Migration {
+    /// Statements of this step for `engine`, to be run in order in one transaction.
+    pub(super) fn statements(&self, engine: Engine) -> Vec<String> {
+        let mut schema = Schema::default();
+        (self.build)(&mut schema);
+        schema.statements(engine)
+    }
+}
+
+/// All steps, oldest first.
+pub(super) const ALL: &[Migration] =
+    &[Migration { version: 1, name: "first light", build: m0001_first_light::build }];

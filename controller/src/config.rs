@@ -1,0 +1,330 @@
+//! The controller's configuration: read once, checked whole before the first port is bound, never changed.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// Why a configuration is not taken. Each names the file, and where it can the line and the key.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("cannot read configuration {}", file.display())]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is not TOML, or has a key that is not known, or a value of another type.
+    #[error("configuration {}, line {line}: {message}", file.display())]
+    Parse {
+        /// The file.
+        file: PathBuf,
+        /// Counts from 1.
+        line: usize,
+        /// What is wrong; names the key.
+        message: String,
+    },
+    /// A value that cannot be used.
+    #[error("configuration {}: {key}: {message}", file.display())]
+    Value {
+        /// The file.
+        file: PathBuf,
+        /// The key, with its section.
+        key: &'static str,
+        /// What is wrong with it.
+        message: String,
+    },
+}
+
+/// All settings.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Database, events, keys, certificate of the API.
+    #[serde(default = "default_data_dir")]
+    pub data_dir: PathBuf,
+    /// Local read-only door for `plexus status` and its like.
+    #[serde(default = "default_socket")]
+    pub socket: PathBuf,
+    /// `ca.pem`, `node.pem`, `node.key`.
+    #[serde(default = "default_identity_dir")]
+    pub identity_dir: PathBuf,
+    /// Links to the mesh.
+    #[serde(default)]
+    pub mesh: Mesh,
+    /// The API.
+    #[serde(default)]
+    pub http: Http,
+    /// Trees of playbooks.
+    #[serde(default)]
+    pub projects: Projects,
+    /// Where jobs run.
+    #[serde(default)]
+    pub execution: Execution,
+    /// What is told, and how.
+    #[serde(default)]
+    pub log: Log,
+}
+
+/// Links to the mesh.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Mesh {
+    /// Addresses to listen on; none: this node only dials.
+    pub listen: Vec<SocketAddr>,
+    /// Neighbors to dial.
+    pub peers: Vec<Peer>,
+}
+
+/// A neighbor to dial.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peer {
+    /// `host:port`; the name is looked up at each dial.
+    pub address: String,
+    /// The certified name it must have; none: whoever the mesh certified.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// What this link costs, against others.
+    #[serde(default = "default_cost")]
+    pub cost: u32,
+}
+
+/// The API.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Http {
+    /// Address for HTTPS; none: no HTTPS.
+    pub https: Option<SocketAddr>,
+    /// Address for plain HTTP, on loopback only: passwords and tokens travel on it.
+    pub http: Option<SocketAddr>,
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self { https: Some(SocketAddr::from(([0, 0, 0, 0], 8043))), http: None }
+    }
+}
+
+/// Trees of playbooks.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Projects {
+    /// Manual projects are directories below this one.
+    pub root: PathBuf,
+}
+
+impl Default for Projects {
+    fn default() -> Self {
+        Self { root: PathBuf::from("/var/lib/plexus/projects") }
+    }
+}
+
+/// Where jobs run.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Execution {
+    /// Which nodes run jobs.
+    pub nodes: Nodes,
+}
+
+/// Which nodes run jobs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum Nodes {
+    /// Every execution node of the cluster that can be reached: `"auto"`.
+    #[default]
+    #[serde(skip)]
+    Auto,
+    /// As written: `"auto"`, or anything else, which is refused.
+    Word(String),
+    /// These.
+    Named(Vec<String>),
+}
+
+/// What is told, and how.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or directives for parts: `info,plexus_mesh=debug`.
+    pub level: String,
+    /// Lines for people or for machines.
+    pub format: LogFormat,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+/// Lines for people or for machines.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+fn default_data_dir() -> PathBuf {
+    "/var/lib/plexus/controller".into()
+}
+
+fn default_socket() -> PathBuf {
+    "/run/plexus/controller.sock".into()
+}
+
+fn default_identity_dir() -> PathBuf {
+    "/etc/plexus/controller".into()
+}
+
+/// A link costs ten unless told otherwise, so there is room for better ones.
+fn default_cost() -> u32 {
+    10
+}
+
+impl Config {
+    /// Reads and checks the file.
+    ///
+    /// # Errors
+    /// [`Error`] names the file, and where it can the line and the key.
+    pub fn load(file: &Path) -> Result<Self, Error> {
+        let text =
+            std::fs::read_to_string(file).map_err(|source| Error::Read { file: file.to_owned(), source })?;
+        Self::parse(file, &text)
+    }
+
+    /// Checks the text of `file`.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(file: &Path, text: &str) -> Result<Self, Error> {
+        let mut config: Self = toml::from_str(text).map_err(|error| Error::Parse {
+            file: file.to_owned(),
+            line: error.span().map_or(1, |span| {
+                text.get(..span.start).unwrap_or_default().bytes().filter(|&byte| byte == b'\n').count() + 1
+            }),
+            message: error.message().replace("unknown field", "unknown key"),
+        })?;
+        config.check(file)?;
+        Ok(config)
+    }
+
+    fn check(&mut self, file: &Path) -> Result<(), Error> {
+        let wrong = |key, message: String| Err(Error::Value { file: file.to_owned(), key, message });
+        match self.http.http {
+            Some(address) if !address.ip().is_loopback() => {
+                return wrong(
+                    "http.http",
+                    format!(
+                        "{address} is not a loopback address: passwords would travel in clear; use http.https"
+                    ),
+                );
+            }
+            None if self.http.https.is_none() => {
+                return wrong("http", "at least one of https and http must be set".to_owned());
+            }
+            _ => {}
+        }
+        for (key, path) in [
+            ("data_dir", &self.data_dir),
+            ("identity_dir", &self.identity_dir),
+            ("projects.root", &self.projects.root),
+        ] {
+            if path.as_os_str().is_empty() {
+                return wrong(key, "must not be empty".to_owned());
+            }
+        }
+        for peer in &self.mesh.peers {
+            if !peer.address.rsplit_once(':').is_some_and(|(host, port)| {
+                !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
+            }) {
+                return wrong("mesh.peers.address", format!("{:?} is not host:port", peer.address));
+            }
+            if peer.cost == 0 {
+                return wrong("mesh.peers.cost", "must be at least 1".to_owned());
+            }
+            if let Some(name) = &peer.name
+                && let Err(error) = name.parse::<plexus_proto::id::NodeId>()
+            {
+                return wrong("mesh.peers.name", error.to_string());
+            }
+        }
+        match &self.execution.nodes {
+            Nodes::Word(word) if word == "auto" => self.execution.nodes = Nodes::Auto,
+            Nodes::Word(word) => {
+                return wrong("execution.nodes", format!("{word:?} is neither \"auto\" nor a list of names"));
+            }
+            Nodes::Named(names) => {
+                for name in names {
+                    if let Err(error) = name.parse::<plexus_proto::id::NodeId>() {
+                        return wrong("execution.nodes", error.to_string());
+                    }
+                }
+            }
+            Nodes::Auto => {}
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str) -> String {
+        Config::parse(Path::new("c.toml"), text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_example_is_a_configuration() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/config/controller.example.toml");
+        let config = Config::load(&file).unwrap();
+        assert_eq!(config.data_dir, Path::new("/var/lib/plexus/controller"));
+        assert_eq!(config.http.http, Some("127.0.0.1:8052".parse().unwrap()));
+        assert_eq!(config.mesh.peers[0].address, "hop.example.org:7323");
+        assert_eq!(config.execution.nodes, Nodes::Auto);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_file_line_and_key() {
+        let message = refused("data_dir = \"/x\"\n\n[http]\nhttps = \"0.0.0.0:1\"\nhtpps = 1\n");
+        assert!(message.starts_with("configuration c.toml, line 5: unknown key `htpps`"), "{message}");
+        let message = refused("datadir = \"/x\"\n");
+        assert!(message.starts_with("configuration c.toml, line 1: unknown key `datadir`"), "{message}");
+        let message = refused("[[mesh.peers]]\naddress = \"a:1\"\nweight = 2\n");
+        assert!(message.starts_with("configuration c.toml, line 3: unknown key `weight`"), "{message}");
+    }
+
+    #[test]
+    fn plain_http_is_for_loopback_alone() {
+        let message = refused("[http]\nhttp = \"0.0.0.0:8052\"\n");
+        assert!(
+            message.starts_with("configuration c.toml: http.http: 0.0.0.0:8052 is not a loopback address")
+        );
+        assert!(Config::parse(Path::new("c.toml"), "[http]\nhttp = \"[::1]:8052\"\n").is_ok());
+    }
+
+    #[test]
+    fn values_that_cannot_be_used_are_named() {
+        assert!(refused("[http]\nhttps = \"here\"\n").contains("line 2"), "a bad address");
+        assert!(refused("[[mesh.peers]]\naddress = \"nowhere\"\n").contains("mesh.peers.address"));
+        assert!(refused("[[mesh.peers]]\naddress = \"a:1\"\ncost = 0\n").contains("mesh.peers.cost"));
+        assert!(refused("[execution]\nnodes = \"some\"\n").contains("execution.nodes"));
+        assert!(refused("[execution]\nnodes = [\"Node 1\"]\n").contains("execution.nodes"));
+        assert!(refused("= 3").contains("line 1"));
+    }
+
+    #[test]
+    fn an_empty_file_is_the_defaults() {
+        let config = Config::parse(Path::new("c.toml"), "").unwrap();
+        assert_eq!(config.http.https, Some("0.0.0.0:8043".parse().unwrap()));
+        assert_eq!(config.http.http, None);
+    }
+}

@@ -1,0 +1,100 @@
+//! `plexus-controller debug …`: looks into files without a running controller.
+
+mod ingest_bench;
+mod parse_bench;
+pub mod tally;
+mod varied;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::PathBuf;
+
+use anyhow::Context;
+use bytes::Bytes;
+use clap::{Args as ClapArgs, Subcommand};
+
+use crate::crash;
+use crate::stream::Parser;
+
+/// Arguments of `debug`.
+#[derive(Debug, ClapArgs)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Says what the controller makes of a captured worker stream
+    Stream {
+        /// Captured standard output of `ansible-runner worker`
+        file: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Lists the points at which a build with the feature crash-points can be made to die
+    CrashPoints,
+    /// Measures records in memory to events on disk: unseal, parse, compress, commit with full sync
+    IngestBench(ingest_bench::Args),
+    /// Measures the stream parser on one core, beside the same lines only split and checked by serde_json
+    ParseBench {
+        /// Captured stream whose values are varied
+        file: PathBuf,
+        /// How long to measure
+        #[arg(long, default_value_t = 5.0)]
+        seconds: f64,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Runs one of the commands; prints to standard output.
+///
+/// # Errors
+/// A file that cannot be read, or standard output that cannot be written.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    match args.command {
+        Command::Stream { file, json } => stream(&file, json),
+        Command::CrashPoints => {
+            let mut out = std::io::stdout().lock();
+            crash::Point::ALL.iter().try_for_each(|point| writeln!(out, "{}", point.name()))?;
+            Ok(())
+        }
+        Command::IngestBench(args) => ingest_bench::run(&args),
+        Command::ParseBench { file, seconds, json } => parse_bench::run(&file, seconds, json),
+    }
+}
+
+fn stream(path: &std::path::Path, json: bool) -> anyhow::Result<()> {
+    let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let (mut parser, mut tally) = (Parser::new(), tally::Tally::default());
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let read = file.read(&mut buffer).with_context(|| format!("cannot read {}", path.display()))?;
+        if read == 0 {
+            break;
+        }
+        parser.push(&Bytes::copy_from_slice(&buffer[..read]), |item| tally.add(item));
+    }
+    parser.finish(|item| tally.add(item));
+    let report = tally.report();
+    let mut out = std::io::stdout().lock();
+    if json {
+        serde_json::to_writer_pretty(&mut out, &report)?;
+        writeln!(out)?;
+        return Ok(());
+    }
+    writeln!(out, "statuses     {}", report.statuses.join(" "))?;
+    writeln!(out, "events       {}", report.event_count)?;
+    for (name, count) in &report.events {
+        writeln!(out, "  {count:>8}  {name}")?;
+    }
+    writeln!(out, "keepalives   {}", report.keepalives)?;
+    writeln!(out, "other lines  {}", report.other_lines)?;
+    writeln!(out, "artifacts    {}", report.artifacts.map_or("none".to_owned(), |names| names.join(" ")))?;
+    writeln!(out, "rc           {}", report.rc_file.as_deref().unwrap_or("none"))?;
+    writeln!(out, "eof          {}", if report.eof { "yes" } else { "no" })?;
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! Talking to one execution node about one unit: the verbs ([`NodeClient`]) and the payload ([`payload`]).
+//!
+//! Knows messages and streams; not jobs, not the database. Every call is safe to repeat: the node answers by
+//! (unit, attempt) and epoch. What a node refuses is told apart from a node that cannot be reached, because the
+//! first decides a job and the second only delays it.
+
+pub mod payload;
+
+use std::time::Duration;
+
+use plexus_mesh::Mesh;
+use plexus_proto::id::{Attempt, NodeId, OwnerEpoch, StoreId};
+use plexus_proto::work::{
+    CancelRequest, ForgetRequest, InfoRequest, NodeInfo, Refusal, StatusRequest, SubmitRequest, UnitReply,
+    UnitReplyResult, UnitSpec, UnitStatus, WorkClient,
+};
+use tonic::transport::Channel;
+
+/// Mesh service of the verbs.
+pub const WORK: &str = "work";
+/// Mesh service of payloads.
+pub const PAYLOAD: &str = "payload";
+/// Mesh service of records.
+pub const RECORDS: &str = "records";
+
+/// Longest wait for the answer to a verb. Verbs sync a small file at most; five seconds are a node in trouble.
+const CALL: Duration = Duration::from_secs(5);
+
+/// Why a call brought no status.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// No answer: no route, link cut, node down, or too slow. Try again.
+    #[error("node {node} cannot be reached: {detail}")]
+    Unreachable {
+        /// Which node.
+        node: NodeId,
+        /// What the transport said.
+        detail: String,
+    },
+    /// The node answered no.
+    #[error("node {node} refused: {}", refusal.message)]
+    Refused {
+        /// Which node.
+        node: NodeId,
+        /// Its stable code and its words.
+        refusal: Refusal,
+    },
+    /// The node answered something that is no answer.
+    #[error("node {node} gave an answer without content")]
+    Empty {
+        /// Which node.
+        node: NodeId,
+    },
+}
+
+/// Calls the verbs of one node. Cheap to clone; connects on first use and again after a cut.
+#[derive(Debug, Clone)]
+pub struct NodeClient {
+    node: NodeId,
+    client: WorkClient<Channel>,
+}
+
+impl NodeClient {
+    /// A client for `node`.
+    pub fn new(mesh: &Mesh, node: &NodeId) -> Self {
+        Self { node: node.clone(), client: WorkClient::new(plexus_mesh::grpc::channel(mesh, node, WORK)) }
+    }
+
+    /// Asks the node to accept a unit, or what became of it.
+    ///
+    /// # Errors
+    /// [`CallError`]; after `Unreachable` the node may have accepted: ask again.
+    pub async fn submit(
+        &self,
+        attempt: Attempt,
+        epoch: OwnerEpoch,
+        store: StoreId,
+        spec: UnitSpec,
+    ) -> Result<UnitStatus, CallError> {
+        let request = SubmitRequest {
+            unit: Some(attempt.into()),
+            epoch: Some(epoch.into()),
+            store_id: store.0.as_bytes().to_vec().into(),
+            spec: Some(spec),
+        };
+        let mut client = self.client.clone();
+        self.unit(self.bounded(client.submit(request)).await?)
+    }
+
+    /// Asks the unit's process tree to end.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn cancel(&self, attempt: Attempt, epoch: OwnerEpoch) -> Result<UnitStatus, CallError> {
+        let request = CancelRequest { unit: Some(attempt.into()), epoch: Some(epoch.into()) };
+        let mut client = self.client.clone();
+        self.unit(self.bounded(client.cancel(request)).await?)
+    }
+
+    /// Lets the node drop what it still holds of a finished unit.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn forget(&self, attempt: Attempt, epoch: OwnerEpoch) -> Result<UnitStatus, CallError> {
+        let request = ForgetRequest { unit: Some(attempt.into()), epoch: Some(epoch.into()) };
+        let mut client = self.client.clone();
+        self.unit(self.bounded(client.forget(request)).await?)
+    }
+
+    /// What the node knows of the unit.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn status(&self, attempt: Attempt) -> Result<UnitStatus, CallError> {
+        let mut client = self.client.clone();
+        self.unit(self.bounded(client.status(StatusRequest { unit: Some(attempt.into()) })).await?)
+    }
+
+    /// The node itself.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn info(&self) -> Result<NodeInfo, CallError> {
+        let mut client = self.client.clone();
+        self.bounded(client.info(InfoRequest {})).await
+    }
+
+    async fn bounded<T>(
+        &self,
+        call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Result<T, CallError> {
+        let unreachable = |detail: String| CallError::Unreachable { node: self.node.clone(), detail };
+        match tokio::time::timeout(CALL, call).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(unreachable(status.message().to_owned())),
+            Err(_) => Err(unreachable(format!("no answer within {} s", CALL.as_secs()))),
+        }
+    }
+
+    fn unit(&self, reply: UnitReply) -> Result<UnitStatus, CallError> {
+        let node = self.node.clone();
+        match reply.result {
+            Some(UnitReplyResult::Status(status)) => Ok(status),
+            Some(UnitReplyResult::Refusal(refusal)) => Err(CallError::Refused { node, refusal }),
+            None => Err(CallError::Empty { node }),
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Sending a unit's payload: the node says what it lacks, the controller sends that and nothing else.
+
+use std::sync::Arc;
+
+use plexus_mesh::framed::{self, FrameReader, FrameWriter};
+use plexus_proto::frame::WORK_FRAME_MAX;
+use plexus_proto::id::{Attempt, OwnerEpoch};
+use plexus_proto::work::{
+    Chunk, PayloadMessage, PayloadMessageKind, PayloadNeed, PayloadOpen, PrivateBlock, Refusal, UnitStatus,
+};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::payload::tree::{self, Tree};
+
+/// Most rounds of need and answer: manifest, chunks, private block, and room for a node that asks in parts.
+const ROUNDS: usize = 10_000;
+
+/// A payload that did not arrive.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The stream broke. Try again.
+    #[error("payload stream broke")]
+    Stream(#[source] framed::Error),
+    /// The stream ended before the node confirmed.
+    #[error("payload stream ended before the node confirmed")]
+    Ended,
+    /// The node answered no.
+    #[error("node refused the payload: {}", .0.message)]
+    Refused(Refusal),
+    /// The node said something that makes no sense here.
+    #[error("node answered out of turn")]
+    OutOfTurn,
+    /// The project cannot be read.
+    #[error(transparent)]
+    Tree(#[from] tree::Error),
+}
+
+/// Sends the payload of `attempt` over an open stream of service `payload`.
+/// Returns the unit's status once the node has laid everything out and started it.
+///
+/// # Errors
+/// [`Error`]; a broken stream may be tried again from the start, the node keeps the chunks it has.
+pub async fn send<S>(
+    stream: S,
+    attempt: Attempt,
+    epoch: OwnerEpoch,
+    tree: Arc<Tree>,
+    private: PrivateBlock,
+) -> Result<UnitStatus, Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let (reader, writer) = tokio::io::split(stream);
+    let (mut reader, mut writer) = (FrameReader::new(reader), FrameWriter::new(writer));
+    let open = PayloadOpen { unit: Some(attempt.into()), epoch: Some(epoch.into()) };
+    say(&mut writer, PayloadMessageKind::Open(open)).await?;
+    let mut private = Some(private);
+    for _ in 0..ROUNDS {
+        let message: Option<PayloadMessage> = reader.next(WORK_FRAME_MAX).await.map_err(Error::Stream)?;
+        match message.ok_or(Error::Ended)?.kind {
+            Some(PayloadMessageKind::Need(need)) => answer(&mut writer, need, &tree, &mut private).await?,
+            Some(PayloadMessageKind::Done(done)) => return done.status.ok_or(Error::OutOfTurn),
+            Some(PayloadMessageKind::Refusal(refusal)) => return Err(Error::Refused(refusal)),
+            _ => return Err(Error::OutOfTurn),
+        }
+    }
+    Err(Error::OutOfTurn)
+}
+
+async fn answer<W: AsyncWrite + Unpin>(
+    writer: &mut FrameWriter<W>,
+    need: PayloadNeed,
+    tree: &Arc<Tree>,
+    private: &mut Option<PrivateBlock>,
+) -> Result<(), Error> {
+    if need.manifest {
+        say(writer, PayloadMessageKind::Manifest(tree.manifest().clone())).await?;
+    }
+    for digest in need.chunks {
+        let (tree, wanted) = (Arc::clone(tree), digest.clone());
+        let read = tokio::task::spawn_blocking(move || tree.chunk(&wanted));
+        let data = read.await.map_err(|_| Error::Ended)??;
+        say(writer, PayloadMessageKind::Chunk(Chunk { digest, data: data.into() })).await?;
+    }
+    if need.private {
+        let block = private.take().ok_or(Error::OutOfTurn)?;
+        say(writer, PayloadMessageKind::Private(block)).await?;
+    }
+    Ok(())
+}
+
+async fn say<W: AsyncWrite + Unpin>(
+    writer: &mut FrameWriter<W>,
+    kind: PayloadMessageKind,
+) -> Result<(), Error> {
+    writer.send(&PayloadMessage { kind: Some(kind) }).await.map_err(Error::Stream)
+}

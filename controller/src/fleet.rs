@@ -1,0 +1,167 @@
+//! Live nodes: who of this cluster can be reached, and what each said of itself.
+//!
+//! One task owns the picture. It wakes when the mesh's view changes, asks a node that appeared for its store and
+//! capacity, asks again every minute, and publishes a snapshot; `instances` rows follow. Others hold a
+//! [`watch::Receiver`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use plexus_mesh::{Mesh, View};
+use plexus_proto::id::{Identity, NodeId, Role, StoreId};
+use plexus_proto::work::NodeInfo;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::dispatch::{CallError, NodeClient};
+use crate::schedule;
+use crate::store::core::CoreDb;
+use crate::store::instances::{self, Info, Seen};
+
+/// How often a node that answers is asked again: AWX's heartbeat.
+const HEARTBEAT: Duration = Duration::from_secs(60);
+/// How soon a node that is reachable but did not answer is asked again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// An execution node of this cluster.
+#[derive(Debug, Clone)]
+pub struct LiveNode {
+    /// A route to it is known.
+    pub reachable: bool,
+    /// What it said of itself; `None` until it answered once.
+    pub info: Option<Info>,
+    /// For calling it.
+    pub client: NodeClient,
+}
+
+/// Execution nodes of this cluster by name.
+pub type Nodes = BTreeMap<NodeId, LiveNode>;
+
+struct Asked {
+    due: Instant,
+    under_way: bool,
+}
+
+struct Fleet {
+    mesh: Mesh,
+    core: CoreDb,
+    nodes: Nodes,
+    asked: BTreeMap<NodeId, Asked>,
+    calls: JoinSet<(NodeId, Result<NodeInfo, CallError>)>,
+}
+
+/// Starts the task; it ends with `shutdown`.
+pub fn spawn(
+    mesh: Mesh,
+    core: CoreDb,
+    shutdown: CancellationToken,
+) -> (watch::Receiver<Arc<Nodes>>, tokio::task::JoinHandle<()>) {
+    let (publish, nodes) = watch::channel(Arc::new(Nodes::new()));
+    let fleet = Fleet { mesh, core, nodes: Nodes::new(), asked: BTreeMap::new(), calls: JoinSet::new() };
+    (nodes, tokio::spawn(fleet.run(publish, shutdown)))
+}
+
+impl Fleet {
+    async fn run(mut self, publish: watch::Sender<Arc<Nodes>>, shutdown: CancellationToken) {
+        let mut view = self.mesh.watch();
+        loop {
+            let now = view.borrow_and_update().clone();
+            self.look(&now);
+            self.ask();
+            self.record(&now).await;
+            publish.send_replace(Arc::new(self.nodes.clone()));
+            let due = self.asked.values().filter(|asked| !asked.under_way).map(|asked| asked.due).min();
+            let due = due.unwrap_or_else(|| Instant::now() + HEARTBEAT);
+            tokio::select! {
+                changed = view.changed() => if changed.is_err() { return },
+                Some(done) = self.calls.join_next() => if let Ok((node, answer)) = done { self.answered(node, answer) },
+                () = tokio::time::sleep_until(due) => {}
+                () = shutdown.cancelled() => return,
+            }
+        }
+    }
+
+    fn ours(&self, identity: &Identity) -> bool {
+        identity.role == Role::Execution && identity.cluster == self.mesh.identity().cluster
+    }
+
+    fn look(&mut self, view: &View) {
+        for node in self.nodes.values_mut() {
+            node.reachable = false;
+        }
+        for (name, seen) in &view.nodes {
+            if !self.ours(&seen.identity) {
+                continue;
+            }
+            let client = || NodeClient::new(&self.mesh, name);
+            let node = self.nodes.entry(name.clone()).or_insert_with(|| LiveNode {
+                reachable: false,
+                info: None,
+                client: client(),
+            });
+            node.reachable = seen.reachable;
+            if !seen.reachable {
+                self.asked.remove(name);
+            } else if !self.asked.contains_key(name) {
+                self.asked.insert(name.clone(), Asked { due: Instant::now(), under_way: false });
+            }
+        }
+    }
+
+    fn ask(&mut self) {
+        let now = Instant::now();
+        for (name, asked) in &mut self.asked {
+            if asked.under_way || asked.due > now {
+                continue;
+            }
+            let Some(node) = self.nodes.get(name) else { continue };
+            asked.under_way = true;
+            let (name, client) = (name.clone(), node.client.clone());
+            self.calls.spawn(async move {
+                let answer = client.info().await;
+                (name, answer)
+            });
+        }
+    }
+
+    fn answered(&mut self, name: NodeId, answer: Result<NodeInfo, CallError>) {
+        let info = answer.map_err(|error| error.to_string()).and_then(|info| {
+            let store = StoreId::from_slice(&info.store_id).map_err(|error| error.to_string())?;
+            let capacity = schedule::capacity(info.cpu_millis, info.memory_bytes);
+            Ok(Info { store, cpu_millis: info.cpu_millis, memory: info.memory_bytes, capacity })
+        });
+        let again = match info {
+            Ok(info) => {
+                if let Some(node) = self.nodes.get_mut(&name) {
+                    node.info = Some(info);
+                }
+                HEARTBEAT
+            }
+            Err(error) => {
+                tracing::warn!(node = %name, error, "node did not say what it has");
+                RETRY
+            }
+        };
+        if let Some(asked) = self.asked.get_mut(&name) {
+            *asked = Asked { due: Instant::now() + again, under_way: false };
+        }
+    }
+
+    async fn record(&self, view: &View) {
+        let mut seen: Vec<Seen> = Vec::new();
+        for (name, node) in &view.nodes {
+            seen.push(Seen {
+                identity: node.identity.clone(),
+                reachable: node.reachable,
+                version: node.software.clone(),
+                info: self.nodes.get(name).and_then(|node| node.info.clone()),
+            });
+        }
+        if let Err(error) = instances::record(&self.core, &seen).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot record what the mesh shows");
+        }
+    }
+}

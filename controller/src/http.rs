@@ -1,0 +1,240 @@
+//! AWX's REST API, so that the clients people have work unmodified.
+//!
+//! Every request takes the same way: it is read and bounded ([`call`]), its path chooses a resource of the registry or
+//! a page of its own, and the answer gets the headers clients look at. What all resources share is in [`generic`];
+//! what one of them has of its own, its rules and actions, is in the file of its family.
+//!
+//! This module knows the store and the registry. Of the mesh it knows what [`MeshView`] shows.
+
+mod ansi;
+mod call;
+mod credentials;
+mod environments;
+mod error;
+mod events;
+mod fleet;
+mod generic;
+mod inventories;
+mod jobs;
+mod launch;
+mod login;
+mod mesh;
+mod people;
+mod projects;
+mod root;
+mod rules;
+mod settings;
+mod stdout;
+mod templates;
+mod tokens;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use uuid::Uuid;
+
+pub use error::ApiError;
+pub use mesh::{MeshError, MeshView, NoMesh};
+
+use crate::auth::Auth;
+use crate::registry;
+use crate::store::core::CoreDb;
+use crate::store::events::EventStore;
+use crate::vault::Vault;
+use call::Call;
+
+/// The version of AWX whose API this is: clients compare its first number with their own.
+pub const API_VERSION: &str = "24.6.1";
+
+/// What the API serves from. Cheap to clone.
+#[derive(Clone)]
+pub struct App {
+    /// The database.
+    pub db: CoreDb,
+    /// The keys.
+    pub vault: Vault,
+    /// Who is asking.
+    pub auth: Auth,
+    /// What jobs printed and did.
+    pub events: EventStore,
+    /// The mesh, as far as people see it.
+    pub mesh: Arc<dyn MeshView>,
+    /// Directory of the manual projects.
+    pub projects_root: Arc<PathBuf>,
+    /// Name of this controller.
+    pub node: Arc<str>,
+    /// Identity of this installation.
+    pub install: Uuid,
+}
+
+impl App {
+    /// Brings up what the API needs: the built-in objects and the identity of the installation.
+    ///
+    /// # Errors
+    /// What the database or the random numbers say.
+    pub async fn open(
+        db: CoreDb,
+        vault: Vault,
+        events: EventStore,
+        mesh: Arc<dyn MeshView>,
+        projects_root: PathBuf,
+        node: &str,
+    ) -> Result<Self, crate::auth::Error> {
+        registry::seed(&db).await?;
+        let install = root::installation(&db).await?;
+        let auth = Auth::new(db.clone())?;
+        Ok(Self {
+            db,
+            vault,
+            auth,
+            events,
+            mesh,
+            projects_root: Arc::new(projects_root),
+            node: node.into(),
+            install,
+        })
+    }
+}
+
+/// The API as a service.
+pub fn router(app: App) -> Router {
+    Router::new().fallback(serve).with_state(app)
+}
+
+async fn serve(State(app): State<App>, request: Request) -> Response {
+    let begun = Instant::now();
+    let (parts, body) = request.into_parts();
+    let id = Uuid::now_v7();
+    let (path, method) = (parts.uri.path().to_owned(), parts.method.clone());
+    let node = app.node.clone();
+    let mut known = false;
+    let mut allow = None;
+    let mut response = match Call::read(app, parts, body).await {
+        Ok(call) => {
+            let answer = dispatch(&call).await;
+            known = call.somebody().is_some();
+            allow = call.allowed();
+            answer.unwrap_or_else(IntoResponse::into_response)
+        }
+        Err(error) => error.into_response(),
+    };
+    let took = begun.elapsed();
+    let headers = response.headers_mut();
+    let mut set = |name: &'static str, value: &str| {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    };
+    set("x-api-product-name", "AWX");
+    if known {
+        set("x-api-product-version", API_VERSION);
+    }
+    set("x-api-node", &node);
+    set("x-api-request-id", &id.simple().to_string());
+    let seconds = format!("{:.3}s", took.as_secs_f64());
+    set("x-api-time", &seconds);
+    set("x-api-total-time", &seconds);
+    set("x-content-type-options", "nosniff");
+    set("x-frame-options", "DENY");
+    headers.insert(header::VARY, HeaderValue::from_static("Accept, Accept-Language, Origin, Cookie"));
+    if let Some(allow) = allow {
+        headers.entry(header::ALLOW).or_insert(HeaderValue::from_static(allow));
+    }
+    let status = response.status();
+    if status.is_server_error() {
+        tracing::warn!(request = %id.simple(), %method, path, status = status.as_u16(), "request failed");
+    } else {
+        let took_ms = took.as_secs_f64() * 1000.0;
+        tracing::debug!(request = %id.simple(), %method, path, status = status.as_u16(), took_ms, "request");
+    }
+    response
+}
+
+/// What a request comes to.
+type Answer = Result<Response, ApiError>;
+
+async fn dispatch(call: &Call) -> Answer {
+    let segments: Vec<&str> = call.segments.iter().map(String::as_str).collect();
+    match segments.as_slice() {
+        [] => root::redirect(call),
+        ["api"] => root::api(call),
+        ["api", "login"] => login::login(call).await,
+        ["api", "logout"] => login::logout(call).await,
+        ["api", "v2"] => root::version_two(call),
+        ["api", "v2", rest @ ..] => version_two(call, rest).await,
+        ["api", "plexus", "v1", "mesh", rest @ ..] => mesh::serve(call, rest).await,
+        _ => Err(ApiError::no_such_page()),
+    }
+}
+
+async fn version_two(call: &Call, segments: &[&str]) -> Answer {
+    match segments {
+        ["ping"] => root::ping(call).await,
+        ["config"] => root::config(call).await,
+        ["me"] => root::me(call).await,
+        ["mesh_visualizer"] => fleet::mesh_visualizer(call).await,
+        ["job_events", id] => events::event(call, id).await,
+        ["job_events", id, "children"] => events::children(call, id).await,
+        ["settings"] => settings::categories(call),
+        ["settings", slug] => settings::category(call, slug).await,
+        [path] => match registry::by_path(path) {
+            Some(resource) if resource.path != "job_host_summaries" => {
+                generic::collection(call, resource).await
+            }
+            _ => Err(ApiError::no_such_page()),
+        },
+        [path, id] => match registry::by_path(path) {
+            Some(resource) => generic::object(call, resource, id).await,
+            None => Err(ApiError::no_such_page()),
+        },
+        [path, id, below] => match registry::by_path(path) {
+            Some(resource) => below_object(call, resource, id, below).await,
+            None => Err(ApiError::no_such_page()),
+        },
+        _ => Err(ApiError::no_such_page()),
+    }
+}
+
+/// Lists and actions of one object.
+async fn below_object(call: &Call, resource: &'static registry::Resource, id: &str, name: &str) -> Answer {
+    if let Some(list) = resource.list(name) {
+        return generic::sub_list(call, resource, id, list).await;
+    }
+    if !resource.actions.contains(&name) {
+        return Err(ApiError::no_such_page());
+    }
+    match (resource.path, name) {
+        ("job_templates", "launch") => launch::launch(call, id).await,
+        ("jobs", "job_events") => events::of_job(call, id).await,
+        ("jobs", "stdout") => stdout::of_job(call, id).await,
+        ("jobs", "cancel") => jobs::cancel(call, id).await,
+        ("jobs", "relaunch") => launch::relaunch(call, id).await,
+        ("projects", "playbooks") => projects::playbooks(call, id).await,
+        ("projects", "inventories") => projects::inventories(call, id).await,
+        ("inventories", "script") => inventories::script(call, id).await,
+        ("inventories", "root_groups") => inventories::root_groups(call, id).await,
+        ("groups", "all_hosts") => inventories::all_hosts(call, id).await,
+        (_, "variable_data") => inventories::variable_data(call, resource, id).await,
+        ("instances", "jobs") => fleet::instance_jobs(call, id).await,
+        _ => Err(ApiError::no_such_page()),
+    }
+}
+
+/// `200` with JSON.
+fn ok(body: impl Into<serde_json::Value>) -> Answer {
+    Ok(error::json_response(StatusCode::OK, &body.into()))
+}
+
+/// `204`.
+fn done() -> Answer {
+    Ok(Response::builder().status(StatusCode::NO_CONTENT).body(Body::empty()).unwrap_or_default())
+}

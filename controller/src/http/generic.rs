@@ -1,0 +1,549 @@
+//! What every resource can do: lists, objects, sub-lists, and OPTIONS of each.
+
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::response::Response;
+use sea_query::{Condition, Expr, ExprTrait, Func, Query, SelectStatement};
+use serde_json::{Map, Value, json};
+
+use super::call::{Call, encode};
+use super::error::{ApiError, json_response};
+use super::rules::{self, Rules};
+use super::{Answer, done, ok};
+use crate::auth::User;
+use crate::registry::read::{self, BASE, Record};
+use crate::registry::write::{Draft, Errors};
+use crate::registry::{Access, By, Kind, Resource, SubList, filter, options};
+use crate::store::core::{Class, Error as StoreError, WriteTx};
+
+/// Objects on a page that asks for no number.
+const PAGE: u64 = 25;
+
+/// Most objects on a page.
+const MAX_PAGE: u64 = 200;
+
+/// The list of a resource.
+pub(super) async fn collection(call: &Call, resource: &'static Resource) -> Answer {
+    call.allow(resource.verbs.list())?;
+    let user = call.user()?;
+    match call.method {
+        Method::OPTIONS => {
+            let creates = resource.verbs.create && may_create(resource, user);
+            let mut document =
+                options::document(resource, creates.then_some("POST"), &format!("{} List", resource.label));
+            adjust(rules::of(resource), &mut document, "POST");
+            ok(document)
+        }
+        Method::POST if resource.path == "tokens" => super::tokens::create(call, user.id).await,
+        Method::POST => create(call, resource, &[]).await,
+        _ => page(call, resource, None).await,
+    }
+}
+
+/// One object of a resource.
+pub(super) async fn object(call: &Call, resource: &'static Resource, id: &str) -> Answer {
+    call.allow(resource.verbs.detail())?;
+    let user = call.user()?;
+    match call.method {
+        // Clients probe with ids that need not exist, to learn the methods.
+        Method::OPTIONS => {
+            let changes = resource.verbs.update && may_change(resource, user);
+            let mut document =
+                options::document(resource, changes.then_some("PUT"), &format!("{} Detail", resource.label));
+            adjust(rules::of(resource), &mut document, "PUT");
+            ok(document)
+        }
+        Method::PUT | Method::PATCH => update(call, resource, id).await,
+        Method::DELETE => delete(call, resource, id).await,
+        _ => ok(fetch(call, resource, id).await?.into_json()),
+    }
+}
+
+/// A list below an object.
+pub(super) async fn sub_list(
+    call: &Call,
+    resource: &'static Resource,
+    id: &str,
+    list: &'static SubList,
+) -> Answer {
+    let writable = match list.by {
+        By::Field(_) => list.of.verbs.create,
+        By::Pairs { writable, .. } => writable,
+    };
+    call.allow(if writable { "GET, POST, HEAD, OPTIONS" } else { "GET, HEAD, OPTIONS" })?;
+    let user = call.user()?;
+    if call.method == Method::OPTIONS {
+        let post = (writable && may_create(list.of, user)).then_some("POST");
+        let name = format!("{} {} List", resource.label, list.of.label);
+        let mut document = options::document(list.of, post, &name);
+        adjust(rules::of(list.of), &mut document, "POST");
+        if matches!(list.by, By::Pairs { .. })
+            && let Some(fields) =
+                document.get_mut("actions").and_then(|actions| actions["POST"].as_object_mut())
+        {
+            fields.insert("id".to_owned(), json!({"type": "integer", "label": "ID", "required": false}));
+            let label = json!({"type": "boolean", "label": "Disassociate", "required": false});
+            fields.insert("disassociate".to_owned(), label);
+        }
+        return ok(document);
+    }
+    let id = visible_id(call, resource, id).await?;
+    match (&list.by, &call.method) {
+        (By::Field(_), &Method::POST) if list.of.path == "tokens" => super::tokens::create(call, id).await,
+        (By::Field(name), &Method::POST) => create(call, list.of, &[(name, id.into())]).await,
+        (By::Pairs { table, here, there, .. }, &Method::POST) => {
+            attach(call, resource, id, list, (table, here, there)).await
+        }
+        (By::Field(name), _) => {
+            let field = list.of.column(name).ok_or_else(ApiError::no_such_page)?;
+            let own = Expr::col((list.of.alias_of(&field, BASE), field.column_name())).eq(id);
+            page(call, list.of, Some(own)).await
+        }
+        (By::Pairs { table, here, there, .. }, _) => {
+            let mut members = Query::select();
+            members.column(*there).from(*table).and_where(Expr::col(*here).eq(id));
+            page(call, list.of, Some(Expr::col((BASE, "id")).in_subquery(members))).await
+        }
+    }
+}
+
+/// A page of a resource, of those in `scope`, as the parameters of the address ask.
+pub(super) async fn page(call: &Call, resource: &'static Resource, scope: Option<Expr>) -> Answer {
+    let user = call.user()?;
+    let db = &call.app.db;
+    let asked = filter::condition(resource, BASE, &call.query, db.engine())?;
+    let mut condition = Condition::all().add(asked).add_option(scope);
+    condition = condition.add_option(visible(resource, user)?);
+    let order = filter::order(resource, BASE, &call.query)?;
+    let size = page_size(call)?;
+    let number = page_number(call)?;
+
+    let mut count = read::source(resource, BASE);
+    count.expr(Func::count(Expr::col((BASE, "id")))).cond_where(condition.clone());
+    let mut ids = read::source(resource, BASE);
+    ids.column((BASE, "id")).cond_where(condition);
+    let mut objects = read::select(resource, false);
+    for (expr, direction) in order {
+        ids.order_by_expr(expr.clone(), direction.clone());
+        objects.order_by_expr(expr, direction);
+    }
+    ids.limit(size).offset((number - 1).saturating_mul(size));
+    objects.and_where(Expr::col((BASE, "id")).in_subquery(ids));
+    let (counted, rows) = tokio::try_join!(db.optional(&count), db.all(&objects))?;
+    let count = match counted {
+        Some(row) => row.at::<i64>(0)?,
+        None => 0,
+    };
+    let before = (number - 1).saturating_mul(size);
+    if number > 1 && before >= u64::try_from(count).unwrap_or(0) {
+        return Err(ApiError::Detail(StatusCode::NOT_FOUND, "Invalid page.".to_owned()));
+    }
+    let mut records =
+        rows.iter().map(|row| read::record(resource, false, row)).collect::<Result<Vec<_>, _>>()?;
+    rules::of(resource).fill(call, &mut records, false).await?;
+    let results: Vec<Value> = records.into_iter().map(|record| record.into_json().into()).collect();
+    let more = i64::try_from(before.saturating_add(size)).unwrap_or(i64::MAX) < count;
+    ok(envelope(call, count, number, more, results))
+}
+
+/// What wraps every list.
+pub(super) fn envelope(
+    call: &Call,
+    count: i64,
+    number: u64,
+    more: bool,
+    results: Vec<Value>,
+) -> Map<String, Value> {
+    let mut envelope = Map::new();
+    if call.parameter("count_disabled").is_none() {
+        envelope.insert("count".to_owned(), count.into());
+    }
+    let link = |page: u64| Value::from(page_link(call, page));
+    envelope.insert("next".to_owned(), if more { link(number + 1) } else { Value::Null });
+    envelope.insert("previous".to_owned(), if number > 1 { link(number - 1) } else { Value::Null });
+    envelope.insert("results".to_owned(), results.into());
+    envelope
+}
+
+fn page_link(call: &Call, page: u64) -> String {
+    let page = page.to_string();
+    let mut parameters: Vec<(&str, &str)> = call
+        .query
+        .iter()
+        .filter(|(name, _)| name != "page")
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
+    parameters.push(("page", &page));
+    parameters.sort_unstable();
+    let query: Vec<String> =
+        parameters.iter().map(|(name, value)| format!("{}={}", encode(name), encode(value))).collect();
+    format!("{}?{}", call.path, query.join("&"))
+}
+
+pub(super) fn page_size(call: &Call) -> Result<u64, ApiError> {
+    match call.parameter("page_size") {
+        None | Some("") => Ok(PAGE),
+        Some(text) => match text.parse::<u64>() {
+            Ok(0) | Err(_) => Ok(PAGE),
+            Ok(size) => Ok(size.clamp(1, MAX_PAGE)),
+        },
+    }
+}
+
+pub(super) fn page_number(call: &Call) -> Result<u64, ApiError> {
+    match call.parameter("page") {
+        None => Ok(1),
+        Some(text) => text
+            .parse::<u64>()
+            .ok()
+            .filter(|&page| page > 0 && page < 1 << 40)
+            .ok_or_else(|| ApiError::Detail(StatusCode::NOT_FOUND, "Invalid page.".to_owned())),
+    }
+}
+
+/// The condition of what a user may see; `None` for everything.
+pub(super) fn visible(resource: &Resource, user: &User) -> Result<Option<Expr>, ApiError> {
+    if user.is_superuser {
+        return Ok(None);
+    }
+    Ok(Some(match resource.access {
+        // As long as there are no roles, nobody has one.
+        Access::Roles => Expr::val(1).eq(0),
+        Access::User(name) => match resource.column(name) {
+            Some(field) => Expr::col((resource.alias_of(&field, BASE), field.column_name())).eq(user.id),
+            None => Expr::val(1).eq(0),
+        },
+    }))
+}
+
+fn may_create(resource: &Resource, user: &User) -> bool {
+    user.is_superuser || resource.path == "tokens"
+}
+
+fn may_change(resource: &Resource, user: &User) -> bool {
+    user.is_superuser || rules::of(resource).own_changes()
+}
+
+fn adjust(rules: &dyn Rules, document: &mut Map<String, Value>, verb: &str) {
+    let fields = document.get_mut("actions").and_then(|actions| actions.get_mut(verb));
+    if let Some(fields) = fields.and_then(Value::as_object_mut) {
+        rules.options(fields);
+    }
+}
+
+/// An object by its id or natural key, with all it shows.
+pub(super) async fn fetch(call: &Call, resource: &'static Resource, id: &str) -> Result<Record, ApiError> {
+    let mut query = read::select(resource, true);
+    query.cond_where(named(resource, id)?);
+    query.cond_where(Condition::all().add_option(visible(resource, call.user()?)?));
+    let row = call.app.db.optional(query.limit(1)).await?;
+    let row = row.ok_or_else(|| ApiError::missing(resource.model))?;
+    let mut record = read::record(resource, true, &row)?;
+    rules::of(resource).fill(call, std::slice::from_mut(&mut record), true).await?;
+    if let Some(name) = natural_name(&record) {
+        record.related.insert("named_url".to_owned(), format!("{}{name}/", resource.list_url()).into());
+    }
+    Ok(record)
+}
+
+/// The id of an object that the user may see.
+pub(super) async fn visible_id(call: &Call, resource: &'static Resource, id: &str) -> Result<i64, ApiError> {
+    let mut query = read::source(resource, BASE);
+    query.column((BASE, "id")).cond_where(named(resource, id)?);
+    query.cond_where(Condition::all().add_option(visible(resource, call.user()?)?));
+    match call.app.db.optional(query.limit(1)).await? {
+        Some(row) => Ok(row.at(0)?),
+        None => Err(ApiError::missing(resource.model)),
+    }
+}
+
+/// An object's part of the path: its id, or the parts of its natural key with `++` between them.
+fn named(resource: &'static Resource, text: &str) -> Result<Condition, ApiError> {
+    if let Ok(id) = text.parse::<i64>() {
+        return Ok(Condition::all().add(Expr::col((BASE, "id")).eq(id)));
+    }
+    let parts: Vec<&str> = text.split("++").collect();
+    let mut left = parts.as_slice();
+    match natural(resource, BASE, &mut left, 0) {
+        Some(condition) if left.is_empty() && !resource.natural_key.is_empty() => Ok(condition),
+        _ => Err(ApiError::missing(resource.model)),
+    }
+}
+
+fn natural(resource: &'static Resource, alias: &str, parts: &mut &[&str], depth: usize) -> Option<Condition> {
+    let mut condition = Condition::all();
+    for name in resource.natural_key {
+        let field = resource.column(name)?;
+        let column = Expr::col((resource.alias_of(&field, alias), field.column_name()));
+        match field.kind {
+            Kind::Id(of) if depth < 4 => {
+                if parts.first().is_none_or(|part| part.is_empty()) {
+                    *parts = parts.get(1..).unwrap_or_default();
+                    condition = condition.add(column.is_null());
+                    continue;
+                }
+                let inner = format!("{alias}n");
+                let mut select = read::source(of, &inner);
+                select.column((inner.clone(), "id")).cond_where(natural(of, &inner, parts, depth + 1)?);
+                condition = condition.add(column.in_subquery(select));
+            }
+            _ => {
+                let (first, rest) = parts.split_first()?;
+                *parts = rest;
+                condition = condition.add(column.eq(*first));
+            }
+        }
+    }
+    Some(condition)
+}
+
+/// The natural key of an object whose parts are all on it or on what it shows of others.
+fn natural_name(record: &Record) -> Option<String> {
+    let mut parts = Vec::new();
+    for name in record.resource.natural_key {
+        let part = match record.resource.field(name)?.kind {
+            Kind::Id(of) if of.natural_key.len() == 1 => record
+                .summary
+                .get(*name)
+                .and_then(|shown| shown[of.natural_key[0]].as_str())
+                .unwrap_or_default(),
+            Kind::Id(_) => return None,
+            _ => record.fields.get(*name)?.as_str()?,
+        };
+        parts.push(escaped(part));
+    }
+    (!parts.is_empty()).then(|| parts.join("++"))
+}
+
+/// Escapes what has a meaning in an address, and nothing else: names are shown as people wrote them.
+fn escaped(part: &str) -> String {
+    let mut out = String::with_capacity(part.len());
+    for c in part.chars() {
+        if ";/?:@=&[]+%#".contains(c) {
+            out.push_str(&format!("%{:02X}", u32::from(c)));
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+async fn create(call: &Call, resource: &'static Resource, preset: &[(&str, Value)]) -> Answer {
+    let (_, record) = created(call, resource, preset, None).await?;
+    created_response(record.url(), &record.into_json().into())
+}
+
+/// `201` with the address of what was made.
+pub(super) fn created_response(url: String, body: &Value) -> Answer {
+    let mut response = json_response(StatusCode::CREATED, body);
+    if let Ok(url) = HeaderValue::from_str(&url) {
+        response.headers_mut().insert(header::LOCATION, url);
+    }
+    Ok(response)
+}
+
+/// A pair to be written with a new object: table, column of the object it belongs to, its own column, that object.
+type Pair<'p> = (&'p SubList, (&'static str, &'static str, &'static str), &'static Resource, i64);
+
+async fn created(
+    call: &Call,
+    resource: &'static Resource,
+    preset: &[(&str, Value)],
+    pair: Option<Pair<'_>>,
+) -> Result<(i64, Record), ApiError> {
+    let user = call.user()?;
+    if !may_create(resource, user) {
+        return Err(ApiError::forbidden());
+    }
+    let mut body = call.object()?;
+    for (name, value) in preset {
+        body.insert((*name).to_owned(), value.clone());
+    }
+    let mut draft = Draft::create(resource, &body)?;
+    check_relations(call, &draft).await?;
+    let rules = rules::of(resource);
+    rules.check(call, &mut draft, None).await?;
+    let now = jiff::Timestamp::now().as_microsecond();
+    let mut extra: Vec<(&'static str, sea_query::Value)> = Vec::new();
+    if resource.table.stamped {
+        extra.extend([("created", now.into()), ("modified", now.into())]);
+    }
+    if resource.table.tracked {
+        extra.extend([("created_by_id", user.id.into()), ("modified_by_id", user.id.into())]);
+    }
+    let mut insert = draft.insert(&extra);
+    let mut tx = call.app.db.begin(Class::Intent).await?;
+    let id = tx.insert(&mut insert.first).await.map_err(|error| refused(resource, error))?;
+    if let Some(second) = insert.second(id) {
+        tx.execute(second).await.map_err(|error| refused(resource, error))?;
+    }
+    rules.written(call, &mut tx, id, &draft).await?;
+    if let Some((list, (table, here, there), of, owner)) = pair {
+        rules::of(of).may_attach(&mut tx, list.name, owner, id).await?;
+        insert_pair(&mut tx, table, here, there, owner, id).await?;
+    }
+    tx.commit().await?;
+    Ok((id, fetch(call, resource, &id.to_string()).await?))
+}
+
+async fn update(call: &Call, resource: &'static Resource, id: &str) -> Answer {
+    let user = call.user()?;
+    let before = fetch(call, resource, id).await?;
+    if !may_change(resource, user) {
+        return Err(ApiError::forbidden());
+    }
+    let body = call.object()?;
+    let mut draft = Draft::update(resource, &body, call.method == Method::PUT)?;
+    check_relations(call, &draft).await?;
+    let rules = rules::of(resource);
+    rules.check(call, &mut draft, Some(&before)).await?;
+    let now = jiff::Timestamp::now().as_microsecond();
+    let mut extra: Vec<(&'static str, sea_query::Value)> = Vec::new();
+    if resource.table.stamped {
+        extra.push(("modified", now.into()));
+    }
+    if resource.table.tracked {
+        extra.push(("modified_by_id", user.id.into()));
+    }
+    let mut tx = call.app.db.begin(Class::Intent).await?;
+    for statement in draft.updates(before.id, &extra) {
+        tx.execute(statement).await.map_err(|error| refused(resource, error))?;
+    }
+    rules.written(call, &mut tx, before.id, &draft).await?;
+    tx.commit().await?;
+    ok(fetch(call, resource, &before.id.to_string()).await?.into_json())
+}
+
+async fn delete(call: &Call, resource: &'static Resource, id: &str) -> Answer {
+    let user = call.user()?;
+    let record = fetch(call, resource, id).await?;
+    if !may_change(resource, user) && resource.path != "tokens" {
+        return Err(ApiError::forbidden());
+    }
+    rules::of(resource).may_delete(call, &record).await?;
+    let mut tx = call.app.db.begin(Class::Intent).await?;
+    let mut gone = Query::delete();
+    gone.from_table(resource.table.parent.unwrap_or(resource.table.name));
+    gone.and_where(Expr::col("id").eq(record.id));
+    match tx.execute(&gone).await {
+        Ok(_) => tx.commit().await?,
+        Err(StoreError::Reference) => {
+            let error = json!({"error": "Resource is being used by others."});
+            return Err(ApiError::Body(StatusCode::CONFLICT, error));
+        }
+        Err(error) => return Err(error.into()),
+    }
+    if resource.path == "inventories" {
+        // Clients know this deletion as one that goes on in the background.
+        return Ok(Response::builder()
+            .status(StatusCode::ACCEPTED)
+            .body(axum::body::Body::empty())
+            .unwrap_or_default());
+    }
+    done()
+}
+
+async fn attach(
+    call: &Call,
+    resource: &'static Resource,
+    id: i64,
+    list: &'static SubList,
+    pair: (&'static str, &'static str, &'static str),
+) -> Answer {
+    let user = call.user()?;
+    if !may_change(resource, user) {
+        return Err(ApiError::forbidden());
+    }
+    let body = call.object()?;
+    let (table, here, there) = pair;
+    let Some(member) = body.get("id") else {
+        // A member that does not exist yet; it lives in the same inventory as what it joins.
+        let mut preset = Vec::new();
+        if list.of.field("inventory").is_some() && resource.field("inventory").is_some() {
+            let owner = fetch(call, resource, &id.to_string()).await?;
+            preset.push(("inventory", owner.int("inventory").map_or(Value::Null, Value::from)));
+        }
+        let (_, record) = created(call, list.of, &preset, Some((list, pair, resource, id))).await?;
+        return created_response(record.url(), &record.into_json().into());
+    };
+    let member = match member {
+        Value::Number(number) => number.as_i64(),
+        Value::String(text) => text.parse().ok(),
+        _ => None,
+    };
+    let Some(member) = member else {
+        let words = json!({"msg": "Field 'id' expected a number."});
+        return Err(ApiError::Body(StatusCode::BAD_REQUEST, words));
+    };
+    let leaves = body.get("disassociate").and_then(crate::registry::write::boolean).unwrap_or(false);
+    let mut tx = call.app.db.begin(Class::Intent).await?;
+    if leaves {
+        let mut gone = Query::delete();
+        gone.from_table(table).and_where(Expr::col(here).eq(id)).and_where(Expr::col(there).eq(member));
+        tx.execute(&gone).await?;
+    } else {
+        let mut exists = read::source(list.of, BASE);
+        exists.column((BASE, "id")).and_where(Expr::col((BASE, "id")).eq(member));
+        exists.cond_where(Condition::all().add_option(visible(list.of, user)?));
+        if tx.optional(&exists).await?.is_none() {
+            return Err(ApiError::bad(format!("{} matching query does not exist.", list.of.model)));
+        }
+        rules::of(resource).may_attach(&mut tx, list.name, id, member).await?;
+        insert_pair(&mut tx, table, here, there, id, member).await?;
+    }
+    tx.commit().await?;
+    done()
+}
+
+async fn insert_pair(
+    tx: &mut WriteTx,
+    table: &'static str,
+    here: &'static str,
+    there: &'static str,
+    owner: i64,
+    member: i64,
+) -> Result<(), StoreError> {
+    let mut conflict = sea_query::OnConflict::columns([here, there]);
+    conflict.do_nothing();
+    let mut insert = Query::insert();
+    insert.into_table(table).columns([here, there]).values_panic([owner.into(), member.into()]);
+    tx.execute(insert.on_conflict(conflict)).await.map(drop)
+}
+
+/// Every object a draft points to must exist, and be visible to who points.
+pub(super) async fn check_relations(call: &Call, draft: &Draft) -> Result<(), ApiError> {
+    let user = call.user()?;
+    let relations: Vec<_> = draft.relations().collect();
+    if relations.is_empty() {
+        return Ok(());
+    }
+    let mut query = SelectStatement::new();
+    for (_, of, id) in &relations {
+        let mut exists = read::source(of, BASE);
+        exists.column((BASE, "id")).and_where(Expr::col((BASE, "id")).eq(*id));
+        exists.cond_where(Condition::all().add_option(visible(of, user)?));
+        query.expr(Expr::SubQuery(None, Box::new(exists.into())));
+    }
+    let row = call.app.db.optional(&query).await?;
+    let mut errors = Errors::default();
+    for (index, (name, _, id)) in relations.iter().enumerate() {
+        let found = match &row {
+            Some(row) => row.at::<Option<i64>>(index)?,
+            None => None,
+        };
+        if found.is_none() {
+            errors.add(name, format!("Invalid pk \"{id}\" - object does not exist."));
+        }
+    }
+    Ok(errors.into_result()?)
+}
+
+fn refused(resource: &Resource, error: StoreError) -> ApiError {
+    match error {
+        StoreError::Duplicate { .. } => {
+            let (field, words) = resource.duplicate.words(resource.label);
+            ApiError::field(field, words)
+        }
+        StoreError::Reference => ApiError::bad("A referenced object is gone."),
+        error => error.into(),
+    }
+}

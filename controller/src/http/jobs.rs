@@ -1,0 +1,119 @@
+//! Jobs: what they show beside their columns, and how they are stopped.
+
+use std::collections::HashMap;
+
+use axum::body::Body;
+use axum::http::{Method, StatusCode};
+use axum::response::Response;
+use sea_query::{Expr, ExprTrait, Query};
+use serde_json::{Value, json};
+
+use super::call::Call;
+use super::error::ApiError;
+use super::rules::{Rule, Rules};
+use super::templates::{Attached, attached};
+use super::{Answer, generic, ok};
+use crate::job;
+use crate::registry::JOBS;
+use crate::registry::read::Record;
+use crate::store::core::Class;
+
+pub(super) struct Jobs;
+
+impl Rules for Jobs {
+    fn fill<'a>(&'a self, call: &'a Call, records: &'a mut [Record], detail: bool) -> Rule<'a> {
+        Box::pin(async move {
+            let db = &call.app.db;
+            let ids: Vec<i64> = records.iter().map(|record| record.id).collect();
+            let mut credentials = attached(db, "unified_job_credentials", "unified_job_id", &ids).await?;
+            let mut units: HashMap<i64, String> = HashMap::new();
+            let mut counts: HashMap<i64, (i64, i64)> = HashMap::new();
+            if !ids.is_empty() {
+                let mut query = Query::select();
+                query.columns(["job_id", "unit_id"]).from("units");
+                query.and_where(Expr::col("job_id").is_in(ids.iter().copied()));
+                for row in db.all(&query).await? {
+                    let unit: Vec<u8> = row.at(1)?;
+                    if let Ok(unit) = uuid::Uuid::from_slice(&unit) {
+                        units.insert(row.at(0)?, unit.to_string());
+                    }
+                }
+                if detail {
+                    let mut query = Query::select();
+                    query.columns(["id", "play_count", "task_count"]).from("unified_jobs");
+                    query.and_where(Expr::col("id").is_in(ids));
+                    for row in db.all(&query).await? {
+                        counts.insert(row.at(0)?, (row.at(1)?, row.at(2)?));
+                    }
+                }
+            }
+            for record in records {
+                let shown: Vec<Value> =
+                    credentials.remove(&record.id).unwrap_or_default().iter().map(Attached::shown).collect();
+                record.summary.insert("credentials".to_owned(), shown.into());
+                record.summary.insert("labels".to_owned(), json!({"count": 0, "results": []}));
+                record.set("launched_by", launched_by(record));
+                record.set("work_unit_id", units.remove(&record.id));
+                if record.fields.contains_key("passwords_needed_to_start") {
+                    record.set("passwords_needed_to_start", json!([]));
+                }
+                if detail {
+                    let (plays, tasks) = counts.get(&record.id).copied().unwrap_or_default();
+                    record.set("playbook_counts", json!({"play_count": plays, "task_count": tasks}));
+                    if record.fields.get("host_status_counts").is_some_and(Value::is_null) {
+                        record.set("host_status_counts", json!({}));
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn may_delete<'a>(&'a self, _: &'a Call, record: &'a Record) -> Rule<'a> {
+        Box::pin(async move {
+            if job::is_active(record.text("status")) {
+                let words = "Cannot delete running job resource.".to_owned();
+                return Err(ApiError::Detail(StatusCode::FORBIDDEN, words));
+            }
+            Ok(())
+        })
+    }
+}
+
+fn launched_by(record: &Record) -> Value {
+    match record.summary.get("created_by") {
+        Some(user) => json!({
+            "id": user["id"],
+            "name": user["username"],
+            "type": "user",
+            "url": record.related.get("created_by"),
+        }),
+        None => json!({}),
+    }
+}
+
+pub(super) async fn cancel(call: &Call, id: &str) -> Answer {
+    call.allow("GET, POST, HEAD, OPTIONS")?;
+    let user = call.user()?;
+    if call.method == Method::OPTIONS {
+        return ok(json!({"name": "Job Cancel", "actions": {"POST": {}, "GET": {}}}));
+    }
+    let id = generic::visible_id(call, &JOBS, id).await?;
+    if call.method != Method::POST {
+        let mut query = Query::select();
+        query.column("status").from("unified_jobs").and_where(Expr::col("id").eq(id));
+        let row = call.app.db.optional(&query).await?.ok_or_else(|| ApiError::missing(JOBS.model))?;
+        return ok(json!({"can_cancel": job::is_active(&row.at::<String>(0)?)}));
+    }
+    if !user.is_superuser {
+        return Err(ApiError::forbidden());
+    }
+    let mut tx = call.app.db.begin(Class::Intent).await?;
+    if !job::cancel(&mut tx, id).await? {
+        let words = "Method \"POST\" not allowed.".to_owned();
+        return Err(ApiError::Detail(StatusCode::METHOD_NOT_ALLOWED, words));
+    }
+    tx.wake();
+    tx.commit().await?;
+    Ok(Response::builder().status(StatusCode::ACCEPTED).body(Body::empty()).unwrap_or_default())
+}

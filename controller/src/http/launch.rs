@@ -1,0 +1,687 @@
+//! Launching: from a template and what was asked at launch to a job that is stored.
+//!
+//! A job that was answered with 201 survives whatever happens next: the answer is written after the commit. The path is
+//! kept short, for many jobs a second are launched by it: the template comes with everything it points to in one
+//! query, and the image is resolved with one more.
+
+use axum::http::Method;
+use sea_query::{Expr, ExprTrait, InsertStatement, JoinType, Order, Query, SelectStatement};
+use serde_json::{Map, Value, json};
+
+use super::call::Call;
+use super::error::ApiError;
+use super::templates::{Attached, MAX_CREDENTIALS, attached, known, one_of_a_kind};
+use super::{Answer, generic, ok, settings};
+use crate::project;
+use crate::registry::field::Kind;
+use crate::registry::read::{self, BASE, Record};
+use crate::registry::write::{self, parse_variables, taken};
+use crate::registry::{Field, INVENTORIES, JOB_TEMPLATES, JOBS, options};
+use crate::store::core::{Class, CoreDb, Error as StoreError, Row};
+
+/// What a launch may be asked: the field, and the flag of the template that allows it.
+const PROMPTS: &[(&str, &str)] = &[
+    ("extra_vars", "ask_variables_on_launch"),
+    ("inventory", "ask_inventory_on_launch"),
+    ("scm_branch", "ask_scm_branch_on_launch"),
+    ("limit", "ask_limit_on_launch"),
+    ("job_tags", "ask_tags_on_launch"),
+    ("skip_tags", "ask_skip_tags_on_launch"),
+    ("job_type", "ask_job_type_on_launch"),
+    ("verbosity", "ask_verbosity_on_launch"),
+    ("diff_mode", "ask_diff_mode_on_launch"),
+    ("credentials", "ask_credential_on_launch"),
+    ("execution_environment", "ask_execution_environment_on_launch"),
+    ("labels", "ask_labels_on_launch"),
+    ("forks", "ask_forks_on_launch"),
+    ("job_slice_count", "ask_job_slice_count_on_launch"),
+    ("timeout", "ask_timeout_on_launch"),
+    ("instance_groups", "ask_instance_groups_on_launch"),
+];
+
+/// Passwords a launch may bring.
+const MAX_PASSWORDS: usize = 32;
+
+/// A template with what a launch needs of its relations.
+struct Template {
+    record: Record,
+    local_path: String,
+    chain: Chain,
+}
+
+/// Where an image may come from, in the order of choice.
+#[derive(Debug, Clone, Copy, Default)]
+struct Chain {
+    template: Option<i64>,
+    project: Option<i64>,
+    project_organization: Option<i64>,
+    inventory_organization: Option<i64>,
+}
+
+/// The image a job runs in, and why this one.
+struct Environment {
+    id: i64,
+    name: String,
+    description: String,
+    image: String,
+    pull: String,
+    reason: String,
+}
+
+pub(super) async fn launch(call: &Call, id: &str) -> Answer {
+    call.allow("GET, POST, HEAD, OPTIONS")?;
+    let user = call.user()?;
+    if call.method == Method::OPTIONS {
+        // Clients ask with an id that need not exist.
+        return ok(options::action("Launch Job Template", prompts()));
+    }
+    let template = template(call, id).await?;
+    let credentials =
+        attached(&call.app.db, "job_template_credentials", "job_template_id", &[template.record.id]).await?;
+    let credentials = credentials.into_values().next().unwrap_or_default();
+    if call.method != Method::POST {
+        return ok(question(&template, &credentials));
+    }
+    if !user.is_superuser {
+        return Err(ApiError::forbidden());
+    }
+    let mut body = call.object()?;
+    if let Some(inventory) = body.shift_remove("inventory_id") {
+        body.entry("inventory").or_insert(inventory);
+    }
+    let answers = Answers::read(&template.record, &body)?;
+    start(call, template, credentials, answers, &body).await
+}
+
+/// What was asked and answered, and what was answered without being asked.
+struct Answers {
+    taken: Map<String, Value>,
+    ignored: Map<String, Value>,
+}
+
+impl Answers {
+    fn read(template: &Record, body: &Map<String, Value>) -> Result<Self, ApiError> {
+        let mut errors = write::Errors::default();
+        let mut answers = Self { taken: Map::new(), ignored: Map::new() };
+        for (name, flag) in PROMPTS {
+            let Some(value) = body.get(*name) else { continue };
+            if value.is_null() {
+                errors.add(name, "This field may not be null.");
+                continue;
+            }
+            if !template.flag(flag) {
+                // An empty answer to a question that was not asked is none.
+                let empty = value.as_object().is_some_and(Map::is_empty)
+                    || value.as_array().is_some_and(Vec::is_empty);
+                if !(empty
+                    || *name == "extra_vars" && value.as_str().is_some_and(|text| text.trim().is_empty()))
+                {
+                    answers.ignored.insert((*name).to_owned(), value.clone());
+                }
+                continue;
+            }
+            let read = match *name {
+                "credentials" | "labels" | "instance_groups" => ids(value).map(Value::from),
+                _ => match JOB_TEMPLATES.field(name) {
+                    Some(field) => taken(field, value),
+                    None => continue,
+                },
+            };
+            match read {
+                Ok(value) => {
+                    answers.taken.insert((*name).to_owned(), value);
+                }
+                Err(words) => errors.add(name, words),
+            }
+        }
+        errors.into_result()?;
+        Ok(answers)
+    }
+
+    fn int(&self, name: &str, template: &Record) -> Option<i64> {
+        self.taken.get(name).map_or_else(|| template.int(name), Value::as_i64)
+    }
+
+    fn text(&self, name: &str, template: &Record) -> String {
+        let text = self.taken.get(name).and_then(Value::as_str);
+        text.unwrap_or_else(|| template.text(name)).to_owned()
+    }
+
+    fn flag(&self, name: &str, template: &Record) -> bool {
+        self.taken.get(name).and_then(Value::as_bool).unwrap_or_else(|| template.flag(name))
+    }
+}
+
+async fn start(
+    call: &Call,
+    mut template: Template,
+    own: Vec<Attached>,
+    answers: Answers,
+    body: &Map<String, Value>,
+) -> Answer {
+    let user = call.user()?;
+    let db = &call.app.db;
+    let record = &template.record;
+    let Some(project) = record.int("project") else {
+        return Err(ApiError::field("project", "Job Template 'project' is missing or undefined."));
+    };
+    let Some(inventory) = answers.int("inventory", record) else {
+        return Err(ApiError::field("inventory", "Job Template 'inventory' is missing or undefined."));
+    };
+    if record.int("inventory") != Some(inventory) {
+        template.chain.inventory_organization = inventory_default(db, inventory).await?;
+    }
+    if !project::has_playbook(&call.app.projects_root, &template.local_path, record.text("playbook")) {
+        return Err(ApiError::field("playbook", "Playbook not found for project."));
+    }
+    let credentials = match answers.taken.get("credentials") {
+        Some(chosen) => merged(db, own, chosen).await?,
+        None => own,
+    };
+    let passwords = passwords(&credentials, body)?;
+    let environment = match answers.taken.get("execution_environment").and_then(Value::as_i64) {
+        Some(id) => match by_id(db, id, "it was chosen at launch".to_owned()).await? {
+            Some(environment) => Some(environment),
+            None => {
+                let words = format!("Invalid pk \"{id}\" - object does not exist.");
+                return Err(ApiError::field("execution_environment", words));
+            }
+        },
+        None => resolve(db, template.chain).await?,
+    };
+    let mut variables = parse_variables(record.text("extra_vars")).unwrap_or_default();
+    if let Some(given) = answers.taken.get("extra_vars").and_then(Value::as_str) {
+        variables.extend(parse_variables(given).map_err(|words| ApiError::field("extra_vars", words))?);
+    }
+    let text = |name: &str| answers.text(name, record);
+    let int = |name: &str| answers.int(name, record).unwrap_or(0);
+    let now = jiff::Timestamp::now().as_microsecond();
+    let columns: Vec<(&'static str, sea_query::Value)> = vec![
+        ("kind", "job".into()),
+        ("name", record.text("name").into()),
+        ("description", record.text("description").into()),
+        ("launch_type", "manual".into()),
+        ("status", "pending".into()),
+        ("unified_job_template_id", record.id.into()),
+        ("job_template_id", record.id.into()),
+        ("organization_id", record.int("organization").into()),
+        ("execution_environment_id", environment.as_ref().map(|environment| environment.id).into()),
+        ("image", environment.as_ref().map(|environment| environment.image.clone()).into()),
+        ("pull", environment.as_ref().map(|environment| environment.pull.clone()).into()),
+        ("image_reason", environment.as_ref().map(|environment| environment.reason.clone()).into()),
+        ("controller_node", (*call.app.node).into()),
+        ("inventory_id", inventory.into()),
+        ("project_id", project.into()),
+        ("job_type", text("job_type").into()),
+        ("playbook", text("playbook").into()),
+        ("scm_branch", text("scm_branch").into()),
+        ("limit", text("limit").into()),
+        ("extra_vars", Value::from(variables).to_string().into()),
+        ("job_tags", text("job_tags").into()),
+        ("skip_tags", text("skip_tags").into()),
+        ("start_at_task", text("start_at_task").into()),
+        ("forks", int("forks").into()),
+        ("verbosity", int("verbosity").into()),
+        ("timeout", int("timeout").into()),
+        ("force_handlers", record.flag("force_handlers").into()),
+        ("use_fact_cache", record.flag("use_fact_cache").into()),
+        ("become_enabled", record.flag("become_enabled").into()),
+        ("diff_mode", answers.flag("diff_mode", record).into()),
+        ("allow_simultaneous", record.flag("allow_simultaneous").into()),
+        ("artifacts", "{}".into()),
+        ("created", now.into()),
+        ("modified", now.into()),
+        ("created_by_id", user.id.into()),
+        ("modified_by_id", user.id.into()),
+    ];
+    let insert = Query::insert()
+        .into_table("unified_jobs")
+        .columns(columns.iter().map(|(column, _)| *column))
+        .values_panic(columns.into_iter().map(|(_, value)| Expr::val(value)))
+        .take();
+    let credentials: Vec<i64> = credentials.iter().map(|credential| credential.id).collect();
+    stored(call, insert, &credentials, passwords, answers.ignored).await
+}
+
+/// Keeps the job; what follows is the reconciler's.
+async fn stored(
+    call: &Call,
+    mut insert: InsertStatement,
+    credentials: &[i64],
+    passwords: Option<Value>,
+    ignored: Map<String, Value>,
+) -> Answer {
+    let mut tx = call.app.db.begin(Class::Intent).await?;
+    let id = match tx.insert(&mut insert).await {
+        Err(StoreError::Reference) => return Err(ApiError::bad("What the job needs was deleted meanwhile.")),
+        other => other?,
+    };
+    if !credentials.is_empty() {
+        let mut pairs = Query::insert();
+        pairs.into_table("unified_job_credentials").columns(["unified_job_id", "credential_id"]);
+        for credential in credentials {
+            pairs.values_panic([id.into(), (*credential).into()]);
+        }
+        tx.execute(&pairs).await?;
+    }
+    if let Some(passwords) = passwords {
+        let sealed = call.app.vault.encrypt("unified_jobs", id, "start_args", &passwords.to_string());
+        let mut update = Query::update();
+        tx.execute(
+            update.table("unified_jobs").value("start_args", sealed).and_where(Expr::col("id").eq(id)),
+        )
+        .await?;
+    }
+    tx.wake();
+    tx.commit().await?;
+    let record = generic::fetch(call, &JOBS, &id.to_string()).await?;
+    let url = record.url();
+    let mut answer = Map::new();
+    answer.insert("job".to_owned(), id.into());
+    answer.insert("ignored_fields".to_owned(), ignored.into());
+    answer.extend(record.into_json());
+    generic::created_response(url, &answer.into())
+}
+
+async fn template(call: &Call, id: &str) -> Result<Template, ApiError> {
+    let id = match id.parse::<i64>() {
+        Ok(id) => id,
+        Err(_) => generic::visible_id(call, &JOB_TEMPLATES, id).await?,
+    };
+    let mut query = read::select(&JOB_TEMPLATES, true);
+    query
+        .and_where(Expr::col((BASE, "id")).eq(id))
+        .and_where_option(generic::visible(&JOB_TEMPLATES, call.user()?)?);
+    add_chain(&mut query);
+    let row = call.app.db.optional(query.limit(1)).await?;
+    let row = row.ok_or_else(|| ApiError::missing(JOB_TEMPLATES.model))?;
+    let record = read::record(&JOB_TEMPLATES, true, &row)?;
+    let local_path = row.value::<Option<String>>("l_path")?.unwrap_or_default();
+    Ok(Template { record, local_path, chain: Chain::read(&row)? })
+}
+
+/// Joins what decides the image to a query of job templates that goes by [`BASE`].
+fn add_chain(query: &mut SelectStatement) {
+    let on = |alias: &'static str, from: &'static str, column: &'static str| {
+        Expr::col((alias, "id")).equals((from, column))
+    };
+    let parent = "bp";
+    query.join_as(JoinType::LeftJoin, "projects", "lp", on("lp", BASE, "project_id"));
+    query.join_as(JoinType::LeftJoin, "unified_job_templates", "lpu", on("lpu", BASE, "project_id"));
+    query.join_as(JoinType::LeftJoin, "organizations", "lpo", on("lpo", "lpu", "organization_id"));
+    query.join_as(JoinType::LeftJoin, "inventories", "li", on("li", BASE, "inventory_id"));
+    query.join_as(JoinType::LeftJoin, "organizations", "lio", on("lio", "li", "organization_id"));
+    query.expr_as(Expr::col(("lp", "local_path")), "l_path");
+    query.expr_as(Expr::col((parent, "execution_environment_id")), "l_template");
+    query.expr_as(Expr::col(("lp", "default_environment_id")), "l_project");
+    query.expr_as(Expr::col(("lpo", "default_environment_id")), "l_project_organization");
+    query.expr_as(Expr::col(("lio", "default_environment_id")), "l_inventory_organization");
+}
+
+impl Chain {
+    fn read(row: &Row) -> Result<Self, StoreError> {
+        Ok(Self {
+            template: row.value("l_template")?,
+            project: row.value("l_project")?,
+            project_organization: row.value("l_project_organization")?,
+            inventory_organization: row.value("l_inventory_organization")?,
+        })
+    }
+}
+
+async fn inventory_default(db: &CoreDb, inventory: i64) -> Result<Option<i64>, ApiError> {
+    let mut query = read::source(&INVENTORIES, BASE);
+    query.column(("o", "default_environment_id"));
+    let organization = Expr::col(("o", "id")).equals((BASE, "organization_id"));
+    query.join_as(JoinType::LeftJoin, "organizations", "o", organization);
+    query.and_where(Expr::col((BASE, "id")).eq(inventory));
+    match db.optional(&query).await? {
+        Some(row) => Ok(row.at(0)?),
+        None => {
+            let words = format!("Invalid pk \"{inventory}\" - object does not exist.");
+            Err(ApiError::field("inventory", words))
+        }
+    }
+}
+
+/// Chooses the image as AWX does: template, project, the project's organization, the inventory's, the setting, then
+/// the newest that belongs to everybody, those of the setting first.
+async fn resolve(db: &CoreDb, chain: Chain) -> Result<Option<Environment>, ApiError> {
+    let steps = [
+        (chain.template, "the job template names it"),
+        (chain.project, "it is the default of the project"),
+        (chain.project_organization, "it is the default of the project's organization"),
+        (chain.inventory_organization, "it is the default of the inventory's organization"),
+    ];
+    for (id, reason) in steps {
+        if let Some(id) = id
+            && let Some(environment) = by_id(db, id, reason.to_owned()).await?
+        {
+            return Ok(Some(environment));
+        }
+    }
+    let default = settings::setting(db, "DEFAULT_EXECUTION_ENVIRONMENT").await?;
+    if let Some(id) = default.as_i64()
+        && let Some(environment) = by_id(db, id, "it is the default of all".to_owned()).await?
+    {
+        return Ok(Some(environment));
+    }
+    let mut query = environments("it is the newest that belongs to everybody");
+    query.and_where(Expr::col("organization_id").is_null()).and_where(Expr::col("managed").eq(false));
+    query.order_by("created", Order::Desc).order_by("id", Order::Desc).limit(1);
+    let listed = settings::setting(db, "GLOBAL_JOB_EXECUTION_ENVIRONMENTS").await?;
+    let images: Vec<&str> =
+        listed.as_array().into_iter().flatten().filter_map(|item| item["image"].as_str()).collect();
+    if !images.is_empty() {
+        let mut preferred = query.clone();
+        preferred.and_where(Expr::col("image").is_in(images));
+        if let Some(row) = db.optional(&preferred).await? {
+            return Ok(Some(Environment::read(&row)?));
+        }
+    }
+    Ok(db.optional(&query).await?.map(|row| Environment::read(&row)).transpose()?)
+}
+
+fn environments(reason: &str) -> SelectStatement {
+    let mut query = Query::select();
+    query.columns(["id", "name", "description", "image", "pull"]).expr(Expr::val(reason));
+    query.from("execution_environments");
+    query
+}
+
+async fn by_id(db: &CoreDb, id: i64, reason: String) -> Result<Option<Environment>, ApiError> {
+    let mut query = environments(&reason);
+    query.and_where(Expr::col("id").eq(id));
+    Ok(db.optional(&query).await?.map(|row| Environment::read(&row)).transpose()?)
+}
+
+impl Environment {
+    fn read(row: &Row) -> Result<Self, StoreError> {
+        Ok(Self {
+            id: row.at(0)?,
+            name: row.at(1)?,
+            description: row.at(2)?,
+            image: row.at(3)?,
+            pull: row.at(4)?,
+            reason: row.at(5)?,
+        })
+    }
+}
+
+/// The image a job of this template would run in now, as `resolved_environment` shows it.
+pub(super) async fn resolved(db: &CoreDb, template: i64) -> Result<Value, ApiError> {
+    let mut query = read::source(&JOB_TEMPLATES, BASE);
+    query.and_where(Expr::col((BASE, "id")).eq(template));
+    add_chain(&mut query);
+    let Some(row) = db.optional(&query).await? else { return Ok(Value::Null) };
+    Ok(resolve(db, Chain::read(&row)?).await?.map_or(Value::Null, |environment| {
+        json!({
+            "id": environment.id,
+            "name": environment.name,
+            "description": environment.description,
+            "image": environment.image,
+        })
+    }))
+}
+
+/// The template's credentials with the chosen ones in the place of those of the same type.
+async fn merged(db: &CoreDb, own: Vec<Attached>, chosen: &Value) -> Result<Vec<Attached>, ApiError> {
+    let ids: Vec<i64> = chosen.as_array().into_iter().flatten().filter_map(Value::as_i64).collect();
+    let found = known(db, &ids).await?;
+    if let Some(id) = ids.iter().find(|id| !found.contains_key(id)) {
+        let words = format!("Invalid pk \"{id}\" - object does not exist.");
+        return Err(ApiError::field("credentials", words));
+    }
+    // The template's own do not count as chosen.
+    let prompted: Vec<Attached> =
+        found.into_values().filter(|credential| own.iter().all(|own| own.id != credential.id)).collect();
+    one_of_a_kind(prompted.iter()).map_err(|words| ApiError::field("credentials", words))?;
+    let mut merged: Vec<Attached> =
+        own.into_iter().filter(|own| prompted.iter().all(|chosen| chosen.slot() != own.slot())).collect();
+    merged.extend(prompted);
+    merged.sort_by_key(|credential| credential.id);
+    Ok(merged)
+}
+
+/// The passwords that credentials ask for, from the body.
+fn passwords(credentials: &[Attached], body: &Map<String, Value>) -> Result<Option<Value>, ApiError> {
+    let needed: Vec<String> = credentials.iter().flat_map(Attached::passwords).take(MAX_PASSWORDS).collect();
+    if needed.is_empty() {
+        return Ok(None);
+    }
+    let nested = body.get("credential_passwords").and_then(Value::as_object);
+    let mut given = Map::new();
+    let mut missing = Vec::new();
+    for name in needed {
+        let value = nested.and_then(|nested| nested.get(&name)).or_else(|| body.get(&name));
+        match value.and_then(Value::as_str).filter(|text| !text.is_empty()) {
+            Some(text) => {
+                given.insert(name, text.into());
+            }
+            None => missing.push(name),
+        }
+    }
+    if missing.is_empty() {
+        return Ok(Some(given.into()));
+    }
+    let mut errors = write::Errors::default();
+    for name in missing {
+        errors.add("passwords_needed_to_start", name);
+    }
+    Err(errors.into())
+}
+
+/// A list of ids: numbers, texts of numbers, or one text with commas.
+pub(super) fn ids(value: &Value) -> Result<Vec<i64>, String> {
+    let wrong = || "Expected a list of items but got type \"str\".".to_owned();
+    let ids = match value {
+        Value::Array(items) => items
+            .iter()
+            .map(|item| match item {
+                Value::Number(number) => number.as_i64(),
+                Value::String(text) => text.trim().parse().ok(),
+                _ => None,
+            })
+            .collect::<Option<Vec<i64>>>()
+            .ok_or_else(|| "Incorrect type. Expected pk value.".to_owned())?,
+        Value::String(text) if text.trim().is_empty() => Vec::new(),
+        Value::String(text) => {
+            text.split(',').map(|part| part.trim().parse().ok()).collect::<Option<_>>().ok_or_else(wrong)?
+        }
+        Value::Number(number) => number.as_i64().into_iter().collect(),
+        Value::Null => Vec::new(),
+        _ => return Err(wrong()),
+    };
+    if ids.len() > MAX_CREDENTIALS {
+        return Err(format!("At most {MAX_CREDENTIALS} items are taken."));
+    }
+    let mut seen = Vec::with_capacity(ids.len());
+    for id in ids {
+        if !seen.contains(&id) {
+            seen.push(id);
+        }
+    }
+    Ok(seen)
+}
+
+/// What a launch may be asked, as OPTIONS says it.
+fn prompts() -> Map<String, Value> {
+    let mut post = Map::new();
+    for (name, _) in PROMPTS {
+        let mut meta = match *name {
+            "credentials" => json!({"type": "list_of_ids", "label": "Credentials"}),
+            "labels" | "instance_groups" => {
+                json!({"type": "field", "label": crate::registry::field::label_of(name)})
+            }
+            _ => match JOB_TEMPLATES.field(name) {
+                Some(field) => options::meta(&Field { required: false, ..*field }, true),
+                None => continue,
+            },
+        };
+        if let Some(meta) = meta.as_object_mut() {
+            meta.insert("required".to_owned(), false.into());
+            meta.shift_remove("default");
+        }
+        post.insert((*name).to_owned(), meta);
+    }
+    post.insert(
+        "credential_passwords".to_owned(),
+        json!({"type": "json", "required": false, "label": "Credential passwords"}),
+    );
+    post
+}
+
+fn question(template: &Template, credentials: &[Attached]) -> Map<String, Value> {
+    let record = &template.record;
+    let passwords: Vec<String> = credentials.iter().flat_map(Attached::passwords).collect();
+    let inventory_needed = record.int("inventory").is_none();
+    let mut question = Map::new();
+    let ready = passwords.is_empty() && !inventory_needed && record.int("project").is_some();
+    question.insert("can_start_without_user_input".to_owned(), ready.into());
+    question.insert("passwords_needed_to_start".to_owned(), passwords.into());
+    for (_, flag) in PROMPTS {
+        question.insert((*flag).to_owned(), record.flag(flag).into());
+    }
+    question.insert("survey_enabled".to_owned(), record.flag("survey_enabled").into());
+    question.insert("variables_needed_to_start".to_owned(), json!([]));
+    question.insert("credential_needed_to_start".to_owned(), false.into());
+    question.insert("inventory_needed_to_start".to_owned(), inventory_needed.into());
+    question.insert(
+        "job_template_data".to_owned(),
+        json!({"name": record.text("name"), "id": record.id, "description": record.text("description")}),
+    );
+    let mut defaults = Map::new();
+    for (name, _) in PROMPTS {
+        let value = match *name {
+            "credentials" => credentials.iter().map(Attached::as_default).collect::<Vec<_>>().into(),
+            "labels" | "instance_groups" => json!([]),
+            _ => match JOB_TEMPLATES.field(name).map(|field| field.kind) {
+                Some(Kind::Id(_)) => {
+                    let shown = record.summary.get(*name);
+                    json!({"id": shown.map(|shown| &shown["id"]), "name": shown.map(|shown| &shown["name"])})
+                }
+                _ => record.fields.get(*name).cloned().unwrap_or_default(),
+            },
+        };
+        defaults.insert((*name).to_owned(), value);
+    }
+    question.insert("defaults".to_owned(), defaults.into());
+    question
+}
+
+/// Columns that a job started again has from the one before.
+const KEPT: &[&str] = &[
+    "kind",
+    "name",
+    "description",
+    "unified_job_template_id",
+    "job_template_id",
+    "organization_id",
+    "execution_environment_id",
+    "image",
+    "pull",
+    "image_reason",
+    "inventory_id",
+    "project_id",
+    "job_type",
+    "playbook",
+    "scm_branch",
+    "extra_vars",
+    "job_tags",
+    "skip_tags",
+    "start_at_task",
+    "forks",
+    "verbosity",
+    "timeout",
+    "force_handlers",
+    "use_fact_cache",
+    "become_enabled",
+    "diff_mode",
+    "allow_simultaneous",
+    "artifacts",
+    "job_slice_count",
+    "job_slice_number",
+];
+
+pub(super) async fn relaunch(call: &Call, id: &str) -> Answer {
+    call.allow("GET, POST, HEAD, OPTIONS")?;
+    let user = call.user()?;
+    if call.method == Method::OPTIONS {
+        let choices =
+            json!([["all", "No change to job limit"], ["failed", "All failed and unreachable hosts"]]);
+        let hosts = json!({"type": "choice", "required": false, "label": "Hosts", "choices": choices, "default": "all"});
+        return ok(options::action("Relaunch Job", Map::from_iter([("hosts".to_owned(), hosts)])));
+    }
+    let job = generic::fetch(call, &JOBS, id).await?;
+    let db = &call.app.db;
+    let credentials = attached(db, "unified_job_credentials", "unified_job_id", &[job.id]).await?;
+    let credentials = credentials.into_values().next().unwrap_or_default();
+    let mut summaries = Query::select();
+    summaries.columns(["host_name", "failed", "dark", "failures"]).from("job_host_summaries");
+    summaries.and_where(Expr::col("job_id").eq(job.id)).order_by("host_name", Order::Asc);
+    let rows = db.all(&summaries).await?;
+    let mut failed = Vec::new();
+    for row in &rows {
+        if row.at::<bool>(1)? || row.at::<i64>(2)? > 0 || row.at::<i64>(3)? > 0 {
+            failed.push(row.at::<String>(0)?);
+        }
+    }
+    if call.method != Method::POST {
+        let passwords: Vec<String> = credentials.iter().flat_map(Attached::passwords).collect();
+        return ok(json!({
+            "passwords_needed_to_start": passwords,
+            "retry_counts": {"all": rows.len(), "failed": failed.len()},
+        }));
+    }
+    if !user.is_superuser {
+        return Err(ApiError::forbidden());
+    }
+    let body = call.object()?;
+    let limit = match body.get("hosts").map(|hosts| hosts.as_str().unwrap_or_default()) {
+        None | Some("all") => job.text("limit").to_owned(),
+        Some("failed") if job.text("finished").is_empty() => {
+            return Err(ApiError::field("hosts", "Cannot relaunch failed hosts until the job has finished."));
+        }
+        Some("failed") if failed.is_empty() => {
+            let words = "Cannot relaunch because previous job had 0 failed hosts.";
+            return Err(ApiError::field("hosts", words));
+        }
+        Some("failed") => failed.join(","),
+        Some(other) => {
+            let other: String = other.chars().take(80).collect();
+            return Err(ApiError::field("hosts", format!("\"{other}\" is not a valid choice.")));
+        }
+    };
+    if job.int("inventory").is_none() || job.int("project").is_none() {
+        let what = if job.int("project").is_none() { "project" } else { "inventory" };
+        return Err(ApiError::field(
+            what,
+            format!("The job's {what} is missing, so it cannot be started again."),
+        ));
+    }
+    let passwords = passwords(&credentials, &body)?;
+    let now = jiff::Timestamp::now().as_microsecond();
+    let mut select = Query::select();
+    select.columns(KEPT.iter().copied()).from("unified_jobs").and_where(Expr::col("id").eq(job.id));
+    let fresh: Vec<(&'static str, sea_query::Value)> = vec![
+        ("limit", limit.into()),
+        ("launch_type", "relaunch".into()),
+        ("status", "pending".into()),
+        ("controller_node", (*call.app.node).into()),
+        ("created", now.into()),
+        ("modified", now.into()),
+        ("created_by_id", user.id.into()),
+        ("modified_by_id", user.id.into()),
+    ];
+    let columns: Vec<&str> = KEPT.iter().copied().chain(fresh.iter().map(|(column, _)| *column)).collect();
+    for (_, value) in fresh {
+        select.expr(Expr::val(value));
+    }
+    let mut insert = Query::insert();
+    insert.into_table("unified_jobs").columns(columns.iter().map(|column| (*column).to_owned()));
+    insert.select_from(select).map_err(|error| {
+        ApiError::internal("a job was not copied", std::io::Error::other(error.to_string()))
+    })?;
+    let credentials: Vec<i64> = credentials.iter().map(|credential| credential.id).collect();
+    stored(call, insert, &credentials, passwords, Map::new()).await
+}

@@ -1,0 +1,116 @@
+//! The API as clients meet it: requests in, answers out, no network between.
+
+mod access;
+mod events;
+mod hostile;
+mod jobs;
+mod lists;
+mod resources;
+
+use std::path::PathBuf;
+
+use axum::http::{HeaderMap, Method, Request, StatusCode};
+use base64::engine::general_purpose::STANDARD;
+use serde_json::json;
+use tower::ServiceExt;
+
+use super::*;
+use crate::auth;
+
+/// An API of its own, with an admin whose password is `pw`.
+struct Api {
+    app: App,
+    router: Router,
+    dir: tempfile::TempDir,
+}
+
+/// An answer, its body read.
+#[derive(Debug)]
+struct Reply {
+    status: StatusCode,
+    headers: HeaderMap,
+    text: String,
+    json: serde_json::Value,
+}
+
+fn basic(user: &str, password: &str) -> String {
+    use base64::Engine as _;
+    format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
+}
+
+impl Api {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let db = CoreDb::open(&dir.path().join("core.sqlite")).await.unwrap();
+        let vault = Vault::open(&dir.path().join("secret")).unwrap();
+        let projects: PathBuf = dir.path().join("projects");
+        std::fs::create_dir_all(projects.join("demo")).unwrap();
+        std::fs::write(projects.join("demo/site.yml"), "- hosts: all\n").unwrap();
+        let events = EventStore::open(&dir.path().join("events")).await.unwrap();
+        let app =
+            App::open(db.clone(), vault, events, Arc::new(NoMesh), projects, "controller-1").await.unwrap();
+        auth::ensure_admin(&db, &app.auth, Some("pw")).await.unwrap();
+        Self { router: router(app.clone()), app, dir }
+    }
+
+    /// One request as it is.
+    async fn send(&self, request: Request<Body>) -> Reply {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let body = axum::body::to_bytes(body, 64 << 20).await.unwrap();
+        let text = String::from_utf8_lossy(&body).into_owned();
+        let json = serde_json::from_str(&text).unwrap_or_default();
+        Reply { status: parts.status, headers: parts.headers, text, json }
+    }
+
+    /// A request of somebody.
+    async fn by(&self, who: &str, method: &str, path: &str, body: serde_json::Value) -> Reply {
+        let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
+        let request = Request::builder()
+            .method(Method::from_bytes(method.as_bytes()).unwrap())
+            .uri(path)
+            .header("authorization", who)
+            .header("content-type", "application/json");
+        self.send(request.body(body).unwrap()).await
+    }
+
+    async fn get(&self, path: &str) -> Reply {
+        self.by(&basic("admin", "pw"), "GET", path, serde_json::Value::Null).await
+    }
+
+    async fn call(&self, method: &str, path: &str, body: serde_json::Value) -> Reply {
+        self.by(&basic("admin", "pw"), method, path, body).await
+    }
+
+    async fn post(&self, path: &str, body: serde_json::Value) -> Reply {
+        self.call("POST", path, body).await
+    }
+
+    /// Makes an object and gives its id.
+    #[track_caller]
+    fn make(&self, list: &str, body: serde_json::Value) -> impl Future<Output = i64> {
+        let at = std::panic::Location::caller();
+        let path = format!("/api/v2/{list}/");
+        async move {
+            let reply = self.post(&path, body).await;
+            assert_eq!(reply.status, StatusCode::CREATED, "{path} at {at}: {}", reply.text);
+            assert_eq!(reply.headers["location"], reply.json["url"].as_str().unwrap());
+            reply.json["id"].as_i64().unwrap()
+        }
+    }
+
+    /// A template that can be launched: its id.
+    async fn template(&self, name: &str) -> i64 {
+        let project =
+            self.make("projects", json!({"name": name, "organization": 1, "local_path": "demo"})).await;
+        let inventory = self.make("inventories", json!({"name": name, "organization": 1})).await;
+        let body = json!({"name": name, "project": project, "inventory": inventory, "playbook": "site.yml"});
+        self.make("job_templates", body).await
+    }
+
+    /// A user without any right: the header that speaks for them.
+    async fn ordinary(&self, name: &str) -> String {
+        self.make("users", json!({"username": name, "password": "user-pw"})).await;
+        basic(name, "user-pw")
+    }
+}

@@ -1,0 +1,359 @@
+//! Launches and what becomes of them before a node has them.
+
+use sea_query::{Expr, ExprTrait, Query};
+
+use super::*;
+use crate::store::core::Class;
+
+async fn launch(api: &Api, template: i64, body: serde_json::Value) -> Reply {
+    api.post(&format!("/api/v2/job_templates/{template}/launch/"), body).await
+}
+
+/// Puts a job's row in a state, as the reconciler would.
+async fn set(api: &Api, job: i64, values: Vec<(&'static str, Expr)>) {
+    let mut tx = api.app.db.begin(Class::Bookkeeping).await.unwrap();
+    let update =
+        Query::update().table("unified_jobs").values(values).and_where(Expr::col("id").eq(job)).take();
+    tx.execute(update).await.unwrap();
+    crate::job::conclude(&mut tx, job).await.unwrap();
+    tx.commit().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_launch_is_a_pending_job_and_wakes_the_reconciler() {
+    let api = Api::new().await;
+    let ee = api
+        .make("execution_environments", json!({"name": "e", "image": "localhost/ee:1", "pull": "never"}))
+        .await;
+    let template = api.template("web").await;
+    let url = format!("/api/v2/job_templates/{template}/");
+    let body = json!({"extra_vars": "---\na: 1\n", "forks": 7, "limit": "web", "execution_environment": ee});
+    assert_eq!(api.call("PATCH", &url, body).await.status, 200);
+    let mut changed = api.app.db.changed();
+    let reply = launch(&api, template, json!({})).await;
+    assert_eq!(reply.status, 201, "{}", reply.text);
+    assert!(changed.has_changed().unwrap());
+    changed.mark_unchanged();
+    let job = &reply.json;
+    assert_eq!(reply.headers["location"], job["url"].as_str().unwrap());
+    let first: Vec<&str> = job.as_object().unwrap().keys().take(3).map(String::as_str).collect();
+    assert_eq!(first, ["job", "ignored_fields", "id"]);
+    assert_eq!((&job["type"], &job["status"], &job["job"]), (&json!("job"), &json!("pending"), &job["id"]));
+    assert_eq!(
+        (&job["extra_vars"], &job["forks"], &job["limit"]),
+        (&json!(r#"{"a":1}"#), &json!(7), &json!("web"))
+    );
+    assert_eq!((&job["execution_environment"], &job["image"]), (&json!(ee), &json!("localhost/ee:1")));
+    assert_eq!(job["image_reason"], "the job template names it");
+    assert_eq!((&job["launch_type"], &job["event_processing_finished"]), (&json!("manual"), &json!(false)));
+    assert_eq!(job["launched_by"]["name"], "admin");
+    assert_eq!((&job["job_env"], &job["artifacts"]), (&json!({}), &json!({})));
+    assert_eq!(job["summary_fields"]["job_template"]["name"], "web");
+    // Lists leave out what is long; whoever waits asks for the detail.
+    let list = api.get("/api/v2/jobs/").await.json;
+    assert!(
+        list["results"][0].get("job_env").is_none()
+            && list["results"][0].get("event_processing_finished").is_none()
+    );
+    let unified = api.get("/api/v2/unified_jobs/?type=job").await.json;
+    assert_eq!((&unified["results"][0]["type"], &unified["results"][0]["url"]), (&json!("job"), &job["url"]));
+    assert_eq!(api.get("/api/v2/unified_jobs/?type=project_update").await.json["count"], 0);
+    let shown = api.get(&url).await.json;
+    assert_eq!(shown["summary_fields"]["recent_jobs"][0]["id"], job["id"]);
+    assert_eq!(api.get(&format!("{url}jobs/")).await.json["count"], 1);
+    let unified = api.get("/api/v2/unified_job_templates/?order_by=id").await.json;
+    assert_eq!(
+        (&unified["results"][0]["type"], &unified["results"][1]["type"]),
+        (&json!("project"), &json!("job_template"))
+    );
+}
+
+#[tokio::test]
+async fn a_job_keeps_what_it_was_launched_with() {
+    let api = Api::new().await;
+    let template = api.template("web").await;
+    let job = launch(&api, template, json!({})).await.json["url"].as_str().unwrap().to_owned();
+    assert_eq!(
+        api.call("DELETE", &format!("/api/v2/job_templates/{template}/"), json!(null)).await.status,
+        204
+    );
+    let shown = api.get(&job).await.json;
+    assert_eq!(
+        (&shown["name"], &shown["job_template"], &shown["playbook"]),
+        (&json!("web"), &json!(null), &json!("site.yml"))
+    );
+}
+
+#[tokio::test]
+async fn answers_nobody_asked_for_are_named_and_ignored() {
+    let api = Api::new().await;
+    let template = api.template("web").await;
+    let reply = launch(&api, template, json!({"limit": "x", "extra_vars": {"a": 1}, "nosuch": 1})).await;
+    assert_eq!(
+        (reply.status.as_u16(), &reply.json["ignored_fields"]),
+        (201, &json!({"extra_vars": {"a": 1}, "limit": "x"}))
+    );
+    assert_eq!((&reply.json["limit"], &reply.json["extra_vars"]), (&json!(""), &json!("{}")));
+}
+
+#[tokio::test]
+async fn what_is_asked_is_taken() {
+    let api = Api::new().await;
+    let template = api.template("web").await;
+    let asks: serde_json::Map<_, _> = registry::JOB_TEMPLATES
+        .fields
+        .iter()
+        .filter(|field| field.name.starts_with("ask_"))
+        .map(|field| (field.name.to_owned(), json!(true)))
+        .collect();
+    let url = format!("/api/v2/job_templates/{template}/");
+    api.call("PATCH", &url, asks.into()).await;
+    api.call("PATCH", &url, json!({"extra_vars": "{\"a\": 1, \"b\": 1}"})).await;
+    let other = api.make("inventories", json!({"name": "other", "organization": 1})).await;
+    let body = json!({
+        "extra_vars": "{\"b\": 2}", "inventory": other, "limit": "l", "job_tags": "t", "skip_tags": "s", "verbosity": 3,
+        "job_type": "check", "diff_mode": 1, "forks": 9, "timeout": 60,
+    });
+    let job = launch(&api, template, body).await.json;
+    assert_eq!(job["extra_vars"], r#"{"a":1,"b":2}"#);
+    assert_eq!(
+        (&job["inventory"], &job["verbosity"], &job["job_type"]),
+        (&json!(other), &json!(3), &json!("check"))
+    );
+    assert_eq!((&job["diff_mode"], &job["forks"], &job["timeout"]), (&json!(true), &json!(9), &json!(60)));
+    for (body, field, words) in [
+        (json!({"limit": null}), "limit", "This field may not be null."),
+        (json!({"inventory": 99}), "inventory", "Invalid pk \"99\" - object does not exist."),
+        (
+            json!({"execution_environment": 99}),
+            "execution_environment",
+            "Invalid pk \"99\" - object does not exist.",
+        ),
+        (json!({"credentials": [99]}), "credentials", "Invalid pk \"99\" - object does not exist."),
+        (json!({"verbosity": 9}), "verbosity", "\"9\" is not a valid choice."),
+        (json!({"extra_vars": "[1]"}), "extra_vars", "Input type `list` is not a dictionary"),
+    ] {
+        let reply = launch(&api, template, body).await;
+        assert_eq!((reply.status.as_u16(), &reply.json), (400, &json!({field: [words]})));
+    }
+}
+
+#[tokio::test]
+async fn chosen_credentials_take_the_place_of_their_type() {
+    let api = Api::new().await;
+    let template = api.template("web").await;
+    let mut ids = Vec::new();
+    for name in ["own", "other", "third"] {
+        let body = json!({"name": name, "organization": 1, "credential_type": 1});
+        ids.push(api.make("credentials", body).await);
+    }
+    api.post(&format!("/api/v2/job_templates/{template}/credentials/"), json!({"id": ids[0]})).await;
+    api.call(
+        "PATCH",
+        &format!("/api/v2/job_templates/{template}/"),
+        json!({"ask_credential_on_launch": true}),
+    )
+    .await;
+    for (chosen, expected) in
+        [(json!([]), "own"), (json!([ids[1]]), "other"), (json!([ids[0], ids[1]]), "other")]
+    {
+        let reply = launch(&api, template, json!({"credentials": chosen})).await;
+        assert_eq!(reply.status, 201, "{}", reply.text);
+        let shown = reply.json["summary_fields"]["credentials"].as_array().unwrap().clone();
+        assert_eq!((shown.len(), &shown[0]["name"]), (1, &json!(expected)));
+    }
+    let reply = launch(&api, template, json!({"credentials": [ids[1], ids[2]]})).await;
+    assert_eq!(
+        (reply.status.as_u16(), &reply.json),
+        (400, &json!({"credentials": ["Cannot assign multiple Machine credentials."]}))
+    );
+}
+
+#[tokio::test]
+async fn passwords_that_are_asked_for_are_sealed() {
+    let api = Api::new().await;
+    let template = api.template("web").await;
+    let body = json!({"name": "c", "organization": 1, "credential_type": 1, "inputs": {"username": "u", "password": "ASK"}});
+    let credential = api.make("credentials", body).await;
+    api.post(&format!("/api/v2/job_templates/{template}/credentials/"), json!({"id": credential})).await;
+    let question = api.get(&format!("/api/v2/job_templates/{template}/launch/")).await.json;
+    assert_eq!(
+        (&question["passwords_needed_to_start"], &question["can_start_without_user_input"]),
+        (&json!(["ssh_password"]), &json!(false))
+    );
+    let reply = launch(&api, template, json!({})).await;
+    assert_eq!(
+        (reply.status.as_u16(), &reply.json),
+        (400, &json!({"passwords_needed_to_start": ["ssh_password"]}))
+    );
+    let reply = launch(&api, template, json!({"credential_passwords": {"ssh_password": "geheim"}})).await;
+    assert_eq!(reply.status, 201);
+    assert!(!reply.text.contains("geheim"));
+    let job = reply.json["id"].as_i64().unwrap();
+    let opened = crate::job::start_passwords(&api.app.db, &api.app.vault, job).await.unwrap();
+    assert_eq!(opened["ssh_password"].expose(), "geheim");
+}
+
+#[tokio::test]
+async fn the_question_of_a_launch_has_what_clients_read() {
+    let api = Api::new().await;
+    let template = api.template("web").await;
+    let question = api.get(&format!("/api/v2/job_templates/{template}/launch/")).await.json;
+    for name in [
+        "can_start_without_user_input",
+        "passwords_needed_to_start",
+        "ask_variables_on_launch",
+        "survey_enabled",
+        "variables_needed_to_start",
+        "credential_needed_to_start",
+        "inventory_needed_to_start",
+        "job_template_data",
+        "defaults",
+    ] {
+        assert!(question.get(name).is_some(), "{name}");
+    }
+    assert_eq!(question["can_start_without_user_input"], true);
+    assert_eq!(question["defaults"]["inventory"], json!({"id": 1, "name": "web"}));
+    assert_eq!(question["job_template_data"]["name"], "web");
+}
+
+#[tokio::test]
+async fn the_image_is_chosen_in_the_known_order() {
+    let api = &Api::new().await;
+    let template = api.template("web").await;
+    let url = format!("/api/v2/job_templates/{template}/");
+    let resolved = || async {
+        let shown = api.get(&url).await.json["summary_fields"]["resolved_environment"]["name"].clone();
+        let job = launch(api, template, json!({})).await.json;
+        assert_eq!(
+            job["summary_fields"].get("execution_environment").map(|ee| &ee["name"]),
+            shown.as_str().map(|_| &shown)
+        );
+        (shown, job["image_reason"].clone())
+    };
+    assert_eq!(resolved().await, (json!(null), json!(null)));
+    let make = |name: &'static str| {
+        api.make("execution_environments", json!({"name": name, "image": format!("x/{name}")}))
+    };
+    make("old").await;
+    make("newest").await;
+    assert_eq!(resolved().await, (json!("newest"), json!("it is the newest that belongs to everybody")));
+    let patch = |path: String, body: serde_json::Value| async move {
+        let reply = api.call("PATCH", &path, body).await;
+        assert_eq!(reply.status, 200, "{}", reply.text);
+    };
+    let listed = json!({"GLOBAL_JOB_EXECUTION_ENVIRONMENTS": [{"name": "old", "image": "x/old"}]});
+    api.call("PATCH", "/api/v2/settings/all/", listed).await;
+    assert_eq!(resolved().await.0, "old");
+    let set = make("setting").await;
+    api.call("PATCH", "/api/v2/settings/all/", json!({"DEFAULT_EXECUTION_ENVIRONMENT": set})).await;
+    assert_eq!(resolved().await, (json!("setting"), json!("it is the default of all")));
+    let other = api.make("organizations", json!({"name": "other"})).await;
+    patch("/api/v2/inventories/1/".to_owned(), json!({"organization": other})).await;
+    let ee = make("of-inventory").await;
+    patch(format!("/api/v2/organizations/{other}/"), json!({"default_environment": ee})).await;
+    assert_eq!(resolved().await.0, "of-inventory");
+    let ee = make("of-organization").await;
+    patch("/api/v2/organizations/1/".to_owned(), json!({"default_environment": ee})).await;
+    assert_eq!(resolved().await.0, "of-organization");
+    let ee = make("of-project").await;
+    patch("/api/v2/projects/1/".to_owned(), json!({"default_environment": ee})).await;
+    assert_eq!(resolved().await.0, "of-project");
+    let ee = make("of-template").await;
+    patch(url.clone(), json!({"execution_environment": ee, "ask_execution_environment_on_launch": true}))
+        .await;
+    assert_eq!(resolved().await.0, "of-template");
+    let job = launch(api, template, json!({"execution_environment": set})).await.json;
+    assert_eq!(
+        (&job["image"], &job["image_reason"]),
+        (&json!("x/setting"), &json!("it was chosen at launch"))
+    );
+}
+
+#[tokio::test]
+async fn a_playbook_that_vanished_is_told_at_launch() {
+    let api = Api::new().await;
+    let template = api.template("web").await;
+    std::fs::remove_file(api.dir.path().join("projects/demo/site.yml")).unwrap();
+    let reply = launch(&api, template, json!({})).await;
+    assert_eq!(
+        (reply.status.as_u16(), &reply.json),
+        (400, &json!({"playbook": ["Playbook not found for project."]}))
+    );
+}
+
+#[tokio::test]
+async fn a_pending_job_is_canceled_at_once_and_a_running_one_is_asked_to_stop() {
+    let api = Api::new().await;
+    let template = api.template("web").await;
+    let pending = launch(&api, template, json!({})).await.json["id"].as_i64().unwrap();
+    let path = format!("/api/v2/jobs/{pending}/cancel/");
+    assert_eq!(api.get(&path).await.json, json!({"can_cancel": true}));
+    let reply = api.post(&path, json!({})).await;
+    assert_eq!((reply.status.as_u16(), reply.text.as_str()), (202, ""));
+    let job = api.get(&format!("/api/v2/jobs/{pending}/")).await.json;
+    assert_eq!(
+        (&job["status"], &job["failed"], &job["event_processing_finished"]),
+        (&json!("canceled"), &json!(true), &json!(true))
+    );
+    assert!(job["finished"].is_string() && job["canceled_on"].is_string());
+    assert_eq!(api.get(&path).await.json, json!({"can_cancel": false}));
+    assert_eq!(api.post(&path, json!({})).await.status, 405);
+    let shown = api.get(&format!("/api/v2/job_templates/{template}/")).await.json;
+    assert_eq!((&shown["status"], &shown["last_job_failed"]), (&json!("canceled"), &json!(true)));
+
+    let running = launch(&api, template, json!({})).await.json["id"].as_i64().unwrap();
+    set(&api, running, vec![("status", "running".into())]).await;
+    let changed = api.app.db.changed();
+    assert_eq!(api.post(&format!("/api/v2/jobs/{running}/cancel/"), json!({})).await.status, 202);
+    assert!(changed.has_changed().unwrap());
+    let job = api.get(&format!("/api/v2/jobs/{running}/")).await.json;
+    assert_eq!((&job["status"], &job["finished"]), (&json!("running"), &json!(null)));
+    assert!(job["canceled_on"].is_string());
+    assert_eq!(api.call("DELETE", &format!("/api/v2/jobs/{running}/"), json!(null)).await.status, 403);
+    assert_eq!(api.call("DELETE", &format!("/api/v2/jobs/{pending}/"), json!(null)).await.status, 204);
+}
+
+#[tokio::test]
+async fn a_job_is_launched_again_for_all_or_for_the_failed_hosts() {
+    let api = Api::new().await;
+    let template = api.template("web").await;
+    let first = launch(&api, template, json!({})).await.json["id"].as_i64().unwrap();
+    let path = format!("/api/v2/jobs/{first}/relaunch/");
+    assert_eq!(
+        api.get(&path).await.json,
+        json!({"passwords_needed_to_start": [], "retry_counts": {"all": 0, "failed": 0}})
+    );
+    assert_eq!(api.post(&path, json!({"hosts": "failed"})).await.status, 400);
+    set(&api, first, vec![("status", "failed".into()), ("finished", 5.into())]).await;
+    let mut tx = api.app.db.begin(Class::Bookkeeping).await.unwrap();
+    for (name, failures, dark) in [("a", 1, 0), ("b", 0, 0), ("c", 0, 1)] {
+        let mut insert = Query::insert();
+        insert.into_table("job_host_summaries");
+        insert.columns(["job_id", "host_name", "failures", "dark", "failed", "created", "modified"]);
+        insert.values_panic([
+            first.into(),
+            name.into(),
+            failures.into(),
+            dark.into(),
+            (failures > 0).into(),
+            1.into(),
+            1.into(),
+        ]);
+        tx.insert(&mut insert).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    assert_eq!(api.get(&path).await.json["retry_counts"], json!({"all": 3, "failed": 2}));
+    let again = api.post(&path, json!({"hosts": "failed"})).await;
+    assert_eq!(again.status, 201, "{}", again.text);
+    assert_eq!(
+        (&again.json["limit"], &again.json["launch_type"], &again.json["status"]),
+        (&json!("a,c"), &json!("relaunch"), &json!("pending"))
+    );
+    assert_eq!(api.post(&path, json!({})).await.json["limit"], "");
+    assert_eq!(api.post(&path, json!({"hosts": "some"})).await.status, 400);
+    let summaries = api.get(&format!("/api/v2/jobs/{first}/job_host_summaries/?failed=true")).await.json;
+    assert_eq!((&summaries["count"], &summaries["results"][0]["host_name"]), (&json!(1), &json!("a")));
+    let url = summaries["results"][0]["url"].as_str().unwrap();
+    assert_eq!(api.get(url).await.json["type"], "job_host_summary");
+}

@@ -1,0 +1,197 @@
+//! What happens to a job's row, apart from running it: canceling, ending, and the credentials it was given.
+
+use std::collections::BTreeMap;
+
+use sea_query::{Expr, ExprTrait, JoinType, Query};
+use serde_json::Value;
+
+use crate::store::core::{CoreDb, Error as StoreError, WriteTx};
+use crate::vault::{DecryptError, Secret, Vault};
+
+/// Why the credentials of a job cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum CredentialError {
+    /// The database.
+    #[error("cannot read the credentials of job {job}")]
+    Store {
+        /// The job.
+        job: i64,
+        /// What the database said.
+        #[source]
+        source: StoreError,
+    },
+    /// A secret does not open.
+    #[error("cannot open field {field} of credential {credential}")]
+    Sealed {
+        /// The credential.
+        credential: i64,
+        /// The field.
+        field: String,
+        /// Why.
+        #[source]
+        source: DecryptError,
+    },
+}
+
+/// A credential with its secrets open, for the private part of a payload.
+#[derive(Debug, Clone)]
+pub struct Credential {
+    /// Its id.
+    pub id: i64,
+    /// Its name.
+    pub name: String,
+    /// The family of its type: `ssh`, `vault`, `cloud`.
+    pub kind: String,
+    /// The word of its type: `ssh`, `aws`; none for types that people made.
+    pub namespace: Option<String>,
+    /// Text inputs, secret or not.
+    pub inputs: BTreeMap<String, Secret>,
+    /// Inputs that are true or false.
+    pub flags: BTreeMap<String, bool>,
+}
+
+/// Whether a job with this status has not ended.
+pub fn is_active(status: &str) -> bool {
+    matches!(status, "new" | "pending" | "waiting" | "running")
+}
+
+/// The first line of a job's output: what it ran in.
+pub fn header(image: &str) -> String {
+    format!("Execution environment: {image}")
+}
+
+/// Notes that a job is to stop; false if it is over. One that no node has yet is canceled at once; of the others the
+/// reconciler tells the node. Whoever moves a job on from `pending` must therefore look at its status in the
+/// transaction that does so.
+///
+/// # Errors
+/// What the database says.
+pub async fn cancel(tx: &mut WriteTx, job: i64) -> Result<bool, StoreError> {
+    let now = jiff::Timestamp::now().as_microsecond();
+    let mut ended = Query::update();
+    ended.table("unified_jobs").values([
+        ("status", "canceled".into()),
+        ("failed", true.into()),
+        ("finished", now.into()),
+        ("canceled_on", now.into()),
+        ("cancel_flag", true.into()),
+        ("cancel_requested_at", now.into()),
+        ("modified", now.into()),
+        ("event_processing_finished", true.into()),
+        ("job_explanation", "The job was canceled before it started.".into()),
+    ]);
+    ended.and_where(Expr::col("id").eq(job)).and_where(Expr::col("status").is_in(["new", "pending"]));
+    if tx.execute(&ended).await? > 0 {
+        conclude(tx, job).await?;
+        return Ok(true);
+    }
+    let mut asked = Query::update();
+    asked.table("unified_jobs").values([
+        ("cancel_flag", true.into()),
+        ("cancel_requested_at", now.into()),
+        ("canceled_on", now.into()),
+        ("modified", now.into()),
+    ]);
+    asked.and_where(Expr::col("id").eq(job)).and_where(Expr::col("status").is_in(["waiting", "running"]));
+    Ok(tx.execute(&asked).await? > 0)
+}
+
+/// Notes on its template how a job ended. To be called in the transaction that ends the job.
+///
+/// # Errors
+/// What the database says.
+pub async fn conclude(tx: &mut WriteTx, job: i64) -> Result<(), StoreError> {
+    let mut query = Query::select();
+    query.columns(["unified_job_template_id", "status", "failed", "finished"]).from("unified_jobs");
+    query.and_where(Expr::col("id").eq(job));
+    let Some(row) = tx.optional(&query).await? else { return Ok(()) };
+    let Some(template) = row.at::<Option<i64>>(0)? else { return Ok(()) };
+    let mut update = Query::update();
+    update.table("unified_job_templates").values([
+        ("last_job_id", job.into()),
+        ("status", row.at::<String>(1)?.into()),
+        ("last_job_failed", row.at::<bool>(2)?.into()),
+        ("last_job_run", row.at::<Option<i64>>(3)?.into()),
+    ]);
+    tx.execute(update.and_where(Expr::col("id").eq(template))).await.map(drop)
+}
+
+/// The credentials of a job, opened.
+///
+/// # Errors
+/// [`CredentialError`] names the credential and field that does not open.
+pub async fn credentials(db: &CoreDb, vault: &Vault, job: i64) -> Result<Vec<Credential>, CredentialError> {
+    let store = |source| CredentialError::Store { job, source };
+    let mut query = Query::select();
+    query.columns(["id", "name", "inputs"].map(|column| ("c", column)));
+    query.columns([("t", "kind"), ("t", "namespace")]);
+    query.from_as("unified_job_credentials", "p");
+    query.join_as(
+        JoinType::InnerJoin,
+        "credentials",
+        "c",
+        Expr::col(("c", "id")).equals(("p", "credential_id")),
+    );
+    let of_type = Expr::col(("t", "id")).equals(("c", "credential_type_id"));
+    query.join_as(JoinType::InnerJoin, "credential_types", "t", of_type);
+    query.and_where(Expr::col(("p", "unified_job_id")).eq(job));
+    query.order_by(("c", "id"), sea_query::Order::Asc);
+    let mut credentials = Vec::new();
+    for row in db.all(&query).await.map_err(store)? {
+        let id: i64 = row.at(0).map_err(store)?;
+        let stored: Value = serde_json::from_str(&row.at::<String>(2).map_err(store)?).unwrap_or_default();
+        let mut credential = Credential {
+            id,
+            name: row.at(1).map_err(store)?,
+            kind: row.at(3).map_err(store)?,
+            namespace: row.at(4).map_err(store)?,
+            inputs: BTreeMap::new(),
+            flags: BTreeMap::new(),
+        };
+        for (field, value) in stored.as_object().into_iter().flatten() {
+            match value {
+                Value::String(text) if Vault::is_sealed(text) => {
+                    let open = vault.decrypt("credentials", id, field, text);
+                    let secret = open.map_err(|source| CredentialError::Sealed {
+                        credential: id,
+                        field: field.clone(),
+                        source,
+                    })?;
+                    credential.inputs.insert(field.clone(), secret);
+                }
+                Value::String(text) => {
+                    credential.inputs.insert(field.clone(), Secret::from(text.clone()));
+                }
+                Value::Bool(flag) => {
+                    credential.flags.insert(field.clone(), *flag);
+                }
+                _ => {}
+            }
+        }
+        credentials.push(credential);
+    }
+    Ok(credentials)
+}
+
+/// The passwords that a launch brought for what its credentials ask for: `ssh_password`, `become_password`,
+/// `ssh_key_unlock`, `vault_password`, `vault_password.ID`.
+///
+/// # Errors
+/// As [`credentials`].
+pub async fn start_passwords(
+    db: &CoreDb,
+    vault: &Vault,
+    job: i64,
+) -> Result<BTreeMap<String, Secret>, CredentialError> {
+    let store = |source| CredentialError::Store { job, source };
+    let mut query = Query::select();
+    query.column("start_args").from("unified_jobs").and_where(Expr::col("id").eq(job));
+    let row = db.optional(&query).await.map_err(store)?;
+    let sealed = row.map(|row| row.at::<Option<String>>(0)).transpose().map_err(store)?.flatten();
+    let Some(sealed) = sealed else { return Ok(BTreeMap::new()) };
+    let open = vault.decrypt("unified_jobs", job, "start_args", &sealed).map_err(|source| {
+        CredentialError::Sealed { credential: 0, field: "start_args".to_owned(), source }
+    })?;
+    let passwords: BTreeMap<String, String> = serde_json::from_str(open.expose()).unwrap_or_default();
+    Ok(passwords.into_iter().map(|(name, text)| (name, Secret::from(text))).collect())
+}

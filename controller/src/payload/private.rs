@@ -1,0 +1,357 @@
+//! The private block of an Ansible job: the files of its private data dir and what the worker reads on standard
+//! input, in the shape ansible-runner's `worker` expects.
+//!
+//! The tree is mounted by the node, so standard input is two lines: kwargs and eof. Values that may be secret go
+//! into files or into the kwargs line, never onto a command line.
+
+use plexus_proto::seal::SpoolKey;
+use plexus_proto::work::{PrivateBlock, PrivateFile};
+use serde_json::{Map, Value, json};
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+/// How the job asks Ansible to run. Names and meanings as in AWX's job record.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct JobOptions {
+    /// Number of the job.
+    pub job_id: i64,
+    /// Path of the playbook below the project.
+    pub playbook: String,
+    /// Dry run: `--check`.
+    pub check: bool,
+    /// `--diff`.
+    pub diff: bool,
+    /// Parallel hosts; 0: Ansible's own default.
+    pub forks: i64,
+    /// `--limit`; empty: all hosts.
+    pub limit: String,
+    /// 0 to 5: that many `v`.
+    pub verbosity: i64,
+    /// `--tags`, comma list.
+    pub tags: String,
+    /// `--skip-tags`, comma list.
+    pub skip_tags: String,
+    /// `--start-at-task`.
+    pub start_at_task: String,
+    /// `--force-handlers`.
+    pub force_handlers: bool,
+    /// `--become`.
+    pub r#become: bool,
+    /// Seconds of run time allowed; 0 or less: no limit.
+    pub timeout: i64,
+    /// Number of the inventory.
+    pub inventory_id: Option<i64>,
+    /// Revision of the project, where it has one.
+    pub project_revision: String,
+}
+
+/// Inputs of a machine credential, decrypted. Empty text: not set.
+#[derive(Clone, Default, Zeroize, ZeroizeOnDrop)]
+pub struct MachineCredential {
+    /// Remote user.
+    pub username: String,
+    /// Remote password.
+    pub password: String,
+    /// Private key text.
+    pub ssh_key_data: String,
+    /// Passphrase of the key.
+    pub ssh_key_unlock: String,
+    /// How to become, `sudo` for example.
+    pub become_method: String,
+    /// Whom to become.
+    pub become_username: String,
+    /// Password for becoming.
+    pub become_password: String,
+}
+
+impl std::fmt::Debug for MachineCredential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("MachineCredential(..)")
+    }
+}
+
+impl MachineCredential {
+    /// Values that must never be stored readable, for the masks of ingest.
+    pub fn secrets(&self) -> Vec<String> {
+        [&self.password, &self.ssh_key_data, &self.ssh_key_unlock, &self.become_password]
+            .into_iter()
+            .filter(|secret| !secret.is_empty())
+            .cloned()
+            .collect()
+    }
+}
+
+/// One group of an inventory.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Group {
+    /// Its name.
+    pub name: String,
+    /// Its own variables.
+    pub variables: Map<String, Value>,
+    /// Hosts that are its direct members.
+    pub hosts: Vec<String>,
+    /// Groups that are its direct members.
+    pub children: Vec<String>,
+}
+
+/// An inventory as the job sees it: enabled hosts only.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Inventory {
+    /// Variables of `all`.
+    pub variables: Map<String, Value>,
+    /// Host names with their own variables, in the order Ansible shall see them.
+    pub hosts: Vec<(String, Map<String, Value>)>,
+    /// Groups.
+    pub groups: Vec<Group>,
+}
+
+impl Inventory {
+    /// The inventory in the form of Ansible's own YAML plugin, which reads JSON faster than it could run a script.
+    pub fn to_json(&self) -> Value {
+        let mut hosts = Map::new();
+        for (name, variables) in &self.hosts {
+            hosts.insert(name.clone(), Value::Object(variables.clone()));
+        }
+        let mut groups = Map::new();
+        for group in &self.groups {
+            let members: Map<_, _> = group.hosts.iter().map(|host| (host.clone(), json!({}))).collect();
+            let children: Map<_, _> = group.children.iter().map(|child| (child.clone(), json!({}))).collect();
+            let body = json!({"hosts": members, "children": children, "vars": group.variables});
+            groups.insert(group.name.clone(), body);
+        }
+        json!({"all": {"hosts": hosts, "children": groups, "vars": self.variables}})
+    }
+}
+
+/// Everything the private block is made of.
+#[derive(Debug)]
+pub struct Private<'a> {
+    /// How to run.
+    pub options: &'a JobOptions,
+    /// On what.
+    pub inventory: &'a Inventory,
+    /// Variables of the job, the strongest of all.
+    pub extra_vars: &'a Map<String, Value>,
+    /// With what.
+    pub machine: Option<&'a MachineCredential>,
+    /// Seals what comes back.
+    pub spool_key: &'a SpoolKey,
+    /// Which cluster key it was derived from.
+    pub spool_key_id: u64,
+}
+
+impl Private<'_> {
+    /// The message for the node.
+    pub fn block(&self) -> PrivateBlock {
+        let file = |path: &str, content: String| PrivateFile {
+            path: path.to_owned(),
+            mode: 0o600,
+            content: content.into_bytes().into(),
+        };
+        let mut files = vec![
+            file("inventory/hosts.json", self.inventory.to_json().to_string()),
+            file("env/settings", self.settings().to_string()),
+            file("env/cmdline", self.command_line()),
+        ];
+        if !self.extra_vars.is_empty() {
+            files.push(file("env/extravars", Value::Object(self.extra_vars.clone()).to_string()));
+        }
+        PrivateBlock {
+            files,
+            stdin: format!("{}\n{{\"eof\": true}}\n", json!({"kwargs": self.kwargs()})).into(),
+            spool_key: self.spool_key.expose().to_vec().into(),
+            spool_key_id: self.spool_key_id,
+            env: Default::default(),
+        }
+    }
+
+    /// `env/settings` must exist as a file: a runner that suppresses environment files drops settings that come as a
+    /// kwarg only. `pexpect_timeout` bounds how late a cancel or timeout acts; the runner's default is 5 s.
+    fn settings(&self) -> Value {
+        let mut settings = json!({
+            "pexpect_timeout": 0.5,
+            "suppress_ansible_output": true,
+            "suppress_output_file": true,
+        });
+        if self.options.timeout > 0 {
+            settings["job_timeout"] = json!(self.options.timeout);
+        }
+        settings
+    }
+
+    fn kwargs(&self) -> Value {
+        let mut kwargs = json!({
+            "ident": self.options.job_id.to_string(),
+            "playbook": self.options.playbook,
+            "envvars": self.environment(),
+            "passwords": self.passwords(),
+            "suppress_env_files": true,
+            "fact_cache_type": "",
+        });
+        if let Some(machine) = self.machine.filter(|machine| !machine.ssh_key_data.is_empty()) {
+            let mut key = machine.ssh_key_data.clone();
+            if !key.ends_with('\n') {
+                key.push('\n'); // ssh-add refuses a key without its last line feed
+            }
+            kwargs["ssh_key"] = json!(key);
+        }
+        kwargs
+    }
+
+    fn environment(&self) -> Value {
+        let mut environment = json!({
+            "ANSIBLE_FORCE_COLOR": "True",
+            "ANSIBLE_HOST_KEY_CHECKING": "False",
+            "ANSIBLE_INVENTORY_UNPARSED_FAILED": "True",
+            "ANSIBLE_PARAMIKO_RECORD_HOST_KEYS": "False",
+            "ANSIBLE_RETRY_FILES_ENABLED": "False",
+            "JOB_ID": self.options.job_id.to_string(),
+            "MAX_EVENT_RES": "700000",
+            "PROJECT_REVISION": self.options.project_revision,
+        });
+        if let Some(inventory) = self.options.inventory_id {
+            environment["INVENTORY_ID"] = json!(inventory.to_string());
+        }
+        environment
+    }
+
+    /// Answers by the prompt's pattern. A wrong passphrase asks again for ever unless the second pattern gives up.
+    fn passwords(&self) -> Value {
+        let mut answers = Map::new();
+        let Some(machine) = self.machine else { return Value::Object(answers) };
+        let mut answer = |pattern: &str, text: &str| answers.insert(pattern.to_owned(), json!(text));
+        if !machine.password.is_empty() {
+            answer(r"SSH password:\s*?$", &machine.password);
+            answer(r"Password:\s*?$", &machine.password);
+        }
+        if !machine.become_password.is_empty() {
+            answer(r"BECOME password.*:\s*?$", &machine.become_password);
+        }
+        if !machine.ssh_key_unlock.is_empty() {
+            answer(r"Enter passphrase for .*:\s*?$", &machine.ssh_key_unlock);
+            answer(r"Bad passphrase, try again for .*:\s*?$", "");
+        }
+        Value::Object(answers)
+    }
+
+    /// Options in the order AWX gives them; the runner splits them as a shell would.
+    fn command_line(&self) -> String {
+        let options = self.options;
+        let user =
+            self.machine.map(|m| m.username.as_str()).filter(|user| !user.is_empty()).unwrap_or("root");
+        let mut words = vec!["-u".to_owned(), quote(user)];
+        if let Some(machine) = self.machine {
+            if !machine.password.is_empty() {
+                words.push("--ask-pass".to_owned());
+            }
+            if !machine.become_method.is_empty() {
+                words.push(format!("--become-method={}", quote(&machine.become_method)));
+            }
+            if !machine.become_username.is_empty() {
+                words.push(format!("--become-user={}", quote(&machine.become_username)));
+            }
+            if !machine.become_password.is_empty() {
+                words.push("--ask-become-pass".to_owned());
+            }
+        }
+        let mut flag = |wanted: bool, text: String| {
+            if wanted {
+                words.push(text);
+            }
+        };
+        flag(options.r#become, "--become".to_owned());
+        flag(options.check, "--check".to_owned());
+        flag(options.diff, "--diff".to_owned());
+        flag(options.forks > 0, format!("--forks={}", options.forks));
+        flag(options.force_handlers, "--force-handlers".to_owned());
+        flag(!options.limit.is_empty(), format!("--limit={}", quote(&options.limit)));
+        let verbosity = usize::try_from(options.verbosity.clamp(0, 5)).unwrap_or(0);
+        flag(verbosity > 0, format!("-{}", "v".repeat(verbosity)));
+        flag(!options.tags.is_empty(), format!("--tags={}", quote(&options.tags)));
+        flag(!options.skip_tags.is_empty(), format!("--skip-tags={}", quote(&options.skip_tags)));
+        flag(!options.start_at_task.is_empty(), format!("--start-at-task={}", quote(&options.start_at_task)));
+        words.join(" ")
+    }
+}
+
+/// One word of a shell command line, whatever is in it.
+fn quote(word: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"_@%+=:,./-".contains(&b);
+    if !word.is_empty() && word.bytes().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r#"'"'"'"#))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(options: &JobOptions, machine: Option<&MachineCredential>) -> PrivateBlock {
+        Private {
+            options,
+            inventory: &Inventory::default(),
+            extra_vars: &Map::new(),
+            machine,
+            spool_key: &SpoolKey::new([1; 32]),
+            spool_key_id: 1,
+        }
+        .block()
+    }
+
+    fn content(block: &PrivateBlock, path: &str) -> String {
+        let file = block.files.iter().find(|file| file.path == path).expect("the file is there");
+        String::from_utf8(file.content.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn options_become_words_of_a_command_line() {
+        let options = JobOptions {
+            playbook: "site.yml".to_owned(),
+            check: true,
+            limit: "web:!db it's".to_owned(),
+            verbosity: 9,
+            tags: "a,b".to_owned(),
+            ..JobOptions::default()
+        };
+        let line = content(&block(&options, None), "env/cmdline");
+        assert_eq!(line, r#"-u root --check --limit='web:!db it'"'"'s' -vvvvv --tags=a,b"#);
+    }
+
+    #[test]
+    fn secrets_are_answers_and_never_words() {
+        let mut machine = MachineCredential::default();
+        machine.username.push_str("deploy");
+        machine.password.push_str("s3cret");
+        machine.ssh_key_data.push_str("KEY");
+        machine.become_password.push_str("b3come");
+        let block = block(&JobOptions::default(), Some(&machine));
+        assert_eq!(content(&block, "env/cmdline"), "-u deploy --ask-pass --ask-become-pass");
+        let stdin = String::from_utf8(block.stdin.to_vec()).unwrap();
+        let (kwargs, eof) = stdin.split_once('\n').unwrap();
+        let kwargs: Value = serde_json::from_str(kwargs).unwrap();
+        assert_eq!(kwargs["kwargs"]["passwords"][r"SSH password:\s*?$"], "s3cret");
+        assert_eq!(kwargs["kwargs"]["ssh_key"], "KEY\n");
+        assert_eq!(eof, "{\"eof\": true}\n");
+        assert_eq!(format!("{machine:?}"), "MachineCredential(..)");
+    }
+
+    #[test]
+    fn groups_refer_to_hosts_and_children_by_name() {
+        let inventory = Inventory {
+            variables: Map::new(),
+            hosts: vec![("web1".to_owned(), Map::from_iter([("port".to_owned(), json!(80))]))],
+            groups: vec![Group {
+                name: "web".to_owned(),
+                hosts: vec!["web1".to_owned()],
+                children: vec!["canary".to_owned()],
+                ..Group::default()
+            }],
+        };
+        let expected = json!({"all": {
+            "hosts": {"web1": {"port": 80}},
+            "children": {"web": {"hosts": {"web1": {}}, "children": {"canary": {}}, "vars": {}}},
+            "vars": {},
+        }});
+        assert_eq!(inventory.to_json(), expected);
+    }
+}

@@ -1,0 +1,126 @@
+//! Nodes and the groups they work in.
+
+use super::field::{Preset, choice, flag, float, id, int, json, long_text, name, text, time};
+use super::{Access, By, CREDENTIALS, Duplicate, Owner, Resource, SubList, Table, Verbs};
+
+/// Nodes of the mesh.
+pub static INSTANCES: Resource = Resource {
+    key: "instances",
+    path: "instances",
+    type_name: "instance",
+    model: "Instance",
+    label: "Instance",
+    table: Table::own("instances").untracked(),
+    fields: &[
+        text("hostname").max(250).read_only(),
+        text("uuid").max(40).read_only(),
+        choice(
+            "node_type",
+            &[
+                ("control", "Control plane node"),
+                ("execution", "Execution plane node"),
+                ("hybrid", "Controller and execution"),
+                ("hop", "Message-passing node, no execution capability"),
+            ],
+        )
+        .read_only(),
+        choice(
+            "node_state",
+            &[
+                ("provisioning", "Provisioning"),
+                ("provision-fail", "Provisioning Failure"),
+                ("installed", "Installed"),
+                ("ready", "Ready"),
+                ("unavailable", "Unavailable"),
+                ("deprovisioning", "De-provisioning"),
+                ("deprovision-fail", "De-provisioning Failure"),
+            ],
+        )
+        .read_only(),
+        text("version").read_only(),
+        text("ip_address").read_only(),
+        long_text("errors").read_only(),
+        int("cpu").column("cpu_millis").read_only(),
+        int("memory").read_only(),
+        int("cpu_capacity").read_only(),
+        int("mem_capacity").read_only(),
+        int("capacity").read_only(),
+        int("consumed_capacity").computed().read_only(),
+        float("percent_capacity_remaining").computed().read_only(),
+        int("jobs_running").computed().read_only(),
+        int("jobs_total").computed().read_only(),
+        float("capacity_adjustment"),
+        flag("enabled").preset(Preset::True),
+        flag("managed_by_policy").preset(Preset::True),
+        flag("managed").read_only(),
+        time("last_seen"),
+        time("last_health_check"),
+    ],
+    lists: &[SubList {
+        name: "instance_groups",
+        of: &INSTANCE_GROUPS,
+        by: By::Pairs {
+            table: "instance_group_members",
+            here: "instance_id",
+            there: "instance_group_id",
+            writable: false,
+        },
+    }],
+    actions: &["jobs"],
+    search: &["hostname"],
+    summary: &["hostname"],
+    capabilities: &["edit"],
+    order: &["id"],
+    natural_key: &["hostname"],
+    duplicate: Duplicate::Field("hostname"),
+    verbs: Verbs { create: false, update: true, delete: false },
+    owner: Owner::Installation,
+    access: Access::Roles,
+};
+
+/// Groups of nodes that take the same work.
+pub static INSTANCE_GROUPS: Resource = Resource {
+    key: "instance_groups",
+    path: "instance_groups",
+    type_name: "instance_group",
+    model: "InstanceGroup",
+    label: "Instance Group",
+    table: Table::own("instance_groups").untracked(),
+    fields: &[
+        name().max(250).read_only(),
+        int("capacity").computed().read_only(),
+        int("consumed_capacity").computed().read_only(),
+        float("percent_capacity_remaining").computed().read_only(),
+        int("jobs_running").computed().read_only(),
+        int("jobs_total").computed().read_only(),
+        int("instances").computed().read_only(),
+        int("max_concurrent_jobs").read_only(),
+        int("max_forks").read_only(),
+        flag("is_container_group").read_only(),
+        id("credential", &CREDENTIALS).read_only(),
+        int("policy_instance_percentage").read_only(),
+        int("policy_instance_minimum").read_only(),
+        json("policy_instance_list").read_only().unfilterable(),
+        long_text("pod_spec_override").read_only(),
+    ],
+    lists: &[SubList {
+        name: "instances",
+        of: &INSTANCES,
+        by: By::Pairs {
+            table: "instance_group_members",
+            here: "instance_group_id",
+            there: "instance_id",
+            writable: false,
+        },
+    }],
+    actions: &[],
+    search: &["name"],
+    summary: &["name", "is_container_group"],
+    capabilities: &[],
+    order: &["id"],
+    natural_key: &["name"],
+    duplicate: Duplicate::Field("name"),
+    verbs: Verbs::READ,
+    owner: Owner::Installation,
+    access: Access::Roles,
+};

@@ -1,0 +1,136 @@
+//! Inventories, hosts, groups.
+
+use super::field::{Preset, choice, description, flag, id, int, name, text, variables};
+use super::{
+    Access, By, Duplicate, JOB_HOST_SUMMARIES, JOB_TEMPLATES, JOBS, ORGANIZATIONS, Owner, Resource, SubList,
+    Table, Verbs,
+};
+
+/// Sets of hosts.
+pub static INVENTORIES: Resource = Resource {
+    key: "inventory",
+    path: "inventories",
+    type_name: "inventory",
+    model: "Inventory",
+    label: "Inventory",
+    table: Table::own("inventories"),
+    fields: &[
+        name().help("Name of this inventory."),
+        description(),
+        id("organization", &ORGANIZATIONS).required().help("Organization containing this inventory."),
+        choice(
+            "kind",
+            &[
+                ("", "Hosts have a direct link to this inventory."),
+                ("smart", "Hosts for inventory generated using the host_filter property."),
+                ("constructed", "Parse list of source inventories with the constructed inventory plugin."),
+            ],
+        )
+        .help("Kind of inventory being represented."),
+        text("host_filter").null().help("Filter that will be applied to the hosts of this inventory."),
+        variables("variables").help("Inventory variables in JSON or YAML format."),
+        flag("has_active_failures").computed().read_only(),
+        int("total_hosts").computed().read_only(),
+        int("hosts_with_active_failures").computed().read_only(),
+        int("total_groups").computed().read_only(),
+        flag("has_inventory_sources").computed().read_only(),
+        int("total_inventory_sources").computed().read_only(),
+        int("inventory_sources_with_failures").computed().read_only(),
+        flag("pending_deletion").read_only().help("Flag indicating the inventory is being deleted."),
+        flag("prevent_instance_group_fallback")
+            .help("If enabled, the inventory will prevent adding any organization instance groups."),
+    ],
+    lists: &[
+        SubList { name: "hosts", of: &HOSTS, by: By::Field("inventory") },
+        SubList { name: "groups", of: &GROUPS, by: By::Field("inventory") },
+        SubList { name: "job_templates", of: &JOB_TEMPLATES, by: By::Field("inventory") },
+    ],
+    actions: &["script", "variable_data", "root_groups"],
+    search: &["name", "description"],
+    summary: &["name", "description", "kind", "organization_id"],
+    capabilities: &["edit", "delete", "copy", "adhoc"],
+    order: &["name"],
+    natural_key: &["name", "organization"],
+    duplicate: Duplicate::Together(&["name", "organization"]),
+    verbs: Verbs::ALL,
+    owner: Owner::Field("organization"),
+    access: Access::Roles,
+};
+
+/// Hosts.
+pub static HOSTS: Resource = Resource {
+    key: "hosts",
+    path: "hosts",
+    type_name: "host",
+    model: "Host",
+    label: "Host",
+    table: Table::own("hosts"),
+    fields: &[
+        name().help("Name of this host."),
+        description(),
+        id("inventory", &INVENTORIES).required(),
+        flag("enabled").preset(Preset::True).help("Is this host online and available for running jobs?"),
+        text("instance_id")
+            .help("The value used by the remote inventory source to uniquely identify the host"),
+        variables("variables").help("Host variables in JSON or YAML format."),
+        flag("has_active_failures").read_only(),
+        id("last_job", &JOBS).read_only(),
+        id("last_job_host_summary", &JOB_HOST_SUMMARIES).read_only(),
+    ],
+    lists: &[
+        SubList {
+            name: "groups",
+            of: &GROUPS,
+            by: By::Pairs { table: "group_hosts", here: "host_id", there: "group_id", writable: true },
+        },
+        SubList { name: "job_host_summaries", of: &JOB_HOST_SUMMARIES, by: By::Field("host") },
+    ],
+    actions: &["variable_data"],
+    search: &["name", "description"],
+    summary: &["name", "description"],
+    capabilities: &["edit", "delete"],
+    order: &["name"],
+    natural_key: &["name", "inventory"],
+    duplicate: Duplicate::Together(&["name", "inventory"]),
+    verbs: Verbs::ALL,
+    owner: Owner::Through("inventory"),
+    access: Access::Roles,
+};
+
+/// Groups of hosts.
+pub static GROUPS: Resource = Resource {
+    key: "groups",
+    path: "groups",
+    type_name: "group",
+    model: "Group",
+    label: "Group",
+    table: Table::own("groups"),
+    fields: &[
+        name().help("Name of this group."),
+        description(),
+        id("inventory", &INVENTORIES).required(),
+        variables("variables").help("Group variables in JSON or YAML format."),
+    ],
+    lists: &[
+        SubList {
+            name: "hosts",
+            of: &HOSTS,
+            by: By::Pairs { table: "group_hosts", here: "group_id", there: "host_id", writable: true },
+        },
+        SubList {
+            name: "children",
+            of: &GROUPS,
+            by: By::Pairs { table: "group_children", here: "group_id", there: "child_id", writable: true },
+        },
+    ],
+    actions: &["variable_data", "all_hosts"],
+    search: &["name", "description"],
+    summary: &["name", "description"],
+    capabilities: &["edit", "delete", "copy"],
+    order: &["name"],
+    natural_key: &["name", "inventory"],
+    duplicate: Duplicate::Together(&["name", "inventory"]),
+    verbs: Verbs::ALL,
+    owner: Owner::Through("inventory"),
+    access: Access::Roles,
+};

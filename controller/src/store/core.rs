@@ -1,0 +1,383 @@
+//! The core database: what can be run, who may run it, and the record of what ran.
+//!
+//! One writer, many readers. Whoever wants to write asks for the writer with [`CoreDb::begin`] and says how urgent it
+//! is; what clients wait for overtakes what they do not. Commits are durable when they return: `synchronous=FULL`.
+//! SQL is built, never written: the few words that no builder speaks (PRAGMAs, BEGIN) are in `sqlite.rs`.
+//!
+//! This module does not know what the rows mean. The API reads them through the resource registry, the reconciler
+//! through queries of its own.
+
+mod gate;
+#[path = "../../migrations/core/mod.rs"]
+mod migrations;
+mod row;
+mod sqlite;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sea_query::{
+    DeleteStatement, InsertStatement, Query, SelectStatement, SqliteQueryBuilder, UpdateStatement, WithQuery,
+};
+use sea_query_sqlx::{SqlxBinder, SqlxValues};
+use sqlx::sqlite::{Sqlite, SqlitePool};
+use sqlx::{AssertSqlSafe, Row as _, Transaction};
+use tokio::sync::watch;
+
+pub use gate::Class;
+pub use row::{Cell, Row};
+
+/// Longest a transaction may hold the writer before it is worth a line in the log.
+const LONG_TRANSACTION: Duration = Duration::from_millis(250);
+
+/// Which database speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// Embedded, one file.
+    Sqlite,
+    /// A server, for several controllers.
+    Postgres,
+}
+
+/// Why the database did not open. Each is something an operator can act on.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The directory is missing and cannot be made, or nothing can be written in it.
+    #[error("cannot write in data directory {}", dir.display())]
+    Unwritable {
+        /// The directory.
+        dir: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Another process has the database open.
+    #[error("database {} is in use by another controller", path.display())]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is something else.
+    #[error("{} is not a database", path.display())]
+    NotADatabase {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A later Plexus wrote it.
+    #[error(
+        "database {} has schema version {found}, this controller knows up to {known}: start the newer controller, \
+         or restore a backup",
+        path.display()
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Version in the file.
+        found: i64,
+        /// Highest version known here.
+        known: i64,
+    },
+    /// A step of the schema failed; the database is as it was before that step.
+    #[error("cannot bring database {} to schema version {version}", path.display())]
+    Migrate {
+        /// The file.
+        path: PathBuf,
+        /// The step that failed.
+        version: i64,
+        /// What the database said.
+        #[source]
+        source: Error,
+    },
+    /// Anything else.
+    #[error("cannot open database {}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the database said.
+        #[source]
+        source: Error,
+    },
+}
+
+/// A statement that did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A unique index already has such a row.
+    #[error("a row with this {columns} exists")]
+    Duplicate {
+        /// `table.column` list as the database names it.
+        columns: String,
+    },
+    /// The row points to one that does not exist, or is pointed to and may not go.
+    #[error("a referenced row is missing, or this row is still referenced")]
+    Reference,
+    /// A column that is missing or of another type than asked for.
+    #[error("column {column} is not readable")]
+    Column {
+        /// Its name.
+        column: String,
+        /// What the driver said.
+        #[source]
+        source: Box<sqlx::Error>,
+    },
+    /// The database is shutting down.
+    #[error("the database is closed")]
+    Closed,
+    /// Anything else: disk full, damaged file, a bug in a query.
+    #[error("database error")]
+    Database(#[source] Box<sqlx::Error>),
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        match &error {
+            sqlx::Error::Database(db) if db.is_unique_violation() => {
+                Self::Duplicate { columns: db.message().rsplit(": ").next().unwrap_or_default().to_owned() }
+            }
+            sqlx::Error::Database(db) if db.is_foreign_key_violation() => Self::Reference,
+            sqlx::Error::PoolClosed => Self::Closed,
+            _ => Self::Database(Box::new(error)),
+        }
+    }
+}
+
+/// A built statement: text with placeholders, and the values.
+pub struct Statement {
+    sql: String,
+    values: SqlxValues,
+}
+
+macro_rules! statement {
+    ($($type:ty),*) => {$(
+        impl From<&$type> for Statement {
+            fn from(builder: &$type) -> Self {
+                let (sql, values) = builder.build_sqlx(SqliteQueryBuilder);
+                Self { sql, values }
+            }
+        }
+        impl From<&mut $type> for Statement {
+            fn from(builder: &mut $type) -> Self {
+                Self::from(&*builder)
+            }
+        }
+        impl From<$type> for Statement {
+            fn from(builder: $type) -> Self {
+                Self::from(&builder)
+            }
+        }
+    )*};
+}
+statement!(SelectStatement, InsertStatement, UpdateStatement, DeleteStatement, WithQuery);
+
+/// The core database. Cheap to clone.
+#[derive(Clone)]
+pub struct CoreDb {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    path: PathBuf,
+    readers: SqlitePool,
+    writer: SqlitePool,
+    gate: gate::Gate,
+    changed: watch::Sender<u64>,
+    /// Held for as long as the database is open: two controllers on one file would both place its jobs.
+    _lock: std::fs::File,
+}
+
+impl std::fmt::Debug for CoreDb {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CoreDb").field("path", &self.shared.path).finish_non_exhaustive()
+    }
+}
+
+impl CoreDb {
+    /// Opens the database at `path`, creates it if it is not there, and brings its schema up to date. Each step of
+    /// the schema is one transaction.
+    ///
+    /// # Errors
+    /// [`OpenError`], one variant for each thing an operator can put right.
+    pub async fn open(path: &Path) -> Result<Self, OpenError> {
+        let lock = sqlite::lock(path)?;
+        let opened = |source: Error| OpenError::Open { path: path.to_owned(), source };
+        let writer = sqlite::writer(path).await?;
+        let readers = sqlite::readers(path).await.map_err(|error| opened(error.into()))?;
+        let db = Self {
+            shared: Arc::new(Shared {
+                path: path.to_owned(),
+                readers,
+                writer,
+                gate: gate::Gate::default(),
+                changed: watch::Sender::new(0),
+                _lock: lock,
+            }),
+        };
+        db.migrate().await?;
+        Ok(db)
+    }
+
+    /// Which engine this is, for what the builder does not bridge.
+    pub fn engine(&self) -> Engine {
+        Engine::Sqlite
+    }
+
+    /// Waits for the writer and begins a transaction.
+    ///
+    /// Dropping the future gives the turn to the next; dropping the [`WriteTx`] rolls back.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] during shutdown, otherwise what the database says.
+    pub async fn begin(&self, class: Class) -> Result<WriteTx, Error> {
+        let turn = self.shared.gate.turn(class).await;
+        let tx = self.shared.writer.begin_with(sqlite::BEGIN).await?;
+        Ok(WriteTx { tx, turn, shared: self.shared.clone(), since: Instant::now(), wake: false })
+    }
+
+    /// Says when something happened that the reconciler should look at: the value counts such commits.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.shared.changed.subscribe()
+    }
+
+    /// All rows of a query, from a reader.
+    pub async fn all(&self, statement: impl Into<Statement>) -> Result<Vec<Row>, Error> {
+        all(&self.shared.readers, statement.into()).await
+    }
+
+    /// The first row of a query, from a reader.
+    pub async fn optional(&self, statement: impl Into<Statement>) -> Result<Option<Row>, Error> {
+        optional(&self.shared.readers, statement.into()).await
+    }
+
+    /// A setting, `None` if it was never set.
+    pub async fn setting(&self, key: &str) -> Result<Option<String>, Error> {
+        match self.optional(select_setting(key)).await? {
+            Some(row) => Ok(Some(row.value("value")?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Waits for what is under way and closes all connections.
+    pub async fn close(&self) {
+        let _turn = self.shared.gate.turn(Class::Intent).await;
+        self.shared.readers.close().await;
+        self.shared.writer.close().await;
+    }
+
+    async fn migrate(&self) -> Result<(), OpenError> {
+        let path = &self.shared.path;
+        let opened = |source: sqlx::Error| sqlite::open_error(path, source);
+        let found = sqlite::schema_version(&self.shared.writer).await.map_err(opened)?;
+        let known = migrations::ALL.last().map_or(0, |migration| migration.version);
+        if found > known {
+            return Err(OpenError::Newer { path: path.clone(), found, known });
+        }
+        for migration in migrations::ALL.iter().filter(|migration| migration.version > found) {
+            let failed =
+                |source: Error| OpenError::Migrate { path: path.clone(), version: migration.version, source };
+            let mut tx = self.begin(Class::Bulk).await.map_err(failed)?;
+            for statement in migration.statements(self.engine()) {
+                let run = sqlx::query(AssertSqlSafe(statement)).execute(&mut *tx.tx).await;
+                run.map_err(|error| failed(error.into()))?;
+            }
+            sqlite::set_schema_version(&mut tx.tx, migration.version)
+                .await
+                .map_err(|error| failed(error.into()))?;
+            tx.commit().await.map_err(failed)?;
+            tracing::info!(version = migration.version, name = migration.name, "schema brought up to date");
+        }
+        Ok(())
+    }
+}
+
+/// A transaction that writes. There is one at a time. Dropped without [`WriteTx::commit`] it never was.
+pub struct WriteTx {
+    tx: Transaction<'static, Sqlite>,
+    turn: gate::Turn,
+    shared: Arc<Shared>,
+    since: Instant,
+    wake: bool,
+}
+
+impl WriteTx {
+    /// Runs a statement and says how many rows it touched.
+    pub async fn execute(&mut self, statement: impl Into<Statement>) -> Result<u64, Error> {
+        let Statement { sql, values } = statement.into();
+        let done = sqlx::query_with(AssertSqlSafe(sql), values).execute(&mut *self.tx).await?;
+        Ok(done.rows_affected())
+    }
+
+    /// Inserts one row and gives its id.
+    pub async fn insert(&mut self, insert: &mut InsertStatement) -> Result<i64, Error> {
+        let statement = Statement::from(insert.returning_col("id"));
+        let row =
+            sqlx::query_with(AssertSqlSafe(statement.sql), statement.values).fetch_one(&mut *self.tx).await?;
+        Ok(row.try_get(0)?)
+    }
+
+    /// All rows of a query, with what this transaction has written.
+    pub async fn all(&mut self, statement: impl Into<Statement>) -> Result<Vec<Row>, Error> {
+        all(&mut *self.tx, statement.into()).await
+    }
+
+    /// The first row of a query, with what this transaction has written.
+    pub async fn optional(&mut self, statement: impl Into<Statement>) -> Result<Option<Row>, Error> {
+        optional(&mut *self.tx, statement.into()).await
+    }
+
+    /// Sets a setting.
+    pub async fn set_setting(&mut self, key: &str, value: &str) -> Result<(), Error> {
+        let mut conflict = sea_query::OnConflict::column("key");
+        conflict.update_column("value");
+        let mut insert = Query::insert();
+        insert.into_table("settings").columns(["key", "value"]);
+        insert.values_panic([key.into(), value.into()]).on_conflict(conflict);
+        self.execute(insert).await.map(drop)
+    }
+
+    /// Wakes the reconciler once this is committed.
+    pub fn wake(&mut self) {
+        self.wake = true;
+    }
+
+    /// Makes it durable. When this returns `Ok`, it survives a power cut.
+    ///
+    /// # Errors
+    /// What the database says; nothing was written then.
+    pub async fn commit(self) -> Result<(), Error> {
+        self.tx.commit().await?;
+        drop(self.turn);
+        if self.wake {
+            self.shared.changed.send_modify(|count| *count += 1);
+        }
+        let held = self.since.elapsed();
+        if held > LONG_TRANSACTION {
+            tracing::warn!(held_ms = held.as_millis() as u64, "transaction held the writer for long");
+        }
+        Ok(())
+    }
+}
+
+fn select_setting(key: &str) -> SelectStatement {
+    use sea_query::{Expr, ExprTrait};
+    Query::select().column("value").from("settings").and_where(Expr::col("key").eq(key)).take()
+}
+
+async fn all<'e>(
+    on: impl sqlx::Executor<'e, Database = Sqlite>,
+    Statement { sql, values }: Statement,
+) -> Result<Vec<Row>, Error> {
+    let rows = sqlx::query_with(AssertSqlSafe(sql), values).fetch_all(on).await?;
+    Ok(rows.into_iter().map(Row::new).collect())
+}
+
+async fn optional<'e>(
+    on: impl sqlx::Executor<'e, Database = Sqlite>,
+    Statement { sql, values }: Statement,
+) -> Result<Option<Row>, Error> {
+    let row = sqlx::query_with(AssertSqlSafe(sql), values).fetch_optional(on).await?;
+    Ok(row.map(Row::new))
+}

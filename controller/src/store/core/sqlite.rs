@@ -1,0 +1,95 @@
+//! What is SQLite's own: how a file is opened, its PRAGMAs, and the one word that begins a write.
+
+use std::path::Path;
+use std::time::Duration;
+
+use sqlx::sqlite::{
+    Sqlite, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use sqlx::{AssertSqlSafe, Transaction};
+
+use super::{Error, OpenError};
+
+/// Takes the write lock at once: a read transaction that wants to write later fails whatever the timeout.
+pub(super) const BEGIN: &str = "BEGIN IMMEDIATE";
+
+/// Readers: as many as the API reads at a time. Reads are short, so a few threads are enough for many clients.
+const READERS: u32 = 8;
+
+/// Bounded waiting for the write lock; only a backup tool could hold it, for we have one writer.
+const BUSY: Duration = Duration::from_secs(5);
+
+fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .foreign_keys(true)
+        .busy_timeout(BUSY)
+        .statement_cache_capacity(256)
+        .with_regexp()
+}
+
+/// Makes the directory and takes the lock file beside the database.
+pub(super) fn lock(path: &Path) -> Result<std::fs::File, OpenError> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let unwritable = |source| OpenError::Unwritable { dir: dir.to_owned(), source };
+    std::fs::create_dir_all(dir).map_err(unwritable)?;
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".lock");
+    let lock = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(dir.join(name))
+        .map_err(unwritable)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(std::fs::TryLockError::WouldBlock) => Err(OpenError::InUse { path: path.to_owned() }),
+        Err(std::fs::TryLockError::Error(source)) => Err(unwritable(source)),
+    }
+}
+
+pub(super) async fn writer(path: &Path) -> Result<SqlitePool, OpenError> {
+    SqlitePoolOptions::new()
+        .max_connections(1)
+        .min_connections(1)
+        .test_before_acquire(false)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .connect_with(options(path).create_if_missing(true))
+        .await
+        .map_err(|error| open_error(path, error))
+}
+
+pub(super) async fn readers(path: &Path) -> Result<SqlitePool, sqlx::Error> {
+    SqlitePoolOptions::new()
+        .max_connections(READERS)
+        .test_before_acquire(false)
+        .connect_with(options(path).read_only(true))
+        .await
+}
+
+/// Tells a file that is no database (26) and one that cannot be opened for writing (8, 14) from other trouble.
+pub(super) fn open_error(path: &Path, error: sqlx::Error) -> OpenError {
+    let code = error.as_database_error().and_then(|db| db.code()).and_then(|code| code.parse::<i32>().ok());
+    match code.map(|code| code & 0xff) {
+        Some(26) => OpenError::NotADatabase { path: path.to_owned() },
+        Some(8 | 14) => OpenError::Unwritable {
+            dir: path.parent().unwrap_or(Path::new(".")).to_owned(),
+            source: std::io::Error::other(error),
+        },
+        _ => OpenError::Open { path: path.to_owned(), source: Error::from(error) },
+    }
+}
+
+pub(super) async fn schema_version(pool: &SqlitePool) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar("PRAGMA user_version").fetch_one(pool).await
+}
+
+pub(super) async fn set_schema_version(
+    tx: &mut Transaction<'static, Sqlite>,
+    version: i64,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(AssertSqlSafe(format!("PRAGMA user_version = {version}"))).execute(&mut **tx).await.map(drop)
+}

@@ -1,0 +1,419 @@
+//! Rows of jobs under way and of their units: what the reconciler reads, and the steps it commits.
+//!
+//! Every step is one transaction and names the state it starts from, so that a step taken twice, or after a cancel
+//! overtook it, changes nothing.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use plexus_proto::id::{Attempt, NodeId, OwnerEpoch, StoreId, UnitId};
+use sea_query::{
+    Expr, ExprTrait, JoinType, OnConflict, Order, Query, SelectStatement, SimpleExpr, UpdateStatement, Value,
+};
+use uuid::Uuid;
+
+use super::core::{Class, CoreDb, Error, Row};
+
+/// States of a job that is not over.
+pub const ACTIVE: [&str; 4] = ["new", "pending", "waiting", "running"];
+
+/// A job that is not over, as far as the reconciler must know to act.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ActiveJob {
+    /// Its number.
+    pub id: i64,
+    /// Whose month of creation chooses the events' file.
+    pub created: Timestamp,
+    /// `pending`, `waiting` or `running`.
+    pub status: String,
+    /// What people read while it waits.
+    pub explanation: String,
+    /// When somebody asked to end it, the latest time; each request signals again.
+    pub cancel_requested_at: Option<Timestamp>,
+    /// Forks asked for; 0: default.
+    pub forks: i64,
+    /// On which inventory.
+    pub inventory: Option<i64>,
+    /// Its unit, once placed.
+    pub unit: Option<Unit>,
+}
+
+/// A unit as stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unit {
+    /// Id and attempt.
+    pub attempt: Attempt,
+    /// Which job it runs.
+    pub job: i64,
+    /// Where.
+    pub node: NodeId,
+    /// Data directory of the node that it was placed on.
+    pub store: StoreId,
+    /// How far it came.
+    pub state: UnitState,
+}
+
+/// How far the controller brought a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnitState {
+    /// Stored; the node may not know of it.
+    Placed,
+    /// The node has started it.
+    Started,
+}
+
+impl UnitState {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Placed => "placed",
+            Self::Started => "started",
+        }
+    }
+}
+
+/// A decision of the scheduler, not stored yet.
+#[derive(Debug, Clone)]
+pub struct Placement {
+    /// Which job.
+    pub job: i64,
+    /// Its unit, minted for this.
+    pub attempt: Attempt,
+    /// Where it shall run.
+    pub node: NodeId,
+    /// That node's data directory.
+    pub store: StoreId,
+}
+
+/// The last word on a job.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Final {
+    /// `successful`, `failed`, `canceled` or `error`.
+    pub status: &'static str,
+    /// Words for people; empty when the status says all.
+    pub explanation: String,
+    /// Traceback of ansible-runner, where there is one.
+    pub result_traceback: String,
+    /// Command as JSON text, masked.
+    pub job_args: String,
+    /// Working directory in the execution environment.
+    pub job_cwd: String,
+    /// Environment as JSON text, masked.
+    pub job_env: String,
+    /// Data of `set_stats`, JSON text.
+    pub artifacts: String,
+    /// Hosts by how they ended, JSON text.
+    pub host_status_counts: Option<String>,
+    /// The recap, one entry a host.
+    pub hosts: Vec<HostSummary>,
+}
+
+/// One host of the recap.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HostSummary {
+    /// Name in the inventory.
+    pub host: String,
+    /// Counts as Ansible prints them.
+    pub counts: BTreeMap<&'static str, i64>,
+}
+
+impl HostSummary {
+    fn count(&self, name: &str) -> i64 {
+        self.counts.get(name).copied().unwrap_or(0)
+    }
+}
+
+/// Columns of `job_host_summaries` that count.
+pub const COUNTS: [&str; 8] =
+    ["changed", "dark", "failures", "ok", "processed", "skipped", "ignored", "rescued"];
+
+fn now() -> i64 {
+    Timestamp::now().as_microsecond()
+}
+
+fn broken(column: &str, what: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::Column { column: column.to_owned(), source: Box::new(sqlx::Error::Decode(Box::new(what))) }
+}
+
+fn unit_columns(select: &mut SelectStatement) {
+    for column in ["unit_id", "attempt", "job_id", "node", "store_id", "state"] {
+        select.column(("units", column));
+    }
+}
+
+fn unit(row: &Row) -> Result<Option<Unit>, Error> {
+    let Some(id) = row.value::<Option<Vec<u8>>>("unit_id")? else { return Ok(None) };
+    let id = Uuid::from_slice(&id).map_err(|error| broken("unit_id", error))?;
+    let number = u32::try_from(row.value::<i64>("attempt")?).map_err(|error| broken("attempt", error))?;
+    let store: Vec<u8> = row.value("store_id")?;
+    Ok(Some(Unit {
+        attempt: Attempt { unit: UnitId(id), number },
+        job: row.value("job_id")?,
+        node: row.value::<String>("node")?.parse().map_err(|error| broken("node", error))?,
+        store: StoreId::from_slice(&store).map_err(|error| broken("store_id", error))?,
+        state: match row.value::<String>("state")?.as_str() {
+            "placed" => UnitState::Placed,
+            _ => UnitState::Started,
+        },
+    }))
+}
+
+/// Every job that is not over, oldest first.
+pub async fn active_jobs(core: &CoreDb) -> Result<Vec<ActiveJob>, Error> {
+    let mut select = Query::select();
+    for column in
+        ["id", "created", "status", "job_explanation", "cancel_requested_at", "forks", "inventory_id"]
+    {
+        select.column(("unified_jobs", column));
+    }
+    unit_columns(&mut select);
+    select
+        .from("unified_jobs")
+        .join(JoinType::LeftJoin, "units", Expr::col(("units", "job_id")).equals(("unified_jobs", "id")))
+        .and_where(Expr::col(("unified_jobs", "status")).is_in(ACTIVE))
+        .order_by(("unified_jobs", "id"), Order::Asc);
+    let rows = core.all(select).await?;
+    let job = |row: &Row| -> Result<ActiveJob, Error> {
+        Ok(ActiveJob {
+            id: row.value("id")?,
+            created: row.time("created")?,
+            status: row.value("status")?,
+            explanation: row.value("job_explanation")?,
+            cancel_requested_at: row.opt_time("cancel_requested_at")?,
+            forks: row.value("forks")?,
+            inventory: row.value("inventory_id")?,
+            unit: unit(row)?,
+        })
+    };
+    rows.iter().map(job).collect()
+}
+
+/// Enabled hosts of each inventory.
+pub async fn host_counts(core: &CoreDb, inventories: &[i64]) -> Result<BTreeMap<i64, usize>, Error> {
+    let mut select = Query::select();
+    select
+        .column("inventory_id")
+        .expr_as(Expr::col("id").count(), "hosts")
+        .from("hosts")
+        .and_where(Expr::col("enabled").eq(true))
+        .and_where(Expr::col("inventory_id").is_in(inventories.iter().copied()))
+        .group_by_col("inventory_id");
+    let rows = core.all(select).await?;
+    rows.iter()
+        .map(|row| Ok((row.value("inventory_id")?, usize::try_from(row.value::<i64>("hosts")?).unwrap_or(0))))
+        .collect()
+}
+
+fn update_job(job: i64) -> UpdateStatement {
+    let mut update = Query::update();
+    update.table("unified_jobs").value("modified", now()).and_where(Expr::col("id").eq(job));
+    update
+}
+
+fn where_unit(attempt: Attempt) -> SimpleExpr {
+    Expr::col("unit_id").eq(attempt.unit.0.as_bytes().to_vec())
+}
+
+/// Stores the units of placed jobs, all in one transaction, and says which jobs took them: a job that was canceled
+/// in between did not.
+pub async fn place(core: &CoreDb, placements: &[Placement], me: &NodeId) -> Result<Vec<i64>, Error> {
+    let mut tx = core.begin(Class::Bookkeeping).await?;
+    let mut placed = Vec::new();
+    for placement in placements {
+        let mut update = update_job(placement.job);
+        update
+            .value("status", "waiting")
+            .value("job_explanation", "")
+            .value("execution_node", placement.node.as_str())
+            .value("controller_node", me.as_str())
+            .and_where(Expr::col("status").is_in(["new", "pending"]))
+            .and_where(Expr::col("cancel_flag").eq(false));
+        if tx.execute(update).await? == 0 {
+            continue;
+        }
+        let mut insert = Query::insert();
+        insert
+            .into_table("units")
+            .columns([
+                "unit_id",
+                "attempt",
+                "job_id",
+                "node",
+                "store_id",
+                "state",
+                "owner_incarnation",
+                "created",
+            ])
+            .values_panic([
+                Value::from(placement.attempt.unit.0.as_bytes().to_vec()).into(),
+                i64::from(placement.attempt.number).into(),
+                placement.job.into(),
+                placement.node.as_str().into(),
+                Value::from(placement.store.0.as_bytes().to_vec()).into(),
+                UnitState::Placed.as_str().into(),
+                1.into(),
+                now().into(),
+            ]);
+        tx.execute(insert).await?;
+        placed.push(placement.job);
+    }
+    tx.commit().await?;
+    Ok(placed)
+}
+
+/// Sets what people read on a job that waits. Nothing happens once it is over.
+pub async fn explain(core: &CoreDb, job: i64, explanation: &str) -> Result<(), Error> {
+    let mut tx = core.begin(Class::Bookkeeping).await?;
+    let mut update = update_job(job);
+    update.value("job_explanation", explanation).and_where(Expr::col("status").is_in(ACTIVE));
+    tx.execute(update).await?;
+    tx.commit().await
+}
+
+/// Takes ownership of a unit: its counter goes up by one, durably, before anybody acts under it.
+pub async fn take(core: &CoreDb, attempt: Attempt) -> Result<OwnerEpoch, Error> {
+    let mut tx = core.begin(Class::Bookkeeping).await?;
+    let mut update = Query::update();
+    update
+        .table("units")
+        .value("owner_counter", Expr::col("owner_counter").add(1))
+        .and_where(where_unit(attempt));
+    tx.execute(update).await?;
+    let mut select = Query::select();
+    select.columns(["owner_incarnation", "owner_counter"]).from("units").and_where(where_unit(attempt));
+    let row = tx.optional(select).await?.ok_or(Error::Reference)?;
+    let number = |column| row.value::<i64>(column).map(|value| u64::try_from(value).unwrap_or(0));
+    let epoch = OwnerEpoch { incarnation: number("owner_incarnation")?, counter: number("owner_counter")? };
+    tx.commit().await?;
+    Ok(epoch)
+}
+
+/// The node has started the unit: the job runs.
+pub async fn started(core: &CoreDb, job: i64, attempt: Attempt) -> Result<(), Error> {
+    let mut tx = core.begin(Class::Bookkeeping).await?;
+    let mut update = update_job(job);
+    update
+        .value("status", "running")
+        .value("started", now())
+        .value("job_explanation", "")
+        .and_where(Expr::col("status").eq("waiting"));
+    tx.execute(update).await?;
+    let mut update = Query::update();
+    update.table("units").value("state", UnitState::Started.as_str()).and_where(where_unit(attempt));
+    tx.execute(update).await?;
+    tx.commit().await
+}
+
+/// Ends a job: status, recap and everything else that was waited for, in one transaction. A job that is over stays
+/// as it is.
+pub async fn finish(core: &CoreDb, job: i64, last: &Final) -> Result<(), Error> {
+    let mut tx = core.begin(Class::Bookkeeping).await?;
+    let mut select = Query::select();
+    select
+        .columns(["started", "inventory_id"])
+        .from("unified_jobs")
+        .and_where(Expr::col("id").eq(job))
+        .and_where(Expr::col("status").is_in(ACTIVE));
+    let Some(row) = tx.optional(select).await? else { return Ok(()) };
+    let finished = now();
+    let started = row.opt_time("started")?.map(Timestamp::as_microsecond);
+    let elapsed = started.map_or(0.0, |started| Ord::max(finished - started, 0) as f64 / 1e6);
+    let failed = last.status != "successful";
+    let mut update = update_job(job);
+    update
+        .value("status", last.status)
+        .value("failed", failed)
+        .value("finished", finished)
+        .value("elapsed", elapsed)
+        .value("event_processing_finished", true)
+        .value("job_explanation", last.explanation.as_str())
+        .value("result_traceback", last.result_traceback.as_str())
+        .value("job_args", last.job_args.as_str())
+        .value("job_cwd", last.job_cwd.as_str())
+        .value("job_env", last.job_env.as_str())
+        .value("artifacts", last.artifacts.as_str())
+        .value("host_status_counts", last.host_status_counts.clone());
+    if last.status == "canceled" {
+        update.value("canceled_on", finished);
+    }
+    tx.execute(update).await?;
+    crate::job::conclude(&mut tx, job).await?;
+    let inventory = row.value::<Option<i64>>("inventory_id")?;
+    for summary in &last.hosts {
+        insert_summary(&mut tx, job, inventory, summary).await?;
+    }
+    tx.wake(); // capacity is free again
+    tx.commit().await
+}
+
+async fn insert_summary(
+    tx: &mut super::core::WriteTx,
+    job: i64,
+    inventory: Option<i64>,
+    summary: &HostSummary,
+) -> Result<(), Error> {
+    let mut select = Query::select();
+    select
+        .column("id")
+        .from("hosts")
+        .and_where(Expr::col("name").eq(summary.host.as_str()))
+        .and_where(Expr::col("inventory_id").eq(inventory));
+    let host: Option<i64> = tx.optional(select).await?.map(|row| row.value("id")).transpose()?;
+    let failed = summary.count("failures") > 0 || summary.count("dark") > 0;
+    let mut columns = vec!["job_id", "host_id", "host_name", "failed", "created", "modified"];
+    let mut values: Vec<SimpleExpr> = vec![
+        job.into(),
+        host.into(),
+        summary.host.as_str().into(),
+        failed.into(),
+        now().into(),
+        now().into(),
+    ];
+    for name in COUNTS {
+        columns.push(name);
+        values.push(summary.count(name).into());
+    }
+    let mut insert = Query::insert();
+    insert
+        .into_table("job_host_summaries")
+        .columns(columns)
+        .values_panic(values)
+        .on_conflict(OnConflict::columns(["job_id", "host_name"]).do_nothing().to_owned());
+    tx.execute(insert).await?;
+    if let Some(host) = host {
+        let mut update = Query::update();
+        update
+            .table("hosts")
+            .value("last_job_id", job)
+            .value("has_active_failures", failed)
+            .and_where(Expr::col("id").eq(host));
+        tx.execute(update).await?;
+    }
+    Ok(())
+}
+
+/// Units whose job is over and whose node may still hold something of them.
+pub async fn unforgotten(core: &CoreDb) -> Result<Vec<Unit>, Error> {
+    let mut select = Query::select();
+    unit_columns(&mut select);
+    select
+        .from("units")
+        .join(
+            JoinType::InnerJoin,
+            "unified_jobs",
+            Expr::col(("units", "job_id")).equals(("unified_jobs", "id")),
+        )
+        .and_where(Expr::col(("units", "forgotten")).is_null())
+        .and_where(Expr::col(("unified_jobs", "status")).is_not_in(ACTIVE));
+    let rows = core.all(select).await?;
+    let units: Result<Vec<_>, Error> = rows.iter().map(unit).collect();
+    Ok(units?.into_iter().flatten().collect())
+}
+
+/// The node holds nothing of the unit any more.
+pub async fn forgotten(core: &CoreDb, attempt: Attempt) -> Result<(), Error> {
+    let mut tx = core.begin(Class::Bookkeeping).await?;
+    let mut update = Query::update();
+    update.table("units").value("forgotten", now()).and_where(where_unit(attempt));
+    tx.execute(update).await?;
+    tx.commit().await
+}

@@ -1,0 +1,225 @@
+#!/usr/bin/env bash
+# Prepares a Debian machine for building, trying and testing Plexus. Safe to run again: what is already right is left alone,
+# and a run with nothing to do takes well under a second.
+#
+#   setup.sh [PART...]     parts, in this order when none is named:
+#     rust     cargo, a C compiler and git: checked, the last two installed
+#     podman   podman and runc, and /etc/containers/containers.conf where podman's defaults do not work and no such file exists
+#     ee       the execution environment image localhost/plexus-ee:demo, built once (see ee/README.md)
+#     awx      the `awx` command of AWX (PyPI awxkit) in a virtual environment below the cache directory
+#   setup.sh --print-cache  prints the cache directory
+#   setup.sh --print-awx    prints the directory of the `awx` command
+#
+# Settings, from the environment:
+#   PLEXUS_CACHE      cache directory (default: $XDG_CACHE_HOME/plexus or ~/.cache/plexus)
+#   PLEXUS_EE_IMAGE   name of the image (default: localhost/plexus-ee:demo)
+# Needs root, or sudo that asks no password, only where something is missing. Python packages are fetched by this machine's
+# own pip with its own configuration; the image is then built without network, so no proxy, index or certificate of this
+# machine gets into it.
+
+set -euo pipefail
+
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+CACHE=${PLEXUS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/plexus}
+EE_IMAGE=${PLEXUS_EE_IMAGE:-localhost/plexus-ee:demo}
+AWXKIT_VERSION=24.6.1
+AWX_DIR=$CACHE/awx-$AWXKIT_VERSION
+RUST_VERSION=1.89
+RECIPE_LABEL=plexus.recipe
+# How long to wait for another apt or dpkg to finish, in seconds.
+LOCK_WAIT=900
+
+# ---------------------------------------------------------------- small things
+
+say()  { printf 'set-up: %s\n' "$*" >&2; }
+die()  { say "error: $*"; exit 1; }
+have() { command -v "$1" >/dev/null 2>&1; }
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; return; fi
+    have sudo || die "needs root for: $* (this user is not root, and sudo is not installed)"
+    sudo -n true 2>/dev/null || die "needs root for: $* (sudo asks for a password; run 'sudo -v' first, or run as root)"
+    sudo -n "$@"
+}
+
+# Runs a command whose output only matters when it fails.
+quietly() {
+    local log rc=0
+    log=$(mktemp)
+    "$@" >"$log" 2>&1 || rc=$?
+    [ $rc -eq 0 ] || { sed 's/^/set-up:   | /' "$log" | tail -n 40 >&2; }
+    rm -f "$log"
+    return $rc
+}
+
+seconds_since() { awk -v a="$1" -v b="$(date +%s.%N)" 'BEGIN { printf "%.0f s", b - a }'; }
+
+# One set-up at a time for this user: two builds of the same image would race.
+lock() {
+    mkdir -p "$CACHE"
+    exec 9>"$CACHE/.lock"
+    flock -n 9 && return
+    say "another set-up is running; waiting for it"
+    flock 9
+}
+
+# ---------------------------------------------------------------- system packages
+
+APT_UPDATED=''
+
+# `apt-get update` fails at once when another one holds the list lock, whatever DPkg::Lock::Timeout says.
+apt_update() {
+    local log rc deadline=$((SECONDS + LOCK_WAIT)) told=''
+    [ -z "$APT_UPDATED" ] || return 0
+    log=$(mktemp)
+    while :; do
+        rc=0; as_root apt-get update -q >"$log" 2>&1 || rc=$?
+        [ $rc -ne 0 ] || break
+        if ! grep -q 'Could not get lock' "$log" || [ $SECONDS -ge $deadline ]; then
+            sed 's/^/set-up:   | /' "$log" | tail -n 20 >&2; rm -f "$log"
+            die "apt-get update failed"
+        fi
+        [ -n "$told" ] || { say "another apt is running; waiting for it"; told=1; }
+        sleep 2
+    done
+    rm -f "$log"
+    APT_UPDATED=1
+}
+
+# Makes sure of Debian packages, without recommendations and without touching configuration files of this machine.
+apt_need() {
+    local missing=() package
+    have dpkg-query || die "this is not a Debian system: please install by hand: $*"
+    for package in "$@"; do
+        [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)" = installed ] || missing+=("$package")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    say "installing Debian packages: ${missing[*]}"
+    apt_update
+    quietly as_root env DEBIAN_FRONTEND=noninteractive UCF_FORCE_CONFFOLD=1 apt-get install -y -q --no-install-recommends \
+        -o "DPkg::Lock::Timeout=$LOCK_WAIT" -o Dpkg::Use-Pty=0 -o Dpkg::Options::=--force-confold "${missing[@]}" ||
+        die "apt could not install: ${missing[*]}"
+}
+
+# ---------------------------------------------------------------- parts
+
+part_rust() {
+    local version
+    have cc && have git || apt_need gcc libc6-dev git ca-certificates
+    have cargo || [ ! -x "$HOME/.cargo/bin/cargo" ] || PATH=$HOME/.cargo/bin:$PATH
+    have cargo || die "cargo is missing. Rust $RUST_VERSION or newer is needed; Debian 12's own is too old. Get it from https://rustup.rs:
+set-up:     curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y
+set-up: then open a new shell, or run: . \"\$HOME/.cargo/env\""
+    version=$(rustc --version | awk '{ print $2 }')
+    [ "$(printf '%s\n%s\n' "$RUST_VERSION" "${version%%-*}" | sort -V | head -n1)" = "$RUST_VERSION" ] ||
+        die "rustc $version is too old; $RUST_VERSION or newer is needed (rustup update stable)"
+}
+
+part_podman() {
+    have podman && { have runc || have crun; } || apt_need podman runc
+    containers_conf
+}
+
+# Podman's defaults ask for systemd, for a unified cgroup tree and for limits that only a fully privileged root may set. Where
+# one of these is absent, and nobody wrote a configuration before us, write the smallest one that works.
+containers_conf() {
+    local conf=/etc/containers/containers.conf containers='' engine='' nofile nproc work
+    [ ! -e "$conf" ] || return 0
+    if ! as_root sh -c 'ulimit -Hn 1048576 && ulimit -Hu 4194304' 2>/dev/null; then
+        # Caps well below the hard limits: in between, runc was seen to be refused as well.
+        nofile=$(as_root bash -c 'ulimit -Hn'); { [ "$nofile" != unlimited ] && [ "$nofile" -lt 20000 ]; } || nofile=20000
+        nproc=$(as_root bash -c 'ulimit -Hu'); { [ "$nproc" != unlimited ] && [ "$nproc" -lt 4096 ]; } || nproc=4096
+        containers="default_ulimits = [\"nofile=$nofile:$nofile\", \"nproc=$nproc:$nproc\"]"
+    fi
+    [ -d /run/systemd/system ] || engine='cgroup_manager = "cgroupfs"
+events_logger = "file"'
+    # crun refuses a hybrid tree; runc does not.
+    [ "$(stat -f -c %T /sys/fs/cgroup)" = cgroup2fs ] || { have runc || apt_need runc; engine="runtime = \"runc\"
+$engine"; }
+    [ -n "$containers$engine" ] || return 0
+    work=$(mktemp)
+    {
+        echo "# Written by the set-up of Plexus: podman's own defaults do not work on this machine. Yours to change."
+        [ -z "$containers" ] || printf '[containers]\n%s\n' "$containers"
+        [ -z "$engine" ] || printf '[engine]\n%s\n' "$engine"
+    } >"$work"
+    as_root mkdir -p "${conf%/*}"
+    as_root install -m 0644 "$work" "$conf"
+    rm -f "$work"
+    say "wrote $conf (podman's defaults do not fit this machine)"
+}
+
+ee_recipe() { cat "$HERE/ee/image.sh" "$HERE/ee/requirements.txt" | sha256sum | cut -c1-16; }
+ee_present() {
+    [ "$(as_root podman image inspect --format "{{index .Labels \"$RECIPE_LABEL\"}}" "$EE_IMAGE" 2>/dev/null || true)" = "$(ee_recipe)" ]
+}
+
+part_ee() {
+    local start
+    ! ee_present || return 0
+    lock
+    ! ee_present || return 0
+    start=$(date +%s.%N)
+    say "building the execution environment image $EE_IMAGE, once (about a minute) ..."
+    apt_need mmdebstrap ca-certificates python3
+    python3 -m pip --version >/dev/null 2>&1 || apt_need python3-pip
+    WORK=$(mktemp -d); chmod 755 "$WORK"
+    trap 'as_root rm -rf "$WORK"' EXIT
+    ee_build "$WORK" || die "the image could not be built"
+    say "built $EE_IMAGE in $(seconds_since "$start")"
+}
+
+# Chained by &&, because errexit does not act inside a function whose result is looked at.
+ee_build() {
+    local work=$1 requirements=$HERE/ee/requirements.txt old
+    # shellcheck source=deploy/setup/ee/image.sh
+    . "$HERE/ee/image.sh"
+    old=$(as_root podman image inspect --format '{{.Id}}' "$EE_IMAGE" 2>/dev/null || true)
+    say "  1/3 fetching Python packages" &&
+        quietly ee_wheels "$work/wheels" "$requirements" &&
+        say "  2/3 making the root file system (Debian 12)" &&
+        quietly ee_tar "$work" "$requirements" &&
+        say "  3/3 importing it into podman" &&
+        quietly ee_import "$work/ee.tar" "$EE_IMAGE-new" "$RECIPE_LABEL=$(ee_recipe)" &&
+        quietly as_root podman run --rm --network none "$EE_IMAGE-new" ansible-runner --version &&
+        quietly as_root podman tag "$EE_IMAGE-new" "$EE_IMAGE" &&
+        quietly as_root podman untag "$EE_IMAGE" "$EE_IMAGE-new" || return 1
+    # The image of an older recipe goes, unless something still uses it.
+    [ -z "$old" ] || as_root podman image rm "$old" >/dev/null 2>&1 || true
+}
+
+part_awx() {
+    local want="awxkit $AWXKIT_VERSION, recipe 1" start
+    [ "$(cat "$AWX_DIR/.complete" 2>/dev/null)" != "$want" ] || return 0
+    lock
+    start=$(date +%s.%N)
+    say "installing the awx command $AWXKIT_VERSION below $AWX_DIR ..."
+    python3 -c 'import ensurepip, venv' 2>/dev/null || apt_need python3 python3-venv
+    rm -rf "$AWX_DIR"
+    quietly python3 -m venv "$AWX_DIR" || die "python3 could not make a virtual environment"
+    # awxkit imports pkg_resources, which setuptools dropped in 81; below 66 it does so without a warning, but those do not run
+    # on Python 3.12 and later.
+    quietly "$AWX_DIR/bin/python" -m pip install --quiet --disable-pip-version-check \
+        'setuptools<66; python_version<"3.12"' 'setuptools<81; python_version>="3.12"' "awxkit==$AWXKIT_VERSION" ||
+        die "pip could not install awxkit"
+    echo "$want" >"$AWX_DIR/.complete"
+    say "installed the awx command in $(seconds_since "$start")"
+}
+
+# ---------------------------------------------------------------- command line
+
+main() {
+    local part
+    case ${1:-} in
+    --print-cache) echo "$CACHE"; return ;;
+    --print-awx) echo "$AWX_DIR/bin"; return ;;
+    -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; return ;;
+    esac
+    [ $# -gt 0 ] || set -- rust podman ee awx
+    for part in "$@"; do
+        declare -F "part_$part" >/dev/null || die "no such part: $part (parts: rust podman ee awx)"
+    done
+    for part in "$@"; do "part_$part"; done
+}
+
+main "$@"

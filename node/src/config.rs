@@ -1,0 +1,335 @@
+//! The configuration file: checked and immutable before the first port is bound.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use plexus_proto::id::NodeId;
+use serde::Deserialize;
+
+use crate::runtime;
+
+/// A file that is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Not readable.
+    #[error("cannot read configuration {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause, part of the text because it is all there is to say.
+        source: std::io::Error,
+    },
+    /// Not understood: an unknown key, a wrong type, no TOML.
+    #[error("{}, line {line}: {problem}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// What is wrong with it; names the key.
+        problem: String,
+    },
+    /// Understood, and of no use.
+    #[error("{}: {problem}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// Key and reason.
+        problem: String,
+    },
+}
+
+/// Everything a node is told.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Spool, store id, tree cache, working copies.
+    pub data_dir: PathBuf,
+    /// Private data and shim sockets; must be on tmpfs.
+    pub runtime_dir: PathBuf,
+    /// The local, read-only door.
+    pub socket: PathBuf,
+    /// Holds ca.pem, node.pem and node.key.
+    pub identity_dir: PathBuf,
+    /// Links.
+    pub mesh: MeshSection,
+    /// Units; of no use to a hop.
+    pub work: WorkSection,
+    /// Logs.
+    pub log: LogSection,
+}
+
+/// Who may call, and whom to call.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MeshSection {
+    /// Addresses to listen on. Empty: this node only dials.
+    pub listen: Vec<SocketAddr>,
+    /// Neighbours to dial.
+    pub peers: Vec<PeerSection>,
+}
+
+/// A neighbour to dial.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerSection {
+    /// `host:port`.
+    pub address: String,
+    /// Whom to expect there; anyone certified when left out.
+    #[serde(default)]
+    pub name: Option<NodeId>,
+    /// Cost of the link.
+    #[serde(default = "default_cost")]
+    pub cost: u32,
+}
+
+/// How units run.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WorkSection {
+    /// Containers or plain processes.
+    pub runtime: RuntimeName,
+    /// Accept that the machine swaps: secrets may then be written to disk.
+    pub allow_swap: bool,
+    /// MiB of unacknowledged output that a unit may hold on disk; its output pipe is not read beyond.
+    pub spool_quota_mib: u64,
+    /// MiB of project trees kept between units.
+    pub cache_mib: u64,
+    /// Of runtime podman.
+    pub podman: PodmanSection,
+    /// Of runtime process.
+    pub process: ProcessSection,
+}
+
+/// A runtime's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RuntimeName {
+    /// `podman run`.
+    Podman,
+    /// A command on this host.
+    Process,
+}
+
+/// Runtime podman.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PodmanSection {
+    /// The client, perhaps behind `sudo -n`.
+    pub command: Vec<String>,
+    /// Passed as `--network` when set.
+    pub network: Option<String>,
+}
+
+/// Runtime process.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProcessSection {
+    /// The worker; `{dir}` stands for the private data directory.
+    pub command: Vec<String>,
+}
+
+/// Logs.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogSection {
+    /// `error`, `warn`, `info`, `debug` or `trace`, or a filter such as `info,plexus_mesh=debug`.
+    pub level: String,
+    /// Text or JSON lines.
+    pub format: LogFormat,
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: "/var/lib/plexus/node".into(),
+            runtime_dir: "/run/plexus/node".into(),
+            socket: "/run/plexus/node.sock".into(),
+            identity_dir: "/etc/plexus/node".into(),
+            mesh: MeshSection::default(),
+            work: WorkSection::default(),
+            log: LogSection::default(),
+        }
+    }
+}
+
+impl Default for WorkSection {
+    fn default() -> Self {
+        Self {
+            runtime: RuntimeName::Podman,
+            allow_swap: false,
+            // A day of a busy job (100 events/s of 1 kB) would be 8 GiB; half a day without its controller is enough.
+            spool_quota_mib: 4096,
+            cache_mib: 10 * 1024,
+            podman: PodmanSection::default(),
+            process: ProcessSection::default(),
+        }
+    }
+}
+
+impl Default for PodmanSection {
+    fn default() -> Self {
+        Self { command: vec!["podman".to_owned()], network: None }
+    }
+}
+
+impl Default for ProcessSection {
+    fn default() -> Self {
+        let command = ["/usr/bin/ansible-runner", "worker", "--private-data-dir={dir}"];
+        Self { command: command.map(str::to_owned).to_vec() }
+    }
+}
+
+impl Default for LogSection {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+impl RuntimeName {
+    /// As the runtime itself has it.
+    pub fn kind(self) -> runtime::Kind {
+        match self {
+            Self::Podman => runtime::Kind::Podman,
+            Self::Process => runtime::Kind::Process,
+        }
+    }
+}
+
+impl fmt::Display for RuntimeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind().as_str())
+    }
+}
+
+fn default_cost() -> u32 {
+    plexus_mesh::DEFAULT_COST
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// See [`Error`]; the text names the file and, where there is one, line and key.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let text =
+            std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        Self::parse(&text, path)
+    }
+
+    /// Reads and checks `text`, which stands in `path`.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(text: &str, path: &Path) -> Result<Self, Error> {
+        let config: Self = toml::from_str(text).map_err(|error| {
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            let line = before.matches('\n').count() + 1;
+            Error::Parse { path: path.to_owned(), line, problem: error.message().trim().to_owned() }
+        })?;
+        config.check().map_err(|problem| Error::Value { path: path.to_owned(), problem })?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let dirs = [
+            ("data_dir", &self.data_dir),
+            ("runtime_dir", &self.runtime_dir),
+            ("socket", &self.socket),
+            ("identity_dir", &self.identity_dir),
+        ];
+        for (key, path) in dirs {
+            if !path.is_absolute() {
+                return Err(format!("{key} must be an absolute path, not {:?}", path.display().to_string()));
+            }
+            // Container engines take them as the separators of a mount.
+            if path.to_str().is_none_or(|text| text.contains([':', ',', '\n'])) {
+                return Err(format!("{key} must be text without ':', ',' and line feeds"));
+            }
+        }
+        if self.mesh.listen.is_empty() && self.mesh.peers.is_empty() {
+            return Err("mesh.listen and mesh.peers are both empty: this node could reach nobody".to_owned());
+        }
+        for peer in &self.mesh.peers {
+            let port = peer.address.rsplit_once(':').and_then(|(host, port)| {
+                (!host.is_empty()).then_some(port)?.parse::<u16>().ok().filter(|&port| port != 0)
+            });
+            if port.is_none() {
+                return Err(format!("mesh.peers: address {:?} must be host:port", peer.address));
+            }
+        }
+        let commands = [
+            ("work.podman.command", &self.work.podman.command),
+            ("work.process.command", &self.work.process.command),
+        ];
+        for (key, command) in commands {
+            if command.first().is_none_or(String::is_empty) {
+                return Err(format!("{key} must name a program"));
+            }
+        }
+        if self.work.spool_quota_mib == 0 {
+            return Err("work.spool_quota_mib must be above 0".to_owned());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(text, Path::new("/etc/plexus/node.toml")).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_example_parses() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/config");
+        for name in ["node.example.toml", "hop.example.toml"] {
+            let config = Config::load(&dir.join(name)).unwrap();
+            assert!(!config.mesh.listen.is_empty() || !config.mesh.peers.is_empty(), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_file_and_line() {
+        let check = |text: &str, line: usize, key: &str| {
+            let error = parse(text).unwrap_err();
+            assert!(error.starts_with(&format!("/etc/plexus/node.toml, line {line}: ")), "{error}");
+            assert!(error.contains(&format!("unknown field `{key}`")), "{error}");
+        };
+        check("datadir = \"/x\"\n", 1, "datadir");
+        check("# comment\n\n[mesh]\nlisten = [\"[::]:7323\"]\nlissen = []\n", 5, "lissen");
+        check("[mesh]\n[[mesh.peers]]\naddress = \"a:1\"\ncots = 10\n", 4, "cots");
+        check("[work.podman]\nnet = \"host\"\n", 2, "net");
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused() {
+        let check = |text: &str, word: &str| {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(word), "{word:?} in {error:?}");
+        };
+        check("", "could reach nobody");
+        check("data_dir = \"var\"\n", "data_dir must be an absolute path");
+        check("data_dir = \"/var/a:b\"\n", "without ':'");
+        check("[[mesh.peers]]\naddress = \"hop\"\n", "must be host:port");
+        check("[[mesh.peers]]\naddress = \"hop:0\"\n", "must be host:port");
+        check("[[mesh.peers]]\naddress = \"hop:1\"\nname = \"Hop\"\n", "line 3");
+        check("[mesh]\nlisten = [\"nowhere\"]\n", "line 2");
+        check("[mesh]\nlisten = [\"[::]:1\"]\n[work.process]\ncommand = []\n", "work.process.command");
+        check("[mesh]\nlisten = [\"[::]:1\"]\n[work]\nruntime = \"docker\"\n", "unknown variant `docker`");
+        check("x = [", "line 1");
+    }
+}

@@ -1,0 +1,147 @@
+//! A running node: mesh, and, unless it is a hop, supervisor and services.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use plexus_mesh::local::{LocalSocket, ServeError};
+use plexus_mesh::{Credentials, Mesh};
+use plexus_proto::id::Role;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::config::{Config, WorkSection};
+use crate::supervisor::{self, Supervisor};
+use crate::{SOFTWARE, serve, store_id};
+
+/// A node that did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Certificates or key cannot be used.
+    #[error("this node has no usable identity in identity_dir {}", dir.display())]
+    Identity {
+        /// Where they should be.
+        dir: PathBuf,
+        /// Which file, and what is wrong with it.
+        #[source]
+        source: plexus_mesh::identity::Error,
+    },
+    /// A controller's certificate.
+    #[error("identity_dir {} holds the certificate of a controller; a node is certified as execution or hop", dir.display())]
+    Controller {
+        /// Where it was found.
+        dir: PathBuf,
+    },
+    /// The data directory of a hop.
+    #[error(transparent)]
+    Store(#[from] store_id::Error),
+    /// Units cannot run here.
+    #[error(transparent)]
+    Supervisor(#[from] supervisor::StartError),
+    /// The mesh did not start.
+    #[error("cannot join the mesh")]
+    Mesh(#[from] plexus_mesh::StartError),
+    /// The local socket cannot be had.
+    #[error("cannot open the local socket")]
+    Local(#[from] ServeError),
+    /// A service cannot be offered.
+    #[error("cannot offer a service")]
+    Listen(#[from] plexus_mesh::ListenError),
+}
+
+/// A running node. End it with [`Node::shutdown`].
+#[derive(Debug)]
+pub struct Node {
+    mesh: Mesh,
+    supervisor: Option<Supervisor>,
+    /// Keeps a hop's data directory to itself; a supervisor has its own.
+    _store: Option<store_id::Store>,
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+}
+
+impl Node {
+    /// Starts a node. `shim_binary` is this program, which is started once more for every unit.
+    ///
+    /// # Errors
+    /// See [`StartError`]; the texts, with their sources, say what to do.
+    pub async fn start(config: Config, shim_binary: PathBuf) -> Result<Self, StartError> {
+        plexus_mesh::install_crypto_provider();
+        let dir = config.identity_dir.clone();
+        let credentials =
+            Credentials::load(&dir).map_err(|source| StartError::Identity { dir: dir.clone(), source })?;
+        let identity = credentials.identity().clone();
+        let (supervisor, store) = match identity.role {
+            Role::Controller => return Err(StartError::Controller { dir }),
+            Role::Hop => {
+                if config.work != WorkSection::default() {
+                    warn!(node = %identity.node, "a hop runs no units; section [work] has no effect");
+                }
+                (None, Some(store_id::Store::open(&config.data_dir)?))
+            }
+            Role::Execution => {
+                let options = supervisor::Options {
+                    data_dir: config.data_dir.clone(),
+                    runtime_dir: config.runtime_dir.clone(),
+                    shim_binary,
+                    node: identity.node.clone(),
+                    work: config.work.clone(),
+                };
+                (Some(Supervisor::start(options).await?), None)
+            }
+        };
+        if let Some(folder) = config.socket.parent() {
+            std::fs::create_dir_all(folder).ok(); // if that fails, binding says why
+        }
+        let local = LocalSocket::bind(&config.socket).await?;
+        let mesh = Mesh::start(mesh_config(&config, credentials)).await?;
+        let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
+        let (answers, stop) = (Arc::new(mesh.clone()), cancel.clone());
+        tasks.spawn(async move {
+            if let Err(error) = local.serve(answers, stop.cancelled()).await {
+                warn!(error = &error as &dyn std::error::Error, "local socket failed");
+            }
+        });
+        if let Some(supervisor) = &supervisor {
+            serve::serve(&mesh, supervisor, &tasks, &cancel)?;
+        }
+        info!(node = %identity.node, role = %identity.role, listen = ?mesh.listen_addresses(), "node ready");
+        Ok(Self { mesh, supervisor, _store: store, tasks, cancel })
+    }
+
+    /// The node in the mesh.
+    pub fn mesh(&self) -> &Mesh {
+        &self.mesh
+    }
+
+    /// The node's units; a hop has none.
+    pub fn supervisor(&self) -> Option<&Supervisor> {
+        self.supervisor.as_ref()
+    }
+
+    /// Ends services, tasks and links. Running units go on in their shims, for the next node to find.
+    pub async fn shutdown(self) {
+        self.cancel.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        if let Some(supervisor) = &self.supervisor {
+            supervisor.shutdown().await;
+        }
+        self.mesh.shutdown().await;
+    }
+}
+
+fn mesh_config(config: &Config, credentials: Credentials) -> plexus_mesh::Config {
+    let peers = config.mesh.peers.iter().map(|peer| plexus_mesh::Peer {
+        address: peer.address.clone(),
+        name: peer.name.clone(),
+        cost: peer.cost,
+    });
+    plexus_mesh::Config {
+        credentials,
+        listen: config.mesh.listen.clone(),
+        peers: peers.collect(),
+        state_dir: config.data_dir.join("mesh"),
+        software: SOFTWARE.to_owned(),
+    }
+}

@@ -1,0 +1,63 @@
+//! The verbs of units, over gRPC.
+
+use plexus_mesh::grpc::PeerIdentity;
+use plexus_proto::work::{
+    CancelRequest, ForgetRequest, InfoRequest, ListReply, ListRequest, NodeInfo, StatusRequest,
+    SubmitRequest, UnitReply, Work,
+};
+use tonic::{Request, Response, Status};
+
+use crate::supervisor::Supervisor;
+use crate::work::Caller;
+
+/// The gRPC service. Who calls is read from the session, never from a message.
+#[derive(Debug)]
+pub struct Verbs {
+    supervisor: Supervisor,
+}
+
+impl Verbs {
+    /// Serves the units of `supervisor`.
+    pub fn new(supervisor: Supervisor) -> Self {
+        Self { supervisor }
+    }
+}
+
+fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
+    let identity = request.extensions().get::<PeerIdentity>();
+    identity
+        .map(|PeerIdentity(identity)| identity.into())
+        .ok_or_else(|| Status::unauthenticated("no certified identity"))
+}
+
+#[tonic::async_trait]
+impl Work for Verbs {
+    async fn submit(&self, request: Request<SubmitRequest>) -> Result<Response<UnitReply>, Status> {
+        let caller = caller(&request)?;
+        Ok(Response::new(self.supervisor.submit(&caller, request.into_inner()).await))
+    }
+
+    async fn cancel(&self, request: Request<CancelRequest>) -> Result<Response<UnitReply>, Status> {
+        let caller = caller(&request)?;
+        Ok(Response::new(self.supervisor.cancel(&caller, request.into_inner()).await))
+    }
+
+    async fn forget(&self, request: Request<ForgetRequest>) -> Result<Response<UnitReply>, Status> {
+        let caller = caller(&request)?;
+        Ok(Response::new(self.supervisor.forget(&caller, request.into_inner()).await))
+    }
+
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<UnitReply>, Status> {
+        let caller = caller(&request)?;
+        Ok(Response::new(self.supervisor.status(&caller, request.into_inner()).await))
+    }
+
+    async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListReply>, Status> {
+        Ok(Response::new(self.supervisor.list(&caller(&request)?)))
+    }
+
+    async fn info(&self, request: Request<InfoRequest>) -> Result<Response<NodeInfo>, Status> {
+        caller(&request)?;
+        Ok(Response::new(self.supervisor.info().await))
+    }
+}

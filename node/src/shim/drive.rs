@@ -1,0 +1,487 @@
+//! The shim's loop: one thread, all state.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use plexus_proto::id::{Attempt, UnitId};
+use plexus_proto::seal::SpoolKey;
+use plexus_proto::work::{Finished, Outcome, Output, PullPolicy, RecordKind, Starting, Stream};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, wait};
+use uuid::Uuid;
+
+use super::ending::{Action, Ending, Exit, conclude};
+use super::link::Link;
+use super::protocol::{Ended, Launch, Order, Report, Started, Written};
+use super::syncer::Syncer;
+use super::worker::{Got, Process, Worker};
+use super::{MARKER, WALK_PAUSE, own_pid, processes};
+use crate::runtime::{Kind, explain};
+use crate::spool::{self, Writer};
+use crate::unit_dir::remove_tree;
+
+/// How long a full spool waits before it tries the disk again; a trim wakes it sooner.
+const FULL_RETRY: Duration = Duration::from_millis(250);
+/// Longest wait for the container engine to remove a container before its processes are killed one by one.
+const ENGINE_LIMIT: Duration = Duration::from_secs(20);
+/// Longest wait, after the end, for the engine's own helpers to finish their cleaning.
+const LINGER_LIMIT: Duration = Duration::from_secs(10);
+/// Standard error kept for the end record.
+const TAIL_BYTES: usize = 4 << 10;
+/// Bytes read from the worker at a time: about what one record holds.
+const READ_BYTES: usize = 64 << 10;
+
+/// A unit's shim, from launch to end record.
+pub(super) struct Shim {
+    private_dir: PathBuf,
+    output: Sink,
+    syncer: Syncer,
+    listener: UnixListener,
+    agent: Option<Link>,
+    worker: Worker,
+    kind: Kind,
+    image: String,
+    pull: PullPolicy,
+    program: String,
+    end_argv: Vec<String>,
+    ending: Ending,
+    killing: Killing,
+    stderr_tail: Vec<u8>,
+    ended: Option<Ended>,
+    buffer: Vec<u8>,
+}
+
+/// The spool, and what waits to get into it.
+struct Sink {
+    spool: Writer,
+    dir: PathBuf,
+    quota: u64,
+    /// Bytes on disk, as far as known.
+    held: u64,
+    /// Records that found the disk full or the quota used up. While there is one, nothing is read from the worker.
+    waiting: VecDeque<RecordKind>,
+    retry_at: Option<Instant>,
+}
+
+/// The forced end of what the worker left.
+enum Killing {
+    No,
+    /// The container engine removes the container.
+    Engine {
+        helper: Process,
+        give_up: Instant,
+    },
+    /// SIGKILL to all descendants until there is none.
+    Walk {
+        next: Instant,
+    },
+    Done,
+}
+
+/// What woke the loop.
+#[derive(Clone, Copy)]
+enum Source {
+    Listener,
+    Agent,
+    Child,
+    Stdin,
+    Output(Stream),
+    Synced,
+}
+
+impl Shim {
+    pub(super) fn begin(mut launch: Launch, listener: UnixListener, agent: Link) -> anyhow::Result<Self> {
+        let unit = Uuid::from_slice(&launch.unit).context("launch names no unit")?;
+        let attempt = Attempt { unit: UnitId(unit), number: launch.attempt };
+        let key = SpoolKey::from_slice(&launch.spool_key).context("launch has no spool key")?;
+        let dir = PathBuf::from(&launch.spool_dir);
+        let spool = Writer::create(&dir, attempt, key, launch.spool_key_id)?;
+        let kind = Kind::parse(&launch.runtime).context("launch names no runtime")?;
+        launch.env.insert(MARKER.to_owned(), attempt.to_string());
+        let ending = Ending::new(
+            Instant::now(),
+            Duration::from_secs(launch.grace_seconds.into()),
+            Duration::from_secs(launch.timeout_seconds),
+        );
+        let quota = launch.spool_quota;
+        let mut shim = Self {
+            private_dir: PathBuf::from(&launch.private_dir),
+            output: Sink { spool, dir, quota, held: 0, waiting: VecDeque::new(), retry_at: None },
+            syncer: Syncer::start()?,
+            listener,
+            agent: Some(agent),
+            kind,
+            image: launch.image.clone(),
+            pull: PullPolicy::try_from(launch.pull).unwrap_or_default(),
+            program: launch.argv.first().cloned().unwrap_or_default(),
+            end_argv: std::mem::take(&mut launch.end_argv),
+            worker: Worker::spawn(launch),
+            ending,
+            killing: Killing::No,
+            stderr_tail: Vec::new(),
+            ended: None,
+            buffer: vec![0; READ_BYTES],
+        };
+        if let Some(pid) = shim.worker.pid() {
+            shim.output.push(RecordKind::Starting(Starting { pid }))?;
+            if let Some(agent) = &mut shim.agent {
+                agent.say(Report::Started(Started { pid }));
+            }
+        }
+        Ok(shim)
+    }
+
+    /// Acts on what is due, waits for one of everything, repeats until the end record is written and told.
+    pub(super) fn drive(&mut self) -> anyhow::Result<()> {
+        self.on_agent(); // a cancel may have come in one piece with the launch
+        loop {
+            let now = Instant::now();
+            self.output.retry(now)?;
+            if let Some(action) = self.ending.poll(now) {
+                self.act(action);
+            }
+            self.advance_killing(now);
+            self.try_end()?;
+            self.syncer.push(&self.output.spool, now)?;
+            self.report();
+            if self.ended.is_some() {
+                return Ok(());
+            }
+            for source in self.wait()? {
+                self.handle(source)?;
+            }
+        }
+    }
+
+    /// After the end: lets the container engine's helpers finish, for a while.
+    pub(super) fn linger(self) {
+        let (gone, told) = mpsc::channel();
+        // Blocks until the last child is collected; the process ends without it if that takes too long.
+        std::thread::spawn(move || {
+            while wait(WaitOptions::empty()).is_ok() {}
+            gone.send(()).ok();
+        });
+        if told.recv_timeout(LINGER_LIMIT).is_err() {
+            processes::kill_below(own_pid());
+        }
+    }
+
+    fn wait(&self) -> anyhow::Result<Vec<Source>> {
+        let deadline = [
+            self.ending.deadline(),
+            self.output.retry_at,
+            self.syncer.deadline(),
+            match &self.killing {
+                Killing::Engine { give_up, .. } => Some(*give_up),
+                Killing::Walk { next } => Some(*next),
+                Killing::No | Killing::Done => None,
+            },
+        ]
+        .into_iter()
+        .flatten()
+        .min();
+        let mut watched: Vec<(Source, BorrowedFd<'_>, PollFlags)> = Vec::with_capacity(8);
+        watched.push((Source::Listener, self.listener.as_fd(), PollFlags::IN));
+        watched.push((Source::Synced, self.syncer.fd(), PollFlags::IN));
+        if let Some(agent) = &self.agent {
+            let flags = if agent.has_unsent() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+            watched.push((Source::Agent, agent.fd(), flags));
+        }
+        watched.extend(self.worker.ended_fd().map(|fd| (Source::Child, fd, PollFlags::IN)));
+        if let Killing::Engine { helper, .. } = &self.killing {
+            watched.push((Source::Child, helper.ended_fd(), PollFlags::IN));
+        }
+        watched.extend(self.worker.stdin.as_ref().map(|pipe| (Source::Stdin, pipe.fd(), PollFlags::OUT)));
+        if self.output.waiting.is_empty() {
+            let pipes = [(Stream::Stdout, &self.worker.stdout), (Stream::Stderr, &self.worker.stderr)];
+            for (stream, pipe) in pipes {
+                watched.extend(pipe.as_ref().map(|pipe| (Source::Output(stream), pipe.fd(), PollFlags::IN)));
+            }
+        }
+        let mut fds: Vec<_> =
+            watched.iter().map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
+        let timeout = deadline.map(|at| {
+            let left = at.saturating_duration_since(Instant::now());
+            Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 3600, tv_nsec: 0 })
+        });
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(io::Error::from(error)).context("cannot wait"),
+        }
+        let ready = watched.iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty());
+        Ok(ready.map(|((source, ..), _)| *source).collect())
+    }
+
+    fn handle(&mut self, source: Source) -> anyhow::Result<()> {
+        match source {
+            Source::Listener => self.on_connect(),
+            Source::Agent => self.on_agent(),
+            Source::Child => self.collect(),
+            Source::Stdin => {
+                if self.worker.stdin.as_mut().is_some_and(|pipe| pipe.push()) {
+                    self.worker.stdin = None;
+                }
+            }
+            Source::Output(stream) => self.on_output(stream)?,
+            Source::Synced => self.syncer.on_done()?,
+        }
+        Ok(())
+    }
+
+    /// A new agent: it takes the place of the old one, which is dead or should be.
+    fn on_connect(&mut self) {
+        let Ok((stream, _)) = self.listener.accept() else { return };
+        let Ok(mut link) = Link::new(stream) else { return };
+        if let Some(pid) = self.worker.pid() {
+            link.say(Report::Started(Started { pid }));
+        }
+        if link.make_nonblocking().is_ok() {
+            self.agent = Some(link);
+        }
+    }
+
+    fn on_agent(&mut self) {
+        let Some(agent) = &mut self.agent else { return };
+        let Ok(orders) = agent.orders() else {
+            self.agent = None;
+            return;
+        };
+        for order in orders {
+            match order {
+                Order::Launch(_) => {} // it has one
+                Order::Cancel(cancel) => {
+                    if let Some(action) = self.ending.on_cancel(cancel.now, Instant::now()) {
+                        self.act(action);
+                    }
+                }
+                Order::Trimmed(_) => {
+                    self.output.recount();
+                    self.output.retry_at = self.output.retry_at.map(|_| Instant::now());
+                }
+            }
+        }
+    }
+
+    fn on_output(&mut self, stream: Stream) -> anyhow::Result<()> {
+        let slot = match stream {
+            Stream::Stderr => &mut self.worker.stderr,
+            Stream::Stdout | Stream::Unspecified => &mut self.worker.stdout,
+        };
+        let mut pieces = Vec::new();
+        match slot.as_mut().map(|pipe| (pipe.read(&mut self.buffer), &mut pipe.cutter)) {
+            Some((Got::Data(data), cutter)) => {
+                if stream == Stream::Stderr {
+                    keep_tail(&mut self.stderr_tail, data);
+                }
+                cutter.push(data, |piece| pieces.push(piece));
+            }
+            Some((Got::End, cutter)) => {
+                pieces.extend(cutter.finish());
+                *slot = None;
+            }
+            Some((Got::Nothing, _)) | None => {}
+        }
+        for piece in pieces {
+            let output =
+                Output { stream: stream.into(), data: piece.data.into(), fragment: piece.fragment.into() };
+            self.output.push(RecordKind::Output(output))?;
+        }
+        Ok(())
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Terminate => self.worker.signal(Signal::TERM),
+            Action::Kill => {
+                if matches!(self.killing, Killing::No) {
+                    self.killing = self.kill();
+                }
+            }
+        }
+    }
+
+    /// Begins to end everything by force: the container by its engine if there is one, the rest by signal.
+    fn kill(&self) -> Killing {
+        if let Some((program, args)) = self.end_argv.split_first() {
+            let helper = Command::new(program)
+                .args(args)
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .and_then(|child| Process::new(child.id()));
+            match helper {
+                Ok(helper) => return Killing::Engine { helper, give_up: Instant::now() + ENGINE_LIMIT },
+                Err(error) => eprintln!("cannot run {program}: {error}"),
+            }
+        }
+        Killing::Walk { next: Instant::now() }
+    }
+
+    fn advance_killing(&mut self, now: Instant) {
+        match &self.killing {
+            Killing::Engine { give_up, .. } if *give_up <= now => {
+                eprintln!("{:?} did not end in {ENGINE_LIMIT:?}", self.end_argv);
+                self.killing = Killing::Walk { next: now };
+            }
+            Killing::Walk { next } if *next <= now => {
+                self.collect();
+                self.killing = if processes::kill_below(own_pid()) == 0 {
+                    Killing::Done
+                } else {
+                    Killing::Walk { next: Instant::now() + WALK_PAUSE }
+                };
+                self.collect();
+            }
+            Killing::No | Killing::Engine { .. } | Killing::Walk { .. } | Killing::Done => {}
+        }
+    }
+
+    /// Collects every child that ended: the worker, helpers, and orphans that came to this shim.
+    fn collect(&mut self) {
+        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+            self.on_child(pid, status);
+        }
+    }
+
+    fn on_child(&mut self, pid: Pid, status: WaitStatus) {
+        if let Killing::Engine { helper, .. } = &self.killing
+            && helper.pid() == pid
+        {
+            self.killing = Killing::Walk { next: Instant::now() };
+        }
+        if !self.worker.is(pid) || self.worker.exit.is_some() {
+            return;
+        }
+        let exit = match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => Exit::Code(code),
+            (None, Some(signal)) => Exit::Signal(signal),
+            (None, None) => return, // stopped or continued
+        };
+        self.worker.exit = Some(exit);
+        self.worker.stdin = None;
+        // What a plain worker left running dies with it, as it would in a container. A container's client leaves
+        // only the engine's helpers, which clean up; unless it did not end by itself.
+        let by_force =
+            self.kind == Kind::Process || self.ending.cause().is_some() || matches!(exit, Exit::Signal(_));
+        if by_force && matches!(self.killing, Killing::No) {
+            self.killing = self.kill();
+        }
+    }
+
+    /// Writes the end record once worker and tree are gone and all output is in the spool.
+    fn try_end(&mut self) -> anyhow::Result<()> {
+        let killing = matches!(self.killing, Killing::Engine { .. } | Killing::Walk { .. });
+        if killing || !self.worker.is_over() || !self.output.waiting.is_empty() || self.ended.is_some() {
+            return Ok(());
+        }
+        remove_tree(&self.private_dir).ok(); // files of another user stay for the agent, which has the means
+        let finished = self.finished();
+        match self.output.spool.finish(finished.clone(), self.stderr_tail.clone()) {
+            Ok(records) => self.ended = Some(Ended { finished: Some(finished), records }),
+            Err(error) if error.is_full() => self.output.retry_at = Some(Instant::now() + FULL_RETRY),
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    fn finished(&self) -> Finished {
+        let Some(exit) = self.worker.exit else {
+            let why = self.worker.unstarted.as_ref().map_or_else(String::new, ToString::to_string);
+            return Finished {
+                outcome: Outcome::Failed.into(),
+                reason: format!("cannot start {}: {why}", self.program),
+                ..Finished::default()
+            };
+        };
+        let explanation = match exit {
+            Exit::Code(code) => {
+                let stderr = String::from_utf8_lossy(&self.stderr_tail);
+                explain(self.kind, code, &stderr, &self.image, self.pull)
+            }
+            Exit::Signal(_) => None,
+        };
+        conclude(exit, self.ending.cause(), explanation, self.kind == Kind::Podman)
+    }
+
+    /// Tells the agent what it does not know yet.
+    fn report(&mut self) {
+        let last = self.output.spool.last();
+        let Some(agent) = &mut self.agent else { return };
+        if let Some(ended) = &self.ended {
+            agent.say(Report::Ended(ended.clone()));
+            agent.flush_all();
+            return;
+        }
+        // Only the latest number counts, so a slow agent costs no memory.
+        if agent.told < last && !agent.has_unsent() {
+            agent.told = last;
+            agent.say(Report::Written(Written { records: last }));
+        }
+        if agent.flush().is_err() {
+            self.agent = None;
+        }
+    }
+}
+
+impl Sink {
+    /// Puts a record into the spool, or in line for it when there is no room.
+    fn push(&mut self, record: RecordKind) -> anyhow::Result<()> {
+        self.waiting.push_back(record);
+        if self.retry_at.is_none() { self.flush() } else { Ok(()) }
+    }
+
+    /// Tries again when it is time.
+    fn retry(&mut self, now: Instant) -> anyhow::Result<()> {
+        if self.retry_at.is_some_and(|at| at <= now) {
+            self.recount();
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Looks up how much is on disk: acknowledged segments go without the shim's doing.
+    fn recount(&mut self) {
+        if let Ok(held) = spool::held_bytes(&self.dir) {
+            self.held = held;
+        }
+    }
+
+    fn flush(&mut self) -> anyhow::Result<()> {
+        self.retry_at = None;
+        while let Some(record) = self.waiting.front() {
+            if self.held >= self.quota {
+                self.retry_at = Some(Instant::now() + FULL_RETRY);
+                return Ok(());
+            }
+            let before = self.spool.segment_len();
+            match self.spool.append(record.clone()) {
+                Ok(_) => {
+                    self.waiting.pop_front();
+                    let after = self.spool.segment_len();
+                    self.held += after.checked_sub(before).unwrap_or(after);
+                }
+                Err(error) if error.is_full() => {
+                    self.retry_at = Some(Instant::now() + FULL_RETRY);
+                    return Ok(());
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Appends to a tail and forgets its beginning.
+fn keep_tail(tail: &mut Vec<u8>, data: &[u8]) {
+    tail.extend_from_slice(&data[data.len().saturating_sub(TAIL_BYTES)..]);
+    let excess = tail.len().saturating_sub(TAIL_BYTES);
+    tail.drain(..excess);
+}

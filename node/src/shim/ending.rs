@@ -1,0 +1,176 @@
+//! How a worker is brought to its end, and what its end then means: pure.
+
+use std::time::{Duration, Instant};
+
+use plexus_proto::work::{Finished, Outcome};
+
+/// Why the tree is being ended from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The owner canceled.
+    Cancel,
+    /// The hard limit on run time passed.
+    Timeout,
+}
+
+/// What the shim does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// SIGTERM to the worker.
+    Terminate,
+    /// The whole tree, at once.
+    Kill,
+}
+
+/// How the worker's process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// It returned this code.
+    Code(i32),
+    /// This signal ended it.
+    Signal(i32),
+}
+
+/// From the first wish to end the worker until its tree is killed.
+#[derive(Debug)]
+pub struct Ending {
+    grace: Duration,
+    limit: Option<Instant>,
+    cause: Option<Cause>,
+    kill_at: Option<Instant>,
+    killed: bool,
+}
+
+impl Ending {
+    /// A worker started at `now`; a `timeout` of zero is none.
+    pub fn new(now: Instant, grace: Duration, timeout: Duration) -> Self {
+        let limit = (!timeout.is_zero()).then(|| now.checked_add(timeout)).flatten();
+        Self { grace, limit, cause: None, kill_at: None, killed: false }
+    }
+
+    /// Why the tree is being ended, if it is.
+    pub fn cause(&self) -> Option<Cause> {
+        self.cause
+    }
+
+    /// The owner wants the end, `at_once` without grace. Signals again each time; the grace runs from the first.
+    pub fn on_cancel(&mut self, at_once: bool, now: Instant) -> Option<Action> {
+        self.begin(Cause::Cancel, now);
+        if at_once {
+            self.kill_at = Some(now);
+        }
+        self.poll(now).or((!self.killed).then_some(Action::Terminate))
+    }
+
+    /// What is due at `now`.
+    pub fn poll(&mut self, now: Instant) -> Option<Action> {
+        if self.killed {
+            return None;
+        }
+        if self.kill_at.is_some_and(|at| at <= now) {
+            self.killed = true;
+            return Some(Action::Kill);
+        }
+        if self.cause.is_none() && self.limit.is_some_and(|limit| limit <= now) {
+            self.begin(Cause::Timeout, now);
+            return self.poll(now).or(Some(Action::Terminate));
+        }
+        None
+    }
+
+    /// When [`Ending::poll`] has something to say next.
+    pub fn deadline(&self) -> Option<Instant> {
+        if self.killed {
+            return None;
+        }
+        if self.cause.is_none() { self.limit } else { self.kill_at }
+    }
+
+    fn begin(&mut self, cause: Cause, now: Instant) {
+        if self.cause.is_none() {
+            self.cause = Some(cause);
+            self.kill_at = now.checked_add(self.grace);
+        }
+    }
+}
+
+/// What a worker's end means. `explanation` is the runtime's word on the exit code, if it has one; `lost` is set
+/// when what ended was only the client of a container that may have gone on.
+pub fn conclude(exit: Exit, cause: Option<Cause>, explanation: Option<String>, lost: bool) -> Finished {
+    let (exit_code, signal) = match exit {
+        Exit::Code(code) => (Some(code), None),
+        Exit::Signal(signal) => (None, Some(signal)),
+    };
+    let (outcome, reason) = match (cause, exit) {
+        (None, Exit::Code(0)) => (Outcome::Succeeded, String::new()),
+        (Some(Cause::Cancel), Exit::Code(0)) => {
+            (Outcome::Succeeded, "canceled, but the worker had already succeeded".to_owned())
+        }
+        (Some(Cause::Cancel), _) => (Outcome::Canceled, "canceled".to_owned()),
+        (Some(Cause::Timeout), _) => (Outcome::TimedOut, "the unit's time limit passed".to_owned()),
+        (None, Exit::Signal(signal)) if lost => {
+            (Outcome::Lost, format!("the container engine's client was killed by signal {signal}"))
+        }
+        (None, Exit::Signal(signal)) => {
+            (Outcome::Failed, format!("the worker was killed by signal {signal}"))
+        }
+        (None, Exit::Code(code)) => (
+            Outcome::Failed,
+            explanation.unwrap_or_else(|| format!("the worker ended with exit code {code}")),
+        ),
+    };
+    Finished { outcome: outcome.into(), exit_code, signal, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRACE: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn each_cancel_signals_and_none_restarts_the_grace() {
+        let start = Instant::now();
+        let mut ending = Ending::new(start, GRACE, Duration::ZERO);
+        assert_eq!(ending.deadline(), None);
+        assert_eq!(ending.on_cancel(false, start), Some(Action::Terminate));
+        assert_eq!(ending.on_cancel(false, start + GRACE / 2), Some(Action::Terminate));
+        assert_eq!(ending.deadline(), Some(start + GRACE));
+        assert_eq!(ending.poll(start + GRACE - Duration::from_millis(1)), None);
+        assert_eq!(ending.poll(start + GRACE), Some(Action::Kill));
+        assert_eq!(ending.on_cancel(false, start + GRACE * 2), None);
+        assert_eq!(ending.deadline(), None);
+    }
+
+    #[test]
+    fn without_grace_the_tree_is_killed_at_once() {
+        let start = Instant::now();
+        let mut ending = Ending::new(start, Duration::ZERO, Duration::ZERO);
+        assert_eq!(ending.on_cancel(false, start), Some(Action::Kill));
+        let mut ending = Ending::new(start, GRACE, Duration::ZERO);
+        assert_eq!(ending.on_cancel(false, start), Some(Action::Terminate));
+        assert_eq!(ending.on_cancel(true, start), Some(Action::Kill));
+    }
+
+    #[test]
+    fn a_limit_terminates_then_kills_and_is_called_timed_out() {
+        let start = Instant::now();
+        let mut ending = Ending::new(start, GRACE, Duration::from_secs(60));
+        assert_eq!(ending.deadline(), Some(start + Duration::from_secs(60)));
+        assert_eq!(ending.poll(start + Duration::from_secs(59)), None);
+        assert_eq!(ending.poll(start + Duration::from_secs(60)), Some(Action::Terminate));
+        assert_eq!(ending.poll(start + Duration::from_secs(69)), None);
+        assert_eq!(ending.poll(start + Duration::from_secs(70)), Some(Action::Kill));
+        assert_eq!(conclude(Exit::Code(254), ending.cause(), None, false).outcome(), Outcome::TimedOut);
+    }
+
+    #[test]
+    fn success_in_spite_of_a_cancel_is_success_with_a_note() {
+        let finished = conclude(Exit::Code(0), Some(Cause::Cancel), None, false);
+        assert_eq!(finished.outcome(), Outcome::Succeeded);
+        assert!(finished.reason.contains("canceled"));
+        assert_eq!(conclude(Exit::Code(254), Some(Cause::Cancel), None, false).outcome(), Outcome::Canceled);
+        assert_eq!(conclude(Exit::Signal(9), None, None, true).outcome(), Outcome::Lost);
+        assert_eq!(conclude(Exit::Signal(9), None, None, false).outcome(), Outcome::Failed);
+    }
+}

@@ -1,0 +1,209 @@
+//! What agent and shim say to each other: length-prefixed frames on a unix socket.
+//!
+//! The shim's standard input is the first connection; later agents come through the socket in its directory. An
+//! upgraded agent meets shims of the version before it: fields are only ever added.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use plexus_proto::work::Finished;
+use prost::bytes::Bytes;
+use prost::{Message, Oneof};
+
+/// Version of this conversation.
+pub const VERSION: u32 = 1;
+/// Longest frame: the worker's standard input travels in `Launch`.
+pub const FRAME_MAX: usize = plexus_proto::frame::PRIVATE_FRAME_MAX;
+/// Name of the shim's socket in the unit's runtime directory, its working directory.
+pub const SOCKET: &str = "shim.sock";
+
+/// Agent to shim.
+#[derive(Clone, PartialEq, Message)]
+pub struct ToShim {
+    /// What it says.
+    #[prost(oneof = "Order", tags = "1, 2, 3")]
+    pub order: Option<Order>,
+}
+
+/// What an agent says.
+#[derive(Clone, PartialEq, Oneof)]
+pub enum Order {
+    /// Start the worker. Comes once, on the first connection.
+    #[prost(message, boxed, tag = "1")]
+    Launch(Box<Launch>),
+    /// End the worker. Each one signals again.
+    #[prost(message, tag = "2")]
+    Cancel(Cancel),
+    /// Acknowledged segments were deleted: room for a shim that waits at its quota.
+    #[prost(message, tag = "3")]
+    Trimmed(Trimmed),
+}
+
+/// See [`Order::Cancel`].
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Cancel {
+    /// End the whole tree at once, without grace.
+    #[prost(bool, tag = "1")]
+    pub now: bool,
+}
+
+/// See [`Order::Trimmed`].
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Trimmed {}
+
+/// Everything a shim needs. Travels through the socket only: it holds the key, the worker's input and its
+/// environment.
+#[derive(Clone, PartialEq, Message)]
+#[prost(skip_debug)]
+pub struct Launch {
+    /// Version the agent speaks.
+    #[prost(uint32, tag = "1")]
+    pub version: u32,
+    /// 16 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub unit: Bytes,
+    /// From 1.
+    #[prost(uint32, tag = "3")]
+    pub attempt: u32,
+    /// Where records go.
+    #[prost(string, tag = "4")]
+    pub spool_dir: String,
+    /// 32 bytes.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub spool_key: Bytes,
+    /// Goes into the segments' headers.
+    #[prost(fixed64, tag = "6")]
+    pub spool_key_id: u64,
+    /// Bytes the spool may hold before the shim stops reading the worker's output.
+    #[prost(uint64, tag = "7")]
+    pub spool_quota: u64,
+    /// Program and arguments.
+    #[prost(string, repeated, tag = "8")]
+    pub argv: Vec<String>,
+    /// The whole environment.
+    #[prost(btree_map = "string, string", tag = "9")]
+    pub env: BTreeMap<String, String>,
+    /// Working directory of the worker.
+    #[prost(string, tag = "10")]
+    pub cwd: String,
+    /// What the worker reads.
+    #[prost(bytes = "bytes", tag = "11")]
+    pub stdin: Bytes,
+    /// Seconds between SIGTERM and the end of the tree.
+    #[prost(uint32, tag = "12")]
+    pub grace_seconds: u32,
+    /// Hard limit on run time; 0: none.
+    #[prost(uint64, tag = "13")]
+    pub timeout_seconds: u64,
+    /// Ends what the process tree does not hold, the container; empty: nothing to do.
+    #[prost(string, repeated, tag = "14")]
+    pub end_argv: Vec<String>,
+    /// Whose exit codes these are: "podman" or "process".
+    #[prost(string, tag = "15")]
+    pub runtime: String,
+    /// Image and pull policy, for the explanation of a failure.
+    #[prost(string, tag = "16")]
+    pub image: String,
+    /// A `PullPolicy`.
+    #[prost(int32, tag = "17")]
+    pub pull: i32,
+    /// The private data directory, removed by the shim at the end.
+    #[prost(string, tag = "18")]
+    pub private_dir: String,
+}
+
+impl fmt::Debug for Launch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Launch").field("attempt", &self.attempt).finish_non_exhaustive()
+    }
+}
+
+/// Shim to agent.
+#[derive(Clone, PartialEq, Message)]
+pub struct FromShim {
+    /// What it says.
+    #[prost(oneof = "Report", tags = "1, 2, 3, 4")]
+    pub report: Option<Report>,
+}
+
+/// What a shim says.
+#[derive(Clone, PartialEq, Oneof)]
+pub enum Report {
+    /// First on every connection.
+    #[prost(message, tag = "1")]
+    Hello(Hello),
+    /// The worker runs.
+    #[prost(message, tag = "2")]
+    Started(Started),
+    /// The spool holds this many records; only the latest number counts.
+    #[prost(message, tag = "3")]
+    Written(Written),
+    /// The end record is in the spool, synced. The shim goes.
+    #[prost(message, tag = "4")]
+    Ended(Ended),
+}
+
+/// See [`Report::Hello`].
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Hello {
+    /// Version the shim speaks.
+    #[prost(uint32, tag = "1")]
+    pub version: u32,
+    /// Process id of the shim.
+    #[prost(uint32, tag = "2")]
+    pub pid: u32,
+}
+
+/// See [`Report::Started`].
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Started {
+    /// Process id of the worker.
+    #[prost(uint32, tag = "1")]
+    pub pid: u32,
+}
+
+/// See [`Report::Written`].
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Written {
+    /// Number of the last record.
+    #[prost(uint64, tag = "1")]
+    pub records: u64,
+}
+
+/// See [`Report::Ended`].
+#[derive(Clone, PartialEq, Message)]
+pub struct Ended {
+    /// How.
+    #[prost(message, optional, tag = "1")]
+    pub finished: Option<Finished>,
+    /// Number of the end record.
+    #[prost(uint64, tag = "2")]
+    pub records: u64,
+}
+
+/// Wraps an order for the wire.
+pub fn order(order: Order) -> Bytes {
+    plexus_proto::frame::to_bytes(&ToShim { order: Some(order) })
+}
+
+/// Wraps a report for the wire.
+pub fn report(report: Report) -> Bytes {
+    plexus_proto::frame::to_bytes(&FromShim { report: Some(report) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_of_a_launch_shows_nothing_secret() {
+        let launch = Launch {
+            spool_key: Bytes::from_static(b"canary-key"),
+            stdin: Bytes::from_static(b"canary-stdin"),
+            env: [("A".to_owned(), "canary-env".to_owned())].into(),
+            ..Launch::default()
+        };
+        let message = ToShim { order: Some(Order::Launch(Box::new(launch))) };
+        assert!(!format!("{message:?}").contains("canary"));
+    }
+}

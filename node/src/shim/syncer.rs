@@ -1,0 +1,90 @@
+//! Group sync: at most 20 ms or 1 MiB of records are ever unsafe from power loss, and no record waits for a disk.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+
+use crate::spool::Writer;
+
+/// Longest time a record stays unsynced.
+const GROUP_TIME: Duration = Duration::from_millis(20);
+/// Most bytes that stay unsynced before a sync begins.
+const GROUP_BYTES: u64 = 1 << 20;
+
+/// The thread that syncs, and what it still has to do.
+#[derive(Debug)]
+pub(super) struct Syncer {
+    files: SyncSender<File>,
+    done: UnixStream,
+    running: bool,
+    /// Record the running or last sync covers.
+    covered: u64,
+    /// Since when, and from which byte, records are unsynced.
+    dirty: Option<(Instant, u64)>,
+}
+
+impl Syncer {
+    pub(super) fn start() -> anyhow::Result<Self> {
+        let (files, inbox) = sync_channel::<File>(1);
+        let (done, mut says) = UnixStream::pair().context("cannot make a socket pair")?;
+        done.set_nonblocking(true)?;
+        std::thread::Builder::new()
+            .name("sync".to_owned())
+            .stack_size(64 << 10)
+            .spawn(move || {
+                for file in inbox {
+                    let word = if file.sync_data().is_ok() { b'+' } else { b'-' };
+                    if says.write_all(&[word]).is_err() {
+                        return;
+                    }
+                }
+            })
+            .context("cannot start a thread")?;
+        Ok(Self { files, done, running: false, covered: 0, dirty: None })
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.done.as_fd()
+    }
+
+    /// When a sync is due.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        if self.running { None } else { self.dirty.map(|(since, _)| since + GROUP_TIME) }
+    }
+
+    /// Notes new records and begins a sync if one is due.
+    pub(super) fn push(&mut self, spool: &Writer, now: Instant) -> anyhow::Result<()> {
+        if self.dirty.is_none() && spool.last() > self.covered {
+            self.dirty = Some((now, spool.segment_len()));
+        }
+        let Some((since, from)) = self.dirty else { return Ok(()) };
+        // A smaller length than at the start means a new segment; the old one was synced when it was closed.
+        let bytes = spool.segment_len().checked_sub(from).unwrap_or(spool.segment_len());
+        if !self.running && (now >= since + GROUP_TIME || bytes >= GROUP_BYTES) {
+            self.running = true;
+            self.dirty = None;
+            self.covered = spool.last();
+            self.files.send(spool.sync_handle()?).context("the sync thread is gone")?;
+        }
+        Ok(())
+    }
+
+    /// Reads the thread's answer.
+    ///
+    /// # Errors
+    /// The disk could not sync: what was promised to be safe is not.
+    pub(super) fn on_done(&mut self) -> anyhow::Result<()> {
+        let mut word = [0];
+        match self.done.read(&mut word) {
+            Ok(1) if word == *b"+" => self.running = false,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            _ => bail!("the spool cannot be synced to disk"),
+        }
+        Ok(())
+    }
+}

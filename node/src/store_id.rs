@@ -1,0 +1,144 @@
+//! The random identity of a data directory, and the lock that keeps a second agent out of it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use plexus_proto::id::StoreId;
+use rustix::fs::{FlockOperation, flock};
+use uuid::Uuid;
+
+/// How long an agent waits for the one before it: a child that it was just starting holds the lock until its exec.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+/// Pause between two tries.
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
+/// The data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Not writable for this process.
+    #[error(
+        "cannot write to data_dir {}: {source}; make it, owned by user {user}, or set data_dir in the \
+         configuration to a directory that user may write to",
+        dir.display()
+    )]
+    Unwritable {
+        /// The directory.
+        dir: PathBuf,
+        /// Who runs this process.
+        user: String,
+        /// The refusal of the file system, part of the text because it names the remedy.
+        source: io::Error,
+    },
+    /// Another agent uses it.
+    #[error("data_dir {} is used by another plexus-node that runs now; stop it, or set another data_dir", dir.display())]
+    InUse {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// Damaged.
+    #[error("{} holds no store id; restore it from a backup, or delete data_dir to begin anew (its units are then lost)", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// A data directory that is ours while this value lives.
+#[derive(Debug)]
+pub struct Store {
+    /// Its identity.
+    pub id: StoreId,
+    _lock: File,
+}
+
+impl Store {
+    /// Makes the directory if it is missing, locks it, and reads its identity or gives it one.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn open(dir: &Path) -> Result<Self, Error> {
+        let unwritable = |source| Error::Unwritable { dir: dir.to_owned(), user: user_name(), source };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(unwritable)?;
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(dir.join("lock"))
+            .map_err(unwritable)?;
+        let give_up = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < give_up => sleep(LOCK_PAUSE),
+                Err(rustix::io::Errno::WOULDBLOCK) => return Err(Error::InUse { dir: dir.to_owned() }),
+                Err(error) => return Err(unwritable(error.into())),
+            }
+        }
+        let path = dir.join("store_id");
+        let id = match fs::read_to_string(&path) {
+            Ok(text) => Uuid::parse_str(text.trim()).map_err(|_| Error::Damaged { path })?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let id = Uuid::new_v4();
+                write_synced(dir, &path, &format!("{id}\n")).map_err(unwritable)?;
+                id
+            }
+            Err(error) => return Err(unwritable(error)),
+        };
+        Ok(Self { id: StoreId(id), _lock: lock })
+    }
+}
+
+fn write_synced(dir: &Path, path: &Path, text: &str) -> io::Result<()> {
+    let fresh = path.with_extension("new");
+    let mut file = File::create(&fresh)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&fresh, path)?;
+    File::open(dir)?.sync_all()
+}
+
+/// The user this process runs as, by name where /etc/passwd has one.
+pub fn user_name() -> String {
+    let uid = rustix::process::geteuid().as_raw();
+    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let name = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    });
+    name.unwrap_or_else(|| uid.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_keeps_its_identity_and_one_user() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("a/b");
+        let first = Store::open(&data).unwrap();
+        let error = Store::open(&data).unwrap_err();
+        assert!(error.to_string().contains("is used by another plexus-node"), "{error}");
+        let id = first.id;
+        drop(first);
+        assert_eq!(Store::open(&data).unwrap().id, id);
+        assert_ne!(Store::open(&dir.path().join("c")).unwrap().id, id);
+        fs::write(data.join("store_id"), "nonsense").unwrap();
+        assert!(matches!(Store::open(&data), Err(Error::Damaged { .. })));
+    }
+
+    #[test]
+    fn an_unwritable_directory_is_named_with_the_user_and_the_remedy() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("file/below");
+        fs::write(dir.path().join("file"), "").unwrap(); // holds for root too, unlike permission bits
+        let text = Store::open(&data).unwrap_err().to_string();
+        assert!(text.contains(&format!("{}", data.display())), "{text}");
+        assert!(text.contains(&format!("owned by user {}", user_name())), "{text}");
+    }
+}

@@ -1,0 +1,606 @@
+//! One unit's task: carries out what its state machine decides.
+
+mod start;
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use plexus_proto::id::{ClusterId, OwnerEpoch};
+use plexus_proto::work::{
+    Finished, LostRecord, Outcome, PrivateBlock, Record, RecordKind, Refusal, RefusalCode, SealedRecord,
+    UnitSpec, UnitStatus, UnitStatusState,
+};
+use tokio::sync::{mpsc, watch};
+use tracing::{debug, info, warn};
+
+use super::shims::{self, Found, News, Shim};
+use super::{Answer, Attachment, Inner, Opened, Wanted, unknown};
+use crate::cgroup;
+use crate::shim::protocol::{Cancel, Order, Report, Trimmed};
+use crate::spool::{self, Closing};
+use crate::tree::cache::digest_of;
+use crate::unit_dir::{self, Ended, UnitDir};
+use crate::work::{Caller, Effect, State, Unit, refusal};
+
+/// Begins the name of a unit's directory that is being deleted.
+pub(super) const ERASED: &str = ".gone-";
+
+/// What others ask of the task.
+#[derive(Debug)]
+pub(super) enum Request {
+    Submit {
+        caller: Caller,
+        epoch: OwnerEpoch,
+        answer: Answer<UnitStatus>,
+    },
+    Cancel {
+        caller: Caller,
+        epoch: OwnerEpoch,
+        answer: Answer<UnitStatus>,
+    },
+    Forget {
+        caller: Caller,
+        epoch: OwnerEpoch,
+        answer: Answer<UnitStatus>,
+    },
+    OpenPayload {
+        caller: Caller,
+        epoch: OwnerEpoch,
+        answer: Answer<Opened>,
+    },
+    Payload {
+        ticket: u64,
+        block: PrivateBlock,
+        answer: Answer<UnitStatus>,
+    },
+    Unprepared {
+        ticket: u64,
+        reason: String,
+        answer: Answer<UnitStatus>,
+    },
+    Attach {
+        caller: Caller,
+        epoch: OwnerEpoch,
+        from_record: u64,
+        view: watch::Receiver<View>,
+        answer: Answer<Attachment>,
+    },
+    Ack {
+        attachment: u64,
+        epoch: OwnerEpoch,
+        up_to: u64,
+    },
+    Damaged {
+        why: String,
+    },
+    Shim {
+        conversation: u64,
+        news: News,
+    },
+}
+
+/// The unit as everyone else sees it.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// As it goes to its owner.
+    pub status: UnitStatus,
+    /// Whose it is.
+    pub cluster: ClusterId,
+    /// The records stream that is served; all others end.
+    pub attachment: u64,
+}
+
+impl View {
+    /// True when the unit ended.
+    pub fn is_finished(&self) -> bool {
+        matches!(self.status.state, Some(UnitStatusState::Finished(_)))
+    }
+}
+
+/// The task's state.
+pub(super) struct Task {
+    inner: Arc<Inner>,
+    unit: Unit,
+    spec: UnitSpec,
+    dir: UnitDir,
+    runtime_dir: PathBuf,
+    /// For news of shims. Weak, so that the task ends when nobody can ask it any more.
+    requests: mpsc::WeakSender<Request>,
+    view: watch::Sender<View>,
+    shim: Option<Shim>,
+    /// Tells the news of the current conversation from those of an earlier one.
+    conversation: u64,
+    /// The launch was sent: from here on the end of the shim is the end of the unit.
+    launched: bool,
+    /// The outcome is on disk.
+    stored: bool,
+    ticket: u64,
+    attachment: u64,
+    /// The owner was stored at least once in this life, or read from disk.
+    persisted: bool,
+}
+
+/// Reads a unit from disk; `None` when nothing was promised about it.
+pub(super) fn load(dir: &UnitDir) -> Result<Option<(Unit, UnitSpec)>, unit_dir::Error> {
+    let Some((owner, spec)) = dir.load()? else { return Ok(None) };
+    let firsts = spool::segments(&dir.spool()).unwrap_or_default();
+    let unit = match dir.load_outcome()? {
+        Some(Ended { finished, records }) => {
+            let acked = firsts.first().map_or(records, |first| first - 1);
+            Unit::new(dir.attempt(), owner, State::Finished(finished), records, acked)
+        }
+        None if dir.is_marked() => {
+            let acked = firsts.first().map_or(0, |first| first - 1);
+            let state = State::Preparing { step: "looking for its shim" };
+            Unit::new(dir.attempt(), owner, state, acked, acked)
+        }
+        None => Unit::new(dir.attempt(), owner, State::Pending, 0, 0),
+    };
+    Ok(Some((unit, spec)))
+}
+
+impl Task {
+    pub(super) fn new(
+        inner: Arc<Inner>,
+        unit: Unit,
+        spec: UnitSpec,
+        dir: UnitDir,
+        requests: mpsc::WeakSender<Request>,
+    ) -> (Self, watch::Receiver<View>) {
+        let runtime_dir = inner.runtime_units().join(unit.attempt().to_string());
+        let cluster = unit.owner().cluster.clone();
+        let (view, seen) = watch::channel(View { status: unit.status(), cluster, attachment: 0 });
+        let stored = matches!(unit.state(), State::Finished(_));
+        let launched = matches!(unit.state(), State::Preparing { .. });
+        let persisted = dir.path().exists();
+        let task = Self {
+            inner,
+            unit,
+            spec,
+            dir,
+            runtime_dir,
+            requests,
+            view,
+            shim: None,
+            conversation: 0,
+            launched,
+            stored,
+            ticket: 0,
+            attachment: 0,
+            persisted,
+        };
+        (task, seen)
+    }
+
+    /// Serves requests until the unit is forgotten.
+    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Request>) {
+        match self.unit.state() {
+            State::Preparing { .. } => self.find_shim().await,
+            // Private data of an earlier life: the key to it is gone, so it comes again.
+            State::Pending if self.persisted => self.wipe_runtime_dir().await,
+            State::Pending | State::Running { .. } | State::Finished(_) => {}
+        }
+        while !self.unit.is_erased() {
+            let Some(request) = inbox.recv().await else { return };
+            self.handle(request).await;
+            self.publish();
+        }
+    }
+
+    async fn handle(&mut self, request: Request) {
+        match request {
+            Request::Submit { caller, epoch, answer } => {
+                let result = self.on_submit(&caller, epoch).await;
+                answer.send(result).ok();
+            }
+            Request::Cancel { caller, epoch, answer } => {
+                let result = self.on_cancel(&caller, epoch).await;
+                answer.send(result).ok();
+            }
+            Request::Forget { caller, epoch, answer } => {
+                let result = self.on_forget(&caller, epoch).await;
+                answer.send(result).ok();
+            }
+            Request::OpenPayload { caller, epoch, answer } => {
+                let result = self.on_open_payload(&caller, epoch).await;
+                answer.send(result).ok();
+            }
+            Request::Payload { ticket, block, answer } => {
+                let result = self.on_payload(ticket, block).await;
+                answer.send(result).ok();
+            }
+            Request::Unprepared { ticket, reason, answer } => {
+                let result = self.on_unprepared(ticket, reason).await;
+                answer.send(result).ok();
+            }
+            Request::Attach { caller, epoch, from_record, view, answer } => {
+                let result = self.on_attach(&caller, epoch, from_record, view).await;
+                answer.send(result).ok();
+            }
+            Request::Ack { attachment, epoch, up_to } => {
+                if attachment == self.attachment && epoch == self.unit.owner().epoch {
+                    let effects = self.unit.on_ack(up_to);
+                    self.carry_out(effects).await.ok();
+                }
+            }
+            Request::Damaged { why } => self.on_damaged(why).await,
+            Request::Shim { conversation, news } if conversation == self.conversation => {
+                self.on_news(news).await
+            }
+            Request::Shim { .. } => {}
+        }
+    }
+
+    async fn on_submit(&mut self, caller: &Caller, epoch: OwnerEpoch) -> Result<UnitStatus, Refusal> {
+        self.claim(caller, epoch).await?;
+        if !self.persisted {
+            // If that fails, nothing was promised; the next submit tries again.
+            self.carry_out(vec![Effect::StoreOwner]).await?;
+            info!(label = %self.spec.label, "unit accepted");
+        }
+        Ok(self.unit.status())
+    }
+
+    async fn on_cancel(&mut self, caller: &Caller, epoch: OwnerEpoch) -> Result<UnitStatus, Refusal> {
+        self.claim(caller, epoch).await?;
+        let effects = self.unit.on_cancel();
+        self.carry_out(effects).await?;
+        Ok(self.unit.status())
+    }
+
+    async fn on_forget(&mut self, caller: &Caller, epoch: OwnerEpoch) -> Result<UnitStatus, Refusal> {
+        self.claim(caller, epoch).await?;
+        let status = self.unit.status();
+        let effects = self.unit.on_forget()?;
+        self.carry_out(effects).await?;
+        Ok(status)
+    }
+
+    async fn on_open_payload(&mut self, caller: &Caller, epoch: OwnerEpoch) -> Result<Opened, Refusal> {
+        if !self.persisted {
+            return Err(unknown(self.unit.attempt()));
+        }
+        self.claim(caller, epoch).await?;
+        if !self.unit.needs_payload() {
+            return Ok(Opened { status: self.unit.status(), wanted: None });
+        }
+        self.ticket = self.inner.next_serial();
+        // Its start overlaps with the payload's way here.
+        if self.shim.is_none()
+            && let Err(error) = self.take_shim().await
+        {
+            debug!(error = &error as &dyn std::error::Error, "shim cannot be started yet");
+        }
+        let wanted = Wanted {
+            ticket: self.ticket,
+            tree: self.spec.tree.as_ref().and_then(|tree| digest_of(&tree.digest)),
+            copy: self.dir.path().join(format!("project.{}", self.ticket)),
+        };
+        Ok(Opened { status: self.unit.status(), wanted: Some(wanted) })
+    }
+
+    async fn on_payload(&mut self, ticket: u64, block: PrivateBlock) -> Result<UnitStatus, Refusal> {
+        self.check_ticket(ticket)?;
+        for effect in self.unit.on_payload() {
+            debug_assert_eq!(effect, Effect::Start, "a payload starts the unit and nothing else");
+            self.publish();
+            if let Err(reason) = self.start(ticket, &block).await {
+                warn!(reason, "unit cannot be started");
+                let effects = self.unit.on_unprepared(reason);
+                self.carry_out(effects).await?;
+            }
+        }
+        Ok(self.unit.status())
+    }
+
+    async fn on_unprepared(&mut self, ticket: u64, reason: String) -> Result<UnitStatus, Refusal> {
+        self.check_ticket(ticket)?;
+        if self.unit.needs_payload() {
+            let effects = self.unit.on_unprepared(reason);
+            self.carry_out(effects).await?;
+        }
+        Ok(self.unit.status())
+    }
+
+    async fn on_attach(
+        &mut self,
+        caller: &Caller,
+        epoch: OwnerEpoch,
+        from_record: u64,
+        view: watch::Receiver<View>,
+    ) -> Result<Attachment, Refusal> {
+        self.claim(caller, epoch).await?;
+        let from_record = from_record.max(1);
+        let held = self.unit.records();
+        self.unit.on_attach(from_record);
+        let tail = self.tail(held, from_record);
+        self.attachment = self.inner.next_serial();
+        self.publish();
+        let spool = self.dir.spool();
+        let first = spool::segments(&spool).unwrap_or_default().first().copied();
+        // With all records acknowledged and deleted, the next one would be the first.
+        let first = first.unwrap_or(if self.unit.is_settled() { self.unit.records() + 1 } else { 1 });
+        Ok(Attachment {
+            id: self.attachment,
+            attempt: self.unit.attempt(),
+            status: self.unit.status(),
+            first_record: from_record.max(first),
+            view,
+            spool,
+            tail,
+        })
+    }
+
+    /// The lost record with the number that a controller waits for, if the spool ends before it.
+    fn tail(&self, held: u64, from_record: u64) -> Option<SealedRecord> {
+        let State::Finished(finished) = self.unit.state() else { return None };
+        if self.unit.records() == held || from_record <= held {
+            return None;
+        }
+        let lost = LostRecord { records: held.saturating_sub(1), reason: finished.reason.clone() };
+        let plain = Some(Record { kind: Some(RecordKind::Lost(lost)) });
+        Some(SealedRecord { number: from_record, sealed: Default::default(), plain })
+    }
+
+    async fn on_damaged(&mut self, why: String) {
+        warn!(why, "spool is damaged");
+        match (self.unit.state(), &self.shim) {
+            (State::Finished(_), _) if self.unit.is_settled() => {}
+            (State::Finished(_), _) => self.close_lost(why, true).await,
+            // What its worker still writes could never be served.
+            (_, Some(shim)) => shim.order(Order::Cancel(Cancel { now: true })).await,
+            (_, None) => {}
+        }
+    }
+
+    async fn on_news(&mut self, news: News) {
+        match news {
+            News::Report(Report::Hello(hello)) => {
+                debug!(pid = hello.pid, version = hello.version, "shim connected");
+                if self.unit.is_canceled()
+                    && let Some(shim) = &self.shim
+                {
+                    shim.order(Order::Cancel(Cancel { now: false })).await;
+                }
+            }
+            News::Report(Report::Started(started)) => {
+                info!(pid = started.pid, "unit started");
+                let effects = self.unit.on_started(started.pid);
+                self.carry_out(effects).await.ok();
+                self.inner.keep_spare();
+            }
+            News::Report(Report::Written(written)) => self.unit.on_records(written.records),
+            News::Report(Report::Ended(ended)) => {
+                let finished = ended.finished.unwrap_or_default();
+                self.finish(finished, ended.records).await;
+            }
+            News::Gone => {
+                self.shim = None;
+                if self.launched && !matches!(self.unit.state(), State::Finished(_)) {
+                    self.find_shim().await;
+                }
+            }
+        }
+    }
+
+    /// Finds the shim of a started unit, or concludes what its end means.
+    async fn find_shim(&mut self) {
+        match shims::find(&self.runtime_dir).await {
+            Found::Alive(stream) => self.talk(stream),
+            Found::Dead => {
+                let words = shims::last_words(&self.runtime_dir);
+                let reason = match words {
+                    Some(words) => format!("the unit's shim died: {words}"),
+                    None if self.runtime_dir.exists() => "the unit's shim was killed".to_owned(),
+                    None => "the node was restarted while the unit ran".to_owned(),
+                };
+                self.close_lost(reason, false).await;
+            }
+        }
+    }
+
+    /// Ends what a dead shim left, closes its spool, and takes the outcome from there: the end that the shim still
+    /// wrote, or lost.
+    async fn close_lost(&mut self, reason: String, replace: bool) {
+        let (runtime, attempt) = (self.inner.runtime.clone(), self.unit.attempt());
+        let (runtime_dir, spool) = (self.runtime_dir.clone(), self.dir.spool());
+        let closed = self.inner.blocking(move || {
+            if let Err(error) = runtime.end(attempt, &runtime_dir) {
+                // The reaper tries again; the outcome is lost either way.
+                warn!(error = &error as &dyn std::error::Error, "what the shim left cannot be ended yet");
+            }
+            spool::close_lost(&spool, attempt, &reason)
+        });
+        match closed.await {
+            Ok((records, Closing::End(finished))) => self.finish(finished, records).await,
+            Ok((records, Closing::Lost(reason))) => {
+                let finished = Finished { outcome: Outcome::Lost.into(), reason, ..Finished::default() };
+                if replace {
+                    self.unit.on_damaged();
+                }
+                self.finish(finished, records).await;
+            }
+            Err(error) => {
+                // Without a closed spool nothing can be concluded; the next agent, or the next look, tries again.
+                warn!(error = &error as &dyn std::error::Error, "spool of a dead shim cannot be closed");
+            }
+        }
+    }
+
+    async fn finish(&mut self, finished: Finished, records: u64) {
+        info!(outcome = finished.outcome().as_str_name(), records, reason = finished.reason, "unit ended");
+        let effects = self.unit.on_finished(finished, records);
+        self.carry_out(effects).await.ok();
+    }
+
+    /// Checks the caller and stores a higher epoch.
+    async fn claim(&mut self, caller: &Caller, epoch: OwnerEpoch) -> Result<(), Refusal> {
+        let effects = self.unit.claim(caller, epoch)?;
+        if !effects.is_empty() {
+            self.carry_out(effects).await?;
+            // Streams of the older epoch are served no longer.
+            self.attachment = self.inner.next_serial();
+            self.publish();
+        }
+        Ok(())
+    }
+
+    fn check_ticket(&self, ticket: u64) -> Result<(), Refusal> {
+        if ticket == self.ticket {
+            return Ok(());
+        }
+        Err(refusal(RefusalCode::Invalid, "a later payload stream took the place of this one"))
+    }
+
+    async fn carry_out(&mut self, effects: Vec<Effect>) -> Result<(), Refusal> {
+        for effect in effects {
+            match effect {
+                Effect::StoreOwner => self.store_owner().await?,
+                Effect::Start => debug_assert!(false, "carried out where the payload is"),
+                Effect::SignalShim => {
+                    if let Some(shim) = &self.shim {
+                        shim.order(Order::Cancel(Cancel { now: false })).await;
+                    }
+                }
+                Effect::Conclude => self.conclude().await,
+                Effect::Trim => self.trim().await,
+                Effect::Erase => self.erase().await,
+            }
+        }
+        Ok(())
+    }
+
+    async fn store_owner(&mut self) -> Result<(), Refusal> {
+        let (dir, owner, spec) = (self.dir.clone(), self.unit.owner().clone(), self.spec.clone());
+        match self.inner.blocking(move || dir.store(&owner, &spec)).await {
+            Ok(()) => {
+                self.persisted = true;
+                Ok(())
+            }
+            Err(error) => {
+                warn!(error = &error as &dyn std::error::Error, "unit cannot be stored");
+                Err(refusal(
+                    RefusalCode::NodeFull,
+                    format!("this node cannot store the unit: {}", chain(&error)),
+                ))
+            }
+        }
+    }
+
+    /// Stores the outcome, then removes what only a living unit needs. The end is told when nothing private is left.
+    async fn conclude(&mut self) {
+        self.store_outcome().await;
+        self.inner.dirty.store(true, Ordering::SeqCst);
+        self.shim = None; // a shim that waits for a launch that will not come ends with this
+        self.wipe_runtime_dir().await;
+        self.publish();
+        let (runtime, path) = (self.inner.runtime.clone(), self.dir.path().to_owned());
+        let removed = self.inner.blocking(move || {
+            for entry in fs::read_dir(&path).into_iter().flatten().flatten() {
+                if entry.file_name().to_string_lossy().starts_with("project") {
+                    runtime.remove_tree(&entry.path())?;
+                }
+            }
+            Ok::<_, crate::runtime::Error>(())
+        });
+        if let Err(error) = removed.await {
+            warn!(error = &error as &dyn std::error::Error, "working copy stays for now");
+        }
+    }
+
+    async fn store_outcome(&mut self) {
+        let State::Finished(finished) = self.unit.state().clone() else { return };
+        let (dir, ended) = (self.dir.clone(), Ended { finished, records: self.unit.records() });
+        match self.inner.blocking(move || dir.store_outcome(&ended)).await {
+            Ok(()) => self.stored = true,
+            Err(error) => warn!(error = &error as &dyn std::error::Error, "outcome cannot be stored yet"),
+        }
+    }
+
+    /// Deletes acknowledged segments; the whole spool once the unit is settled and its outcome stored elsewhere.
+    async fn trim(&mut self) {
+        let (spool, acked) = (self.dir.spool(), self.unit.acked());
+        if self.unit.is_settled() && !self.stored {
+            self.store_outcome().await;
+        }
+        let whole = self.unit.is_settled() && self.stored;
+        let trimmed = self.inner.blocking(move || {
+            if whole {
+                unit_dir::remove_tree(&spool).ok();
+                return Ok(true);
+            }
+            spool::trim(&spool, acked)
+        });
+        match trimmed.await {
+            Ok(true) => {
+                if let Some(shim) = &self.shim {
+                    shim.order(Order::Trimmed(Trimmed {})).await;
+                }
+            }
+            Ok(false) => {}
+            Err(error) => warn!(error = &error as &dyn std::error::Error, "spool cannot be trimmed"),
+        }
+    }
+
+    async fn erase(&mut self) {
+        self.wipe_runtime_dir().await;
+        let (runtime, path) = (self.inner.runtime.clone(), self.dir.path().to_owned());
+        let name = format!("{ERASED}{}", self.unit.attempt());
+        let erased = self.inner.blocking(move || {
+            let gone = path.with_file_name(name);
+            // One step: after a crash there is the whole unit, or none of it.
+            match fs::rename(&path, &gone) {
+                Ok(()) => runtime.remove_tree(&gone),
+                Err(_) => runtime.remove_tree(&path),
+            }
+        });
+        if let Err(error) = erased.await {
+            warn!(error = &error as &dyn std::error::Error, "remains of a forgotten unit stay for now");
+        }
+        info!("unit forgotten");
+    }
+
+    async fn wipe_runtime_dir(&mut self) {
+        let (runtime, dir) = (self.inner.runtime.clone(), self.runtime_dir.clone());
+        let wiped = self.inner.blocking(move || {
+            if let Some(group) = cgroup::noted(&dir.join(cgroup::NOTE)) {
+                fs::remove_dir(group).ok(); // in use while the shim is still going; the kernel's tree is small
+            }
+            runtime.remove_tree(&dir)
+        });
+        if let Err(error) = wiped.await {
+            warn!(error = &error as &dyn std::error::Error, "private data stays for now");
+        }
+    }
+
+    fn talk(&mut self, stream: tokio::net::UnixStream) {
+        let Some(requests) = self.requests.upgrade() else { return };
+        self.conversation = self.inner.next_serial();
+        let conversation = self.conversation;
+        self.shim = Some(Shim::talk(stream, requests, move |news| Request::Shim { conversation, news }));
+    }
+
+    /// Shows the unit's state to everyone who watches.
+    fn publish(&self) {
+        let status = self.unit.status();
+        self.view.send_if_modified(|view| {
+            let changed = view.status != status || view.attachment != self.attachment;
+            view.status = status;
+            view.attachment = self.attachment;
+            changed
+        });
+    }
+}
+
+/// An error and its causes, for people.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

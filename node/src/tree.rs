@@ -1,0 +1,83 @@
+//! Project trees: kept by content, laid out as writable working copies.
+//!
+//! A tree is a manifest (paths, modes, symlinks, digests of chunks), named by the BLAKE3 digest of its encoding.
+//! Manifests come from a peer, so [`manifest`] refuses whatever could write outside the copy before a byte of it
+//! is on disk. [`cache`] keeps manifests and chunks between units, [`lay_out`](mod@lay_out) makes copies.
+
+pub mod cache;
+pub mod lay_out;
+pub mod manifest;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use cache::Cache;
+pub use manifest::Tree;
+
+/// Bytes of every chunk of a file but the last.
+pub const CHUNK_BYTES: u64 = 1 << 20;
+
+/// BLAKE3 digest of a chunk or manifest.
+pub type Digest = [u8; 32];
+
+/// A tree that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Hostile or mistaken.
+    #[error("tree entry {path:?} {problem}")]
+    Entry {
+        /// Its path as sent, cut to 200 characters.
+        path: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// Beyond what a node takes.
+    #[error("tree has more than {limit} {what}")]
+    TooLarge {
+        /// Of what.
+        what: &'static str,
+        /// The limit.
+        limit: u64,
+    },
+    /// Not the bytes that were named.
+    #[error("{what} does not have the digest it was sent for")]
+    Digest {
+        /// Chunk or manifest.
+        what: &'static str,
+    },
+    /// A chunk in the cache is gone or damaged.
+    #[error("chunk {} is not in the cache", hex(.0))]
+    Missing(Digest),
+    /// The file system refused.
+    #[error("cannot {what} {}", path.display())]
+    Disk {
+        /// What was tried, as a verb.
+        what: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+pub(crate) fn disk(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Disk { what, path, source }
+}
+
+/// Lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Reads hexadecimal digits.
+pub fn unhex(text: &str) -> Option<Vec<u8>> {
+    if !text.bytes().all(|byte| byte.is_ascii_hexdigit()) || !text.len().is_multiple_of(2) {
+        return None;
+    }
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests;

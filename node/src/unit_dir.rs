@@ -1,0 +1,395 @@
+//! What the agent remembers of a unit on disk: one directory per attempt.
+//!
+//! ```text
+//! units/<unit>.<attempt>/
+//!     unit       JSON: owner and specification, synced before Submit is answered
+//!     starting   empty, synced before the worker may start: from here on the unit never starts again
+//!     outcome    JSON: how it ended and how many records it has; outlives the spool
+//!     spool/     records, until acknowledged
+//!     project/   the writable working copy of the project tree
+//! ```
+//!
+//! Nothing here is secret: the private block lives below the runtime directory.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use plexus_proto::id::{Attempt, ClusterId, NodeId, OwnerEpoch, UnitId};
+use plexus_proto::work::{Finished, TreeRef, UnitSpec};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::work::Owner;
+
+/// The directory cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The disk refused.
+    #[error("cannot {what} {}", path.display())]
+    Disk {
+        /// What was tried, as a verb.
+        what: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is not what this build wrote.
+    #[error("{} does not parse", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+fn disk(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Disk { what, path, source }
+}
+
+/// Names and files of one attempt on disk.
+#[derive(Debug, Clone)]
+pub struct UnitDir {
+    attempt: Attempt,
+    path: PathBuf,
+}
+
+/// How a unit ended, as stored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ended {
+    /// The outcome.
+    pub finished: Finished,
+    /// Number of its last record.
+    pub records: u64,
+}
+
+impl UnitDir {
+    /// Names the directory of `attempt` below `units`.
+    pub fn new(units: &Path, attempt: Attempt) -> Self {
+        Self { attempt, path: units.join(attempt.to_string()) }
+    }
+
+    /// Which attempt.
+    pub fn attempt(&self) -> Attempt {
+        self.attempt
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where its records are.
+    pub fn spool(&self) -> PathBuf {
+        self.path.join("spool")
+    }
+
+    /// Where its working copy is.
+    pub fn project(&self) -> PathBuf {
+        self.path.join("project")
+    }
+
+    /// Stores owner and specification, synced. Makes the directory at the first call.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn store(&self, owner: &Owner, spec: &UnitSpec) -> Result<(), Error> {
+        let fresh = !self.path.exists();
+        if fresh {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&self.path)
+                .map_err(disk("make", &self.path))?;
+        }
+        self.replace("unit", &UnitFile::new(owner, spec))?;
+        if fresh && let Some(units) = self.path.parent() {
+            sync_dir(units)?;
+        }
+        Ok(())
+    }
+
+    /// Reads owner and specification; `None` when they were never stored.
+    ///
+    /// # Errors
+    /// The disk refuses, or the file is not ours.
+    pub fn load(&self) -> Result<Option<(Owner, UnitSpec)>, Error> {
+        Ok(self.read::<UnitFile>("unit")?.map(UnitFile::into_parts))
+    }
+
+    /// Marks the unit as started, synced: whatever happens, it is never started again.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn mark_starting(&self) -> Result<(), Error> {
+        let path = self.path.join("starting");
+        File::create(&path).map_err(disk("create", &path))?;
+        sync_dir(&self.path)
+    }
+
+    /// True when [`UnitDir::mark_starting`] was reached.
+    pub fn is_marked(&self) -> bool {
+        self.path.join("starting").exists()
+    }
+
+    /// Stores how it ended, synced.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn store_outcome(&self, ended: &Ended) -> Result<(), Error> {
+        let Finished { outcome, exit_code, signal, reason } = ended.finished.clone();
+        self.replace("outcome", &OutcomeFile { outcome, exit_code, signal, reason, records: ended.records })
+    }
+
+    /// Reads how it ended.
+    ///
+    /// # Errors
+    /// The disk refuses, or the file is not ours.
+    pub fn load_outcome(&self) -> Result<Option<Ended>, Error> {
+        Ok(self.read::<OutcomeFile>("outcome")?.map(|file| Ended {
+            finished: Finished {
+                outcome: file.outcome,
+                exit_code: file.exit_code,
+                signal: file.signal,
+                reason: file.reason,
+            },
+            records: file.records,
+        }))
+    }
+
+    fn replace(&self, name: &str, content: &impl Serialize) -> Result<(), Error> {
+        let (path, fresh) = (self.path.join(name), self.path.join(format!("{name}.new")));
+        let text =
+            serde_json::to_vec(content).map_err(|source| Error::Parse { path: path.clone(), source })?;
+        fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&fresh)
+            .and_then(|mut file| {
+                file.write_all(&text)?;
+                file.sync_data()
+            })
+            .map_err(disk("write", &fresh))?;
+        fs::rename(&fresh, &path).map_err(disk("write", &path))?;
+        sync_dir(&self.path)
+    }
+
+    fn read<T: for<'a> Deserialize<'a>>(&self, name: &str) -> Result<Option<T>, Error> {
+        let path = self.path.join(name);
+        match fs::read(&path) {
+            Ok(text) => {
+                serde_json::from_slice(&text).map(Some).map_err(|source| Error::Parse { path, source })
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(disk("read", &path)(error)),
+        }
+    }
+}
+
+/// Attempts that have a directory below `units`.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn list(units: &Path) -> Result<Vec<Attempt>, Error> {
+    let entries = match fs::read_dir(units) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(disk("read", units)(error)),
+    };
+    let mut attempts = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(disk("read", units))?;
+        attempts.extend(entry.file_name().to_str().and_then(parse_name));
+    }
+    attempts.sort_unstable();
+    Ok(attempts)
+}
+
+/// Reads `<unit>.<attempt>`.
+pub fn parse_name(name: &str) -> Option<Attempt> {
+    let (unit, number) = name.split_once('.')?;
+    Some(Attempt { unit: UnitId(Uuid::parse_str(unit).ok()?), number: number.parse().ok()? })
+}
+
+/// Makes the names in a directory safe from power loss.
+///
+/// # Errors
+/// The disk refuses.
+pub fn sync_dir(dir: &Path) -> Result<(), Error> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(disk("sync", dir))
+}
+
+/// Removes a directory and all below it, also below directories that may not be written. Missing is fine.
+///
+/// # Errors
+/// Something cannot be removed; the rest may be gone.
+pub fn remove_tree(dir: &Path) -> Result<(), Error> {
+    let first = match fs::remove_dir_all(dir) {
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => error,
+    };
+    if first.kind() != io::ErrorKind::PermissionDenied {
+        return Err(disk("remove", dir)(first));
+    }
+    open_up(dir);
+    fs::remove_dir_all(dir).map_err(disk("remove", dir))
+}
+
+/// Gives the owner all rights on the directories below `dir`. Symlinks are not followed.
+fn open_up(dir: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).ok();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            open_up(&entry.path());
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct UnitFile {
+    version: u32,
+    cluster: ClusterId,
+    owner: NodeId,
+    incarnation: u64,
+    counter: u64,
+    spec: SpecFile,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SpecFile {
+    label: String,
+    image: String,
+    pull: i32,
+    tree_digest: Option<String>,
+    tree_size: u64,
+    grace_seconds: u32,
+    timeout_seconds: u64,
+    env: BTreeMap<String, String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct OutcomeFile {
+    outcome: i32,
+    exit_code: Option<i32>,
+    signal: Option<i32>,
+    reason: String,
+    records: u64,
+}
+
+impl UnitFile {
+    fn new(owner: &Owner, spec: &UnitSpec) -> Self {
+        Self {
+            version: 1,
+            cluster: owner.cluster.clone(),
+            owner: owner.node.clone(),
+            incarnation: owner.epoch.incarnation,
+            counter: owner.epoch.counter,
+            spec: SpecFile {
+                label: spec.label.clone(),
+                image: spec.image.clone(),
+                pull: spec.pull,
+                tree_digest: spec.tree.as_ref().map(|tree| crate::tree::hex(&tree.digest)),
+                tree_size: spec.tree.as_ref().map_or(0, |tree| tree.size),
+                grace_seconds: spec.grace_seconds,
+                timeout_seconds: spec.timeout_seconds,
+                env: spec.env.clone(),
+            },
+        }
+    }
+
+    fn into_parts(self) -> (Owner, UnitSpec) {
+        let owner = Owner {
+            cluster: self.cluster,
+            node: self.owner,
+            epoch: OwnerEpoch { incarnation: self.incarnation, counter: self.counter },
+        };
+        let size = self.spec.tree_size;
+        let spec = UnitSpec {
+            label: self.spec.label,
+            image: self.spec.image,
+            pull: self.spec.pull,
+            tree: self.spec.tree_digest.map(|digest| TreeRef {
+                digest: crate::tree::unhex(&digest).unwrap_or_default().into(),
+                size,
+            }),
+            grace_seconds: self.spec.grace_seconds,
+            timeout_seconds: self.spec.timeout_seconds,
+            env: self.spec.env,
+        };
+        (owner, spec)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attempt() -> Attempt {
+        Attempt { unit: UnitId(Uuid::from_u128(77)), number: 3 }
+    }
+
+    #[test]
+    fn what_is_stored_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let unit = UnitDir::new(dir.path(), attempt());
+        assert!(unit.load().unwrap().is_none());
+        let owner = Owner {
+            cluster: "main".parse().unwrap(),
+            node: "controller".parse().unwrap(),
+            epoch: OwnerEpoch { incarnation: 1, counter: 7 },
+        };
+        let spec = UnitSpec {
+            label: "job 12".to_owned(),
+            image: "localhost/ee".to_owned(),
+            tree: Some(TreeRef { digest: vec![7; 32].into(), size: 99 }),
+            grace_seconds: 10,
+            env: [("LANG".to_owned(), "C.UTF-8".to_owned())].into(),
+            ..UnitSpec::default()
+        };
+        unit.store(&owner, &spec).unwrap();
+        assert_eq!(unit.load().unwrap(), Some((owner, spec)));
+        assert!(!unit.is_marked());
+        unit.mark_starting().unwrap();
+        assert!(unit.is_marked());
+        let ended = Ended {
+            finished: Finished { outcome: 2, exit_code: Some(4), signal: None, reason: "x".to_owned() },
+            records: 9,
+        };
+        assert_eq!(unit.load_outcome().unwrap(), None);
+        unit.store_outcome(&ended).unwrap();
+        assert_eq!(unit.load_outcome().unwrap(), Some(ended));
+        assert_eq!(list(dir.path()).unwrap(), [attempt()]);
+    }
+
+    #[test]
+    fn names_that_are_no_attempt_are_passed_over() {
+        for name in ["", ".", "x.1", "01890a5d-ac96-774b-bcce-b302099a8057", "lost+found"] {
+            assert_eq!(parse_name(name), None, "{name}");
+        }
+        assert_eq!(parse_name(&attempt().to_string()), Some(attempt()));
+    }
+
+    #[test]
+    fn read_only_directories_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("top/deep");
+        fs::create_dir_all(&deep).unwrap();
+        fs::write(deep.join("file"), "x").unwrap();
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(&deep, fs::Permissions::from_mode(0o500)).unwrap();
+        remove_tree(&dir.path().join("top")).unwrap();
+        assert!(!dir.path().join("top").exists());
+        remove_tree(&dir.path().join("top")).unwrap();
+    }
+}

@@ -1,0 +1,276 @@
+//! Saved bytes of every message still decode, and are still what this build writes.
+//!
+//! A file under `golden/` is never changed once released: a new field gets a new sample beside the old one. A missing
+//! file is written by `PLEXUS_BLESS=1 cargo test -p plexus-proto --test golden` and then committed.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on stops there")]
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use plexus_proto::id::{Address, Attempt, UnitId};
+use plexus_proto::link::*;
+use plexus_proto::local::*;
+use plexus_proto::packet::{self, Class, Header};
+use plexus_proto::seal::{RollingHash, SpoolKey};
+use plexus_proto::work::*;
+use prost::Message;
+use uuid::Uuid;
+
+fn golden(name: &str, written: &[u8]) -> Vec<u8> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{name}.hex"));
+    let hex: String = written.iter().map(|byte| format!("{byte:02x}")).collect();
+    if !path.exists() && std::env::var_os("PLEXUS_BLESS").is_some() {
+        std::fs::write(&path, format!("{hex}\n")).unwrap();
+    }
+    let saved = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let saved = saved.trim();
+    assert_eq!(hex, saved, "{name}: this build writes other bytes than the saved ones");
+    (0..saved.len()).step_by(2).map(|at| u8::from_str_radix(&saved[at..at + 2], 16).unwrap()).collect()
+}
+
+fn check<M: Message + Default + PartialEq + Debug>(name: &str, message: M) {
+    let saved = golden(name, &message.encode_to_vec());
+    assert_eq!(M::decode(&saved[..]).unwrap(), message, "{name}");
+}
+
+fn link(kind: LinkMessageKind) -> LinkMessage {
+    LinkMessage { kind: Some(kind) }
+}
+
+fn payload(kind: PayloadMessageKind) -> PayloadMessage {
+    PayloadMessage { kind: Some(kind) }
+}
+
+fn records(kind: RecordMessageKind) -> RecordMessage {
+    RecordMessage { kind: Some(kind) }
+}
+
+fn unit() -> Option<UnitRef> {
+    Some(attempt().into())
+}
+
+fn attempt() -> Attempt {
+    Attempt { unit: UnitId(Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0001)), number: 1 }
+}
+
+fn epoch() -> Option<OwnerEpoch> {
+    Some(OwnerEpoch { incarnation: 1, counter: 7 })
+}
+
+fn refusal() -> Refusal {
+    Refusal { code: RefusalCode::OlderEpoch.into(), message: "owned by a later epoch".into() }
+}
+
+fn finished() -> Finished {
+    Finished {
+        outcome: Outcome::Failed.into(),
+        exit_code: Some(2),
+        signal: None,
+        reason: "worker ended with 2".into(),
+    }
+}
+
+fn status(state: UnitStatusState) -> UnitStatus {
+    UnitStatus { unit: unit(), epoch: epoch(), state: Some(state), records: 12, acked: 9 }
+}
+
+#[test]
+fn link_messages() {
+    check(
+        "link-hello",
+        link(LinkMessageKind::Hello(Hello {
+            min_version: 1,
+            max_version: 1,
+            software: "plexus 0.1.0".into(),
+            boot_nonce: 0x0102_0304_0506_0708,
+            cost: 10,
+        })),
+    );
+    let body = Announcement {
+        origin: 0x0001_0002,
+        epoch: 3,
+        sequence: 4,
+        links: vec![AnnouncedLink { neighbor: 0x0001_0003, cost: 10 }],
+        software: "plexus 0.1.0".into(),
+        services: vec!["work".into()],
+    };
+    check("announcement", body.clone());
+    let signed = SignedAnnouncement {
+        body: body.encode_to_vec().into(),
+        signature: Bytes::from_static(&[9; 64]),
+        chain: vec![Bytes::from_static(b"leaf"), Bytes::from_static(b"intermediate")],
+    };
+    check("link-announcement", link(LinkMessageKind::Announcement(signed)));
+    let entries = vec![DigestEntry { origin: 0x0001_0002, epoch: 3, sequence: 4, check: 5 }];
+    check("link-digest", link(LinkMessageKind::Digest(Digest { entries })));
+    check("link-want", link(LinkMessageKind::Want(Want { origins: vec![0x0001_0002] })));
+    check("link-probe", link(LinkMessageKind::Probe(Probe { nonce: 5 })));
+    check("link-probe-reply", link(LinkMessageKind::ProbeReply(ProbeReply { nonce: 5 })));
+    check("link-close", link(LinkMessageKind::Close(LinkClose { code: 2, reason: "shutting down".into() })));
+    check("stream-open", StreamOpen { service: "records".into(), min_version: 1, max_version: 1 });
+}
+
+#[test]
+fn work_verbs() {
+    let spec = UnitSpec {
+        label: "job 12".into(),
+        image: "quay.io/ansible/awx-ee:latest".into(),
+        pull: PullPolicy::Missing.into(),
+        tree: Some(TreeRef { digest: Bytes::from_static(&[7; 32]), size: 100 }),
+        grace_seconds: 10,
+        timeout_seconds: 3600,
+        env: BTreeMap::from([("LANG".into(), "C.UTF-8".into())]),
+    };
+    let store_id = Bytes::from_static(&[3; 16]);
+    check(
+        "submit",
+        SubmitRequest { unit: unit(), epoch: epoch(), store_id: store_id.clone(), spec: Some(spec) },
+    );
+    check("cancel", CancelRequest { unit: unit(), epoch: epoch() });
+    check("forget", ForgetRequest { unit: unit(), epoch: epoch() });
+    check("status", StatusRequest { unit: unit() });
+    check("list", ListRequest {});
+    check("info", InfoRequest {});
+    let state = UnitStatusState::Pending(Pending { needs_payload: true });
+    check("reply-pending", UnitReply { result: Some(UnitReplyResult::Status(status(state))) });
+    check("reply-refusal", UnitReply { result: Some(UnitReplyResult::Refusal(refusal())) });
+    let preparing = status(UnitStatusState::Preparing(Preparing { step: "pulling image".into() }));
+    check("list-reply", ListReply { units: vec![preparing] });
+    check(
+        "node-info",
+        NodeInfo {
+            store_id,
+            software: "plexus 0.1.0".into(),
+            cpu_millis: 2000,
+            memory_bytes: 24 << 30,
+            runtime: "podman".into(),
+            runtime_version: "4.3.1".into(),
+        },
+    );
+}
+
+#[test]
+fn payload_messages() {
+    check("payload-open", payload(PayloadMessageKind::Open(PayloadOpen { unit: unit(), epoch: epoch() })));
+    let entries = vec![
+        TreeEntry { path: "roles".into(), mode: 0o755, kind: Some(TreeEntryKind::Directory(Directory {})) },
+        TreeEntry { path: "link".into(), mode: 0o777, kind: Some(TreeEntryKind::Symlink("site.yml".into())) },
+        TreeEntry {
+            path: "site.yml".into(),
+            mode: 0o644,
+            kind: Some(TreeEntryKind::File(FileContent {
+                size: 5,
+                chunks: vec![Bytes::from_static(&[1; 32])],
+            })),
+        },
+    ];
+    check("payload-manifest", payload(PayloadMessageKind::Manifest(TreeManifest { entries })));
+    let need = PayloadNeed { manifest: false, chunks: vec![Bytes::from_static(&[1; 32])], private: true };
+    check("payload-need", payload(PayloadMessageKind::Need(need)));
+    let chunk = Chunk { digest: Bytes::from_static(&[1; 32]), data: Bytes::from_static(b"hosts") };
+    check("payload-chunk", payload(PayloadMessageKind::Chunk(chunk)));
+    let file = PrivateFile { path: "env/settings".into(), mode: 0o600, content: Bytes::from_static(b"{}") };
+    let private = PrivateBlock {
+        files: vec![file],
+        stdin: Bytes::from_static(b"{\"eof\": true}\n"),
+        spool_key: Bytes::from_static(&[5; 32]),
+        spool_key_id: 1,
+        env: BTreeMap::from([("TOKEN".into(), "t".into())]),
+    };
+    check("payload-private", payload(PayloadMessageKind::Private(private)));
+    let done = PayloadDone { status: Some(status(UnitStatusState::Running(Running { pid: 77 }))) };
+    check("payload-done", payload(PayloadMessageKind::Done(done)));
+    check("payload-refusal", payload(PayloadMessageKind::Refusal(refusal())));
+}
+
+#[test]
+fn record_messages() {
+    let attach = Attach { unit: unit(), epoch: epoch(), from_record: 10 };
+    check("records-attach", records(RecordMessageKind::Attach(attach)));
+    let status = status(UnitStatusState::Finished(finished()));
+    let attached = Attached { status: Some(status.clone()), first_record: 10 };
+    check("records-attached", records(RecordMessageKind::Attached(attached)));
+    let sealed = SealedRecord { number: 10, sealed: Bytes::from_static(b"sealed"), plain: None };
+    check("records-record", records(RecordMessageKind::Record(sealed)));
+    let lost = LostRecord { records: 9, reason: "the shim was killed".into() };
+    let plain = Some(Record { kind: Some(RecordKind::Lost(lost)) });
+    check(
+        "records-lost",
+        records(RecordMessageKind::Record(SealedRecord { number: 10, sealed: Bytes::new(), plain })),
+    );
+    check("records-ack", records(RecordMessageKind::Ack(Ack { epoch: epoch(), up_to: 9 })));
+    check("records-status", records(RecordMessageKind::Status(status)));
+    check("records-refusal", records(RecordMessageKind::Refusal(refusal())));
+    let output = Output {
+        stream: Stream::Stdout.into(),
+        data: Bytes::from_static(b"{\"eof\": true}\n"),
+        fragment: Fragment::Last.into(),
+    };
+    check("record-output", Record { kind: Some(RecordKind::Output(output)) });
+    let end = EndRecord {
+        finished: Some(finished()),
+        records: 9,
+        rolling_hash: Bytes::from_static(&[6; 32]),
+        stderr_tail: Bytes::from_static(b"Traceback"),
+    };
+    check("record-end", Record { kind: Some(RecordKind::End(end)) });
+    check("record-starting", Record { kind: Some(RecordKind::Starting(Starting { pid: 77 })) });
+}
+
+#[test]
+fn local_messages() {
+    let query = |kind| LocalQuery { kind: Some(kind) };
+    check("local-status", query(LocalQueryKind::Status(StatusQuery {})));
+    check("local-nodes", query(LocalQueryKind::Nodes(NodesQuery {})));
+    let ping = PingQuery { node: "node-1".into(), timeout_ms: 1000 };
+    check("local-ping", query(LocalQueryKind::Ping(ping)));
+    let trace = TraceQuery { node: "node-1".into(), timeout_ms: 1000 };
+    check("local-trace", query(LocalQueryKind::Trace(trace)));
+    check("local-answer", LocalAnswer { json: "{}".into() });
+}
+
+#[test]
+fn packets() {
+    let header = Header {
+        class: Class::Bulk,
+        ecn: 2,
+        rekey: false,
+        hop_limit: 32,
+        source: Address(0x0001_0002),
+        destination: Address(0x0001_0003),
+    };
+    let saved = golden("packet", &header.packet(b"opaque"));
+    assert_eq!(Header::decode(&saved), Ok(header));
+    let probes = [
+        packet::Probe::Echo { nonce: 1 },
+        packet::Probe::EchoReply { nonce: 1, hops_left: 30 },
+        packet::Probe::HopLimitExceeded { nonce: 1 },
+        packet::Probe::NoRoute { nonce: 1, destination: Address(0x0001_0003) },
+    ];
+    for (number, probe) in probes.into_iter().enumerate() {
+        let saved = golden(&format!("packet-probe-{number}"), &probe.encode());
+        assert_eq!(packet::Probe::decode(&saved), Ok(probe));
+    }
+}
+
+#[test]
+fn seals() {
+    let key = SpoolKey::new([5; 32]);
+    let saved = golden("sealed-record", &key.seal(attempt(), 1, b"line\n"));
+    assert_eq!(key.open(attempt(), 1, &saved).unwrap(), b"line\n");
+    let mut hash = RollingHash::default();
+    hash.update(1, &saved);
+    hash.update(2, b"more");
+    golden("rolling-hash", &hash.value());
+}
+
+#[test]
+fn unknown_fields_do_not_disturb() {
+    let mut bytes = records(RecordMessageKind::Ack(Ack { epoch: epoch(), up_to: 9 })).encode_to_vec();
+    bytes.extend_from_slice(&[0xfa, 0x3f, 0x03, b'n', b'e', b'w']); // field 1023, three bytes
+    let message = RecordMessage::decode(&bytes[..]).unwrap();
+    assert!(matches!(message.kind, Some(RecordMessageKind::Ack(Ack { up_to: 9, .. }))));
+}

@@ -1,0 +1,311 @@
+//! A controller, a hop and an execution node as real processes.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::api::Api;
+use crate::binaries::Binaries;
+use crate::daemon::Daemon;
+use crate::layout::{Layout, runtime_root};
+use crate::leftovers::Leftovers;
+use crate::ports::ReservedPort;
+use crate::wait::{Seen, wait_for};
+
+/// Longest start: key generation, migrations and the first announcement, on a machine busy with builds.
+const START: Duration = Duration::from_secs(30);
+/// Password of the tests' administrator. The demo lets the controller make one.
+const PASSWORD: &str = "only-for-tests";
+
+/// How the execution node runs work.
+#[derive(Debug, Clone)]
+pub enum Runtime {
+    /// Containers, through the real podman.
+    Podman,
+    /// This worker command.
+    Process(Vec<String>),
+}
+
+/// Settings of a cluster to be.
+#[derive(Debug)]
+pub struct Builder {
+    name: String,
+    runtime: Runtime,
+    start_node: bool,
+}
+
+/// A running cluster in a folder and on ports of its own.
+///
+/// [`Cluster::finish`] ends it in order and checks that nothing is left. A cluster dropped without it counts as failed: its
+/// processes are killed, its folder is kept and the end of every log is printed.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Folders, certificates and configuration.
+    pub layout: Layout,
+    /// The controller's process.
+    pub controller: Daemon,
+    /// The hop's process.
+    pub hop: Daemon,
+    /// The execution node's process.
+    pub node: Daemon,
+    api: Api,
+    dir: Option<TempDir>,
+    runtime_dir: Option<TempDir>,
+    _ports: Vec<ReservedPort>,
+}
+
+impl Builder {
+    /// Runs work by a command instead of podman.
+    pub fn process(mut self, command: Vec<String>) -> Self {
+        self.runtime = Runtime::Process(command);
+        self
+    }
+
+    /// Leaves the execution node down at first.
+    pub fn without_node(mut self) -> Self {
+        self.start_node = false;
+        self
+    }
+
+    /// Makes folders, certificates and configuration, and starts nothing.
+    ///
+    /// # Errors
+    /// When something cannot be made.
+    pub fn prepare(self) -> anyhow::Result<Cluster> {
+        let binaries = Binaries::of_this_build()?;
+        let prefix = format!("plexus-{}-", self.name);
+        let dir = tempfile::Builder::new().prefix(&prefix).tempdir().context("cannot make a folder")?;
+        let runtime_dir = tempfile::Builder::new()
+            .prefix(&prefix)
+            .tempdir_in(runtime_root())
+            .context("cannot make a folder on tmpfs")?;
+        let ports = (0..3).map(|_| ReservedPort::new()).collect::<anyhow::Result<Vec<_>>>()?;
+        let layout = Layout {
+            dir: dir.path().to_owned(),
+            runtime_dir: runtime_dir.path().to_owned(),
+            binaries,
+            mesh_port: ports[0].port(),
+            https_port: ports[1].port(),
+            http_port: ports[2].port(),
+            runtime: self.runtime,
+        };
+        layout.make_dirs()?;
+        layout.certify()?;
+        layout.configure()?;
+        let api = Api::new(&format!("http://127.0.0.1:{}", layout.http_port), "admin", PASSWORD)?;
+        let mut controller = daemon(&layout, "controller", layout.binaries.controller());
+        controller.set_env("PLEXUS_CONTROLLER_ADMIN_PASSWORD", PASSWORD);
+        Ok(Cluster {
+            controller,
+            hop: daemon(&layout, "hop-1", layout.binaries.node()),
+            node: daemon(&layout, "node-1", layout.binaries.node()),
+            api,
+            dir: Some(dir),
+            runtime_dir: Some(runtime_dir),
+            _ports: ports,
+            layout,
+        })
+    }
+
+    /// Starts the daemons and waits until the API answers and, if it was started, until the node is ready for work.
+    ///
+    /// # Errors
+    /// When one does not come up; the error shows the end of its log.
+    pub async fn start(self) -> anyhow::Result<Cluster> {
+        let start_node = self.start_node;
+        let mut cluster = self.prepare()?;
+        cluster.hop.start()?;
+        cluster.controller.start()?;
+        if start_node {
+            cluster.node.start()?;
+        }
+        cluster.api_up().await?;
+        if start_node {
+            cluster.node_ready().await?;
+        }
+        Ok(cluster)
+    }
+}
+
+impl Cluster {
+    /// A cluster of controller, hop and execution node; `name` shows in its folder's name.
+    pub fn builder(name: &str) -> Builder {
+        Builder { name: name.to_owned(), runtime: Runtime::Podman, start_node: true }
+    }
+
+    /// The API as the administrator.
+    pub fn api(&self) -> &Api {
+        &self.api
+    }
+
+    /// Waits until the API answers.
+    ///
+    /// # Errors
+    /// When the controller ends or does not answer in time.
+    pub async fn api_up(&mut self) -> anyhow::Result<()> {
+        let api = self.api.clone();
+        let controller = &mut self.controller;
+        let up = wait_for("the API to answer", START, async || match api.get("ping/").await {
+            Ok(_) => Seen::Yes(true),
+            Err(_) if !controller.is_running() => Seen::Yes(false),
+            Err(error) => Seen::NotYet(format!("{error:#}; log ends with\n{}", controller.log_tail(20))),
+        })
+        .await?;
+        if !up {
+            bail!("the controller ended at once; its log ends with\n{}", self.controller.log_tail(20));
+        }
+        Ok(())
+    }
+
+    /// Waits until the controller sees the execution node and would give it work.
+    ///
+    /// # Errors
+    /// When that does not happen in time.
+    pub async fn node_ready(&self) -> anyhow::Result<()> {
+        wait_for("node-1 to be ready", START, async || {
+            match self.api.get("instances/?hostname=node-1").await {
+                Ok(list) if list["results"][0]["node_state"] == "ready" => Seen::Yes(()),
+                Ok(list) => Seen::NotYet(format!(
+                    "instances {}; the node's log ends with\n{}",
+                    list["results"],
+                    self.node.log_tail(20)
+                )),
+                Err(error) => Seen::NotYet(format!("{error:#}")),
+            }
+        })
+        .await
+    }
+
+    /// Kills the controller, starts it again and waits for its API.
+    ///
+    /// # Errors
+    /// When it does not come back.
+    pub async fn restart_controller(&mut self) -> anyhow::Result<()> {
+        self.controller.kill();
+        self.controller.start()?;
+        self.api_up().await
+    }
+
+    /// Runs `plexus` against the local socket of a daemon and gives its JSON.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub async fn plexus_json(&self, daemon: &str, args: &[&str]) -> anyhow::Result<Value> {
+        let socket = self.layout.socket(daemon);
+        let output = tokio::process::Command::new(self.layout.binaries.cli())
+            .arg("--socket")
+            .arg(&socket)
+            .args(args)
+            .args(["--output", "json"])
+            .output()
+            .await
+            .context("cannot run plexus")?;
+        if !output.status.success() {
+            bail!("plexus {} failed: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        }
+        serde_json::from_slice(&output.stdout).context("plexus did not print JSON")
+    }
+
+    /// What of this cluster is on the machine besides its three daemons.
+    pub fn leftovers(&self) -> Leftovers {
+        let with_containers = matches!(self.layout.runtime, Runtime::Podman);
+        let mut found = Leftovers::find(&self.layout.dir, &self.layout.runtime_dir, with_containers);
+        let daemons = [self.controller.pid(), self.hop.pid(), self.node.pid()];
+        found.processes.retain(|(pid, _)| !daemons.contains(&Some(*pid)));
+        found
+    }
+
+    /// Waits until no process, container or private folder of any job is left; the daemons may run on.
+    ///
+    /// # Errors
+    /// When something stays.
+    pub async fn clean(&self) -> anyhow::Result<()> {
+        wait_for("everything of the jobs to be gone", Duration::from_secs(15), async || {
+            let found = self.leftovers();
+            Seen::when(found.is_empty(), || format!("{found:?}"))
+        })
+        .await
+    }
+
+    /// Ends the daemons in order and checks that nothing is left behind.
+    ///
+    /// # Errors
+    /// When a daemon does not end well, or something is left; then the folder is kept.
+    pub async fn finish(mut self) -> anyhow::Result<()> {
+        self.clean().await?;
+        self.node.stop().await?;
+        self.controller.stop().await?;
+        self.hop.stop().await?;
+        let found = self.leftovers();
+        if !found.is_empty() {
+            bail!("left behind after an orderly end: {found:?}");
+        }
+        self.dir.take().map(TempDir::close).transpose().context("cannot remove the folder")?;
+        self.runtime_dir
+            .take()
+            .map(TempDir::close)
+            .transpose()
+            .context("cannot remove the folder on tmpfs")?;
+        Ok(())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let Some(dir) = self.dir.take() else { return };
+        for daemon in [&mut self.node, &mut self.controller, &mut self.hop] {
+            daemon.kill();
+        }
+        // Shims outlive their agent on purpose; twice, because one may be starting a container just now.
+        for _ in 0..2 {
+            let found = self.leftovers();
+            if found.is_empty() {
+                break;
+            }
+            found.sweep();
+            thread::sleep(Duration::from_millis(100));
+        }
+        let kept = keep_logs(&dir);
+        for daemon in [&self.controller, &self.hop, &self.node] {
+            eprintln!("---- end of the log of {}:\n{}", daemon.name(), daemon.log_tail(30));
+        }
+        eprintln!("---- logs and configuration are kept in {}", kept.display());
+        drop(self.runtime_dir.take());
+        if env::var_os("PLEXUS_KEEP").is_some() {
+            eprintln!("---- everything is kept in {}", dir.keep().display());
+        }
+    }
+}
+
+fn daemon(layout: &Layout, name: &str, program: PathBuf) -> Daemon {
+    let args = vec![OsString::from("run"), OsString::from("--config"), layout.config(name).into_os_string()];
+    Daemon::new(name, program, args, layout.log(name))
+}
+
+/// Copies logs and configuration to a place that survives the folder.
+fn keep_logs(dir: &TempDir) -> PathBuf {
+    let name = dir
+        .path()
+        .file_name()
+        .map_or_else(|| "cluster".into(), std::ffi::OsStr::to_string_lossy)
+        .into_owned();
+    let kept = env::temp_dir().join("plexus-failed").join(name);
+    for part in ["log", "config"] {
+        copy_files(&dir.path().join(part), &kept.join(part));
+    }
+    kept
+}
+
+fn copy_files(from: &Path, to: &Path) {
+    fs::create_dir_all(to).ok();
+    for entry in fs::read_dir(from).into_iter().flatten().flatten() {
+        fs::copy(entry.path(), to.join(entry.file_name())).ok();
+    }
+}

@@ -1,0 +1,254 @@
+//! Folders, certificates and configuration files of a cluster of three.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+
+use crate::binaries::Binaries;
+use crate::cluster::Runtime;
+
+/// Name of the mesh in certificates.
+const MESH: &str = "demo.plexus";
+/// Name of the cluster in certificates.
+const CLUSTER: &str = "main";
+
+/// Where everything of one cluster lies, and how its daemons are set.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    /// Folder of the cluster: certificates, configuration, data, logs.
+    pub dir: PathBuf,
+    /// Folder on tmpfs for what must not touch a disk.
+    pub runtime_dir: PathBuf,
+    /// Programs.
+    pub binaries: Binaries,
+    /// Port of the hop's mesh listener.
+    pub mesh_port: u16,
+    /// HTTPS port of the controller.
+    pub https_port: u16,
+    /// HTTP port of the controller, on loopback.
+    pub http_port: u16,
+    /// How the execution node runs work.
+    pub runtime: Runtime,
+}
+
+impl Layout {
+    /// Makes the folders.
+    ///
+    /// # Errors
+    /// When one cannot be made.
+    pub fn make_dirs(&self) -> anyhow::Result<()> {
+        for dir in [self.dir.join("projects"), self.dir.join("config"), self.dir.join("log")] {
+            fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        }
+        fs::create_dir_all(&self.runtime_dir)
+            .with_context(|| format!("cannot create {}", self.runtime_dir.display()))?;
+        fs::set_permissions(&self.runtime_dir, fs::Permissions::from_mode(0o700))
+            .with_context(|| format!("cannot protect {}", self.runtime_dir.display()))
+    }
+
+    /// Makes a certificate authority and a certificate for each of the three, by `plexus ca`.
+    ///
+    /// # Errors
+    /// When a command fails; its message is in the error.
+    pub fn certify(&self) -> anyhow::Result<()> {
+        let ca = self.ca_dir();
+        self.plexus(&["ca", "init", &text(&ca), "--mesh", MESH, "--cluster", CLUSTER])?;
+        for (role, name) in [("controller", "controller"), ("hop", "hop-1"), ("execution", "node-1")] {
+            self.issue(&ca, role, name, &self.identity_dir(name))?;
+        }
+        Ok(())
+    }
+
+    /// Issues one certificate into `out`.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn issue(&self, ca: &Path, role: &str, name: &str, out: &Path) -> anyhow::Result<()> {
+        self.plexus(&["ca", "issue", "--ca", &text(ca), "--role", role, "--name", name, "--out", &text(out)])
+    }
+
+    /// Runs `plexus` and expects success.
+    ///
+    /// # Errors
+    /// When it fails; its message is in the error.
+    pub fn plexus(&self, args: &[&str]) -> anyhow::Result<()> {
+        let output = Command::new(self.binaries.cli()).args(args).output().context("cannot run plexus")?;
+        if !output.status.success() {
+            bail!("plexus {} failed: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(())
+    }
+
+    /// Writes the three configuration files.
+    ///
+    /// # Errors
+    /// When one cannot be written.
+    pub fn configure(&self) -> anyhow::Result<()> {
+        write(&self.config("controller"), &self.controller_config())?;
+        write(&self.config("hop-1"), &self.hop_config())?;
+        write(&self.config("node-1"), &self.node_config())
+    }
+
+    /// Folder of the certificate authority.
+    pub fn ca_dir(&self) -> PathBuf {
+        self.dir.join("ca")
+    }
+
+    /// Certificates of one daemon.
+    pub fn identity_dir(&self, name: &str) -> PathBuf {
+        self.dir.join("identity").join(name)
+    }
+
+    /// Configuration file of one daemon.
+    pub fn config(&self, name: &str) -> PathBuf {
+        self.dir.join("config").join(format!("{name}.toml"))
+    }
+
+    /// Data of one daemon.
+    pub fn data_dir(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Log of one daemon.
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.dir.join("log").join(format!("{name}.log"))
+    }
+
+    /// Local socket of one daemon; on tmpfs, because a socket's path may hold 107 bytes and a source tree may lie deep.
+    pub fn socket(&self, name: &str) -> PathBuf {
+        self.runtime_dir.join(format!("{name}.sock"))
+    }
+
+    /// Root of manual projects.
+    pub fn projects(&self) -> PathBuf {
+        self.dir.join("projects")
+    }
+
+    fn controller_config(&self) -> String {
+        format!(
+            r#"data_dir = {data}
+socket = {socket}
+identity_dir = {identity}
+
+[mesh]
+listen = []
+
+[[mesh.peers]]
+address = "127.0.0.1:{mesh}"
+
+[http]
+https = "127.0.0.1:{https}"
+http = "127.0.0.1:{http}"
+
+[projects]
+root = {projects}
+"#,
+            data = quoted(&self.data_dir("controller")),
+            socket = quoted(&self.socket("controller")),
+            identity = quoted(&self.identity_dir("controller")),
+            mesh = self.mesh_port,
+            https = self.https_port,
+            http = self.http_port,
+            projects = quoted(&self.projects()),
+        )
+    }
+
+    fn hop_config(&self) -> String {
+        format!(
+            r#"data_dir = {data}
+runtime_dir = {runtime}
+socket = {socket}
+identity_dir = {identity}
+
+[mesh]
+listen = ["127.0.0.1:{mesh}"]
+"#,
+            data = quoted(&self.data_dir("hop-1")),
+            runtime = quoted(&self.runtime_dir.join("hop-1")),
+            socket = quoted(&self.socket("hop-1")),
+            identity = quoted(&self.identity_dir("hop-1")),
+            mesh = self.mesh_port,
+        )
+    }
+
+    fn node_config(&self) -> String {
+        let runtime = match &self.runtime {
+            Runtime::Podman => format!(
+                "runtime = \"podman\"\n\n[work.podman]\ncommand = {}\nnetwork = \"host\"\n",
+                list(&podman_command())
+            ),
+            Runtime::Process(command) => {
+                format!("runtime = \"process\"\n\n[work.process]\ncommand = {}\n", list(command))
+            }
+        };
+        format!(
+            r#"data_dir = {data}
+runtime_dir = {runtime_dir}
+socket = {socket}
+identity_dir = {identity}
+
+[mesh]
+listen = []
+
+[[mesh.peers]]
+address = "127.0.0.1:{mesh}"
+
+[work]
+# Secrets of a job lie on tmpfs; this machine's swap, if it has one, may take them.
+allow_swap = true
+{runtime}"#,
+            data = quoted(&self.data_dir("node-1")),
+            runtime_dir = quoted(&self.runtime_dir.join("node-1")),
+            socket = quoted(&self.socket("node-1")),
+            identity = quoted(&self.identity_dir("node-1")),
+            mesh = self.mesh_port,
+        )
+    }
+}
+
+/// The command that reaches rootful podman: directly as root, else through sudo.
+pub fn podman_command() -> Vec<String> {
+    let words: &[&str] =
+        if rustix::process::geteuid().is_root() { &["podman"] } else { &["sudo", "-n", "podman"] };
+    words.iter().map(|&word| word.to_owned()).collect()
+}
+
+/// A tmpfs directory that this user can write: `/run` for root where it is one, else `$XDG_RUNTIME_DIR`, else `/dev/shm`.
+pub fn runtime_root() -> PathBuf {
+    let candidates = [Some(PathBuf::from("/run")), std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from)];
+    candidates
+        .into_iter()
+        .flatten()
+        .find(|dir| is_tmpfs(dir) && is_writable(dir))
+        .unwrap_or_else(|| PathBuf::from("/dev/shm"))
+}
+
+fn is_tmpfs(dir: &Path) -> bool {
+    /// From linux/magic.h.
+    const TMPFS_MAGIC: u64 = 0x0102_1994;
+    rustix::fs::statfs(dir).is_ok_and(|stat| u64::try_from(stat.f_type) == Ok(TMPFS_MAGIC))
+}
+
+fn is_writable(dir: &Path) -> bool {
+    rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).is_ok()
+}
+
+fn write(path: &Path, content: &str) -> anyhow::Result<()> {
+    fs::write(path, content).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// A TOML string: for paths and arguments, JSON's escapes are TOML's too.
+fn quoted(path: &Path) -> String {
+    serde_json::Value::String(text(path)).to_string()
+}
+
+fn list(words: &[String]) -> String {
+    serde_json::Value::from(words.to_vec()).to_string()
+}

@@ -1,0 +1,152 @@
+//! The unmodified `awx` command of AWX (PyPI awxkit 24.6.1) against the controller.
+
+use std::path::Path;
+use std::process::Output;
+use std::time::Duration;
+
+use plexus_tests::{Api, Cluster, JobOptions, Recap, Samples, cache_dir, demo_image};
+use serde_json::Value;
+
+/// Longest command: one job with its start.
+const COMMAND: Duration = Duration::from_secs(120);
+
+/// The `awx` command for one user of one controller.
+struct Awx {
+    host: String,
+    user: String,
+    password: String,
+}
+
+impl Awx {
+    fn new(api: &Api, https_port: u16) -> Self {
+        Self {
+            host: format!("https://127.0.0.1:{https_port}"),
+            user: api.user().to_owned(),
+            password: api.password().to_owned(),
+        }
+    }
+
+    /// Runs the command with the password in its environment, as `.demo/env` sets it.
+    async fn run(&self, args: &[&str]) -> Output {
+        self.run_with(args, &[("CONTROLLER_USERNAME", &self.user), ("CONTROLLER_PASSWORD", &self.password)])
+            .await
+    }
+
+    async fn run_with(&self, args: &[&str], env: &[(&str, &str)]) -> Output {
+        let program = cache_dir().join("awx-24.6.1/bin/awx");
+        assert!(
+            Path::new(&program).is_file(),
+            "the awx command is missing; deploy/setup/setup.sh awx installs it"
+        );
+        let mut command = tokio::process::Command::new(program);
+        command.args(args).kill_on_drop(true);
+        for name in [
+            "CONTROLLER_OAUTH_TOKEN",
+            "CONTROLLER_USERNAME",
+            "CONTROLLER_PASSWORD",
+            "http_proxy",
+            "https_proxy",
+        ] {
+            command.env_remove(name);
+        }
+        command.env("CONTROLLER_HOST", &self.host).env("CONTROLLER_VERIFY_SSL", "false").env("NO_PROXY", "*");
+        command.envs(env.iter().copied());
+        tokio::time::timeout(COMMAND, command.output()).await.expect("awx hangs").expect("awx cannot be run")
+    }
+
+    /// Runs a command that must succeed, and gives its JSON.
+    async fn json(&self, args: &[&str]) -> Value {
+        let output = self.run(args).await;
+        assert!(output.status.success(), "awx {args:?}: {}\n{}", text(&output.stdout), text(&output.stderr));
+        serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|_| panic!("awx {args:?} printed no JSON: {}", text(&output.stdout)))
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[tokio::test]
+async fn unmodified_awx_command_logs_in_creates_launches_and_watches() {
+    let cluster = Cluster::builder("awx").start().await.unwrap();
+    let samples = Samples::new(&demo_image()).unwrap();
+    samples.copy_project(&cluster.layout.projects()).unwrap();
+    let api = cluster.api();
+    let loaded = samples.load(api).await.unwrap();
+    samples.load_inventory(api, loaded, "two-hosts.ini").await.unwrap();
+    let inventory = samples.load_inventory(api, loaded, "two-hosts.ini").await.unwrap();
+    samples
+        .template(api, loaded, "Made by API", "failing.yml", inventory, &JobOptions::default())
+        .await
+        .unwrap();
+    let awx = Awx::new(api, cluster.layout.https_port);
+
+    // login: a token, which then works alone.
+    let login = awx.json(&["login"]).await;
+    let token = login["token"].as_str().expect("login gives a token").to_owned();
+    let me = awx.run_with(&["me"], &[("CONTROLLER_OAUTH_TOKEN", &token)]).await;
+    assert!(me.status.success(), "awx me with a token: {}", text(&me.stderr));
+    let me: Value = serde_json::from_slice(&me.stdout).unwrap();
+    assert_eq!(me["results"][0]["username"], "admin", "{me}");
+
+    // A wrong password is refused, and said so.
+    let refused =
+        awx.run_with(&["me"], &[("CONTROLLER_USERNAME", "admin"), ("CONTROLLER_PASSWORD", "wrong")]).await;
+    assert_eq!(refused.status.code(), Some(1), "{}", text(&refused.stdout));
+
+    assert_eq!(awx.json(&["me"]).await["results"][0]["is_superuser"], true);
+
+    // job_templates create|list|get, with names where the command takes them.
+    let created = awx
+        .json(&[
+            "job_templates",
+            "create",
+            "--name",
+            "Made by awx",
+            "--project",
+            "Sample playbooks",
+            "--playbook",
+            "facts.yml",
+            "--inventory",
+            "two-hosts.ini",
+            "--execution_environment",
+            "Demo EE",
+        ])
+        .await;
+    assert_eq!(created["name"], "Made by awx", "{created}");
+    let list = awx.json(&["job_templates", "list"]).await;
+    assert_eq!(list["count"], 2, "{list}");
+    let found = awx.json(&["job_templates", "get", "Made by awx"]).await;
+    assert_eq!(found["id"], created["id"]);
+
+    // launch --monitor: output begins with the line that names the image, and ends with the recap.
+    let launched = awx.run(&["job_templates", "launch", "Made by awx", "--monitor"]).await;
+    assert!(launched.status.success(), "{}\n{}", text(&launched.stdout), text(&launched.stderr));
+    let shown = text(&launched.stdout);
+    assert!(shown.contains("PLAY RECAP"), "{shown}");
+    let job = awx.json(&["jobs", "list"]).await["results"][0]["id"].as_i64().unwrap();
+
+    // jobs list|get|stdout|monitor.
+    let number = job.to_string();
+    let got = awx.json(&["jobs", "get", &number]).await;
+    assert_eq!((&got["status"], &got["type"]), (&Value::from("successful"), &Value::from("job")), "{got}");
+    let stdout = awx.run(&["jobs", "stdout", &number]).await;
+    assert!(stdout.status.success(), "{}", text(&stdout.stderr));
+    let stdout = text(&stdout.stdout);
+    let first = stdout.lines().next().unwrap_or_default();
+    assert!(first.contains(&demo_image()), "first line {first:?} does not name the image");
+    assert_eq!(Recap::parse(&stdout), Recap::expected("web1: ok=4; web2: ok=4"));
+    let monitor = awx.run(&["jobs", "monitor", &number]).await;
+    assert!(monitor.status.success(), "{}", text(&monitor.stderr));
+
+    // A job that fails makes --monitor fail.
+    let failed = awx.run(&["job_templates", "launch", "Made by API", "--monitor"]).await;
+    assert_eq!(failed.status.code(), Some(1), "{}\n{}", text(&failed.stdout), text(&failed.stderr));
+    assert!(text(&failed.stdout).contains("failed=1"), "{}", text(&failed.stdout));
+
+    // Names that do not exist are a message and an exit code.
+    let unknown = awx.run(&["job_templates", "launch", "No such template"]).await;
+    assert!(!unknown.status.success());
+    cluster.finish().await.unwrap();
+}
