@@ -24,27 +24,30 @@ const REFUSAL: Duration = Duration::from_secs(15);
 
 #[tokio::test]
 async fn playbook_that_is_not_in_the_project_is_refused_or_explained() {
-    let replay = Replay::start("no-playbook", "ok-2-hosts", 4).await.unwrap();
+    let mut replay = Replay::start_without_node("no-playbook", "ok-2-hosts", 4).await.unwrap();
     replay.open_gate().unwrap();
+    let refusal = json!({"playbook": ["Playbook not found for project."]});
+
+    // Written down wrong: refused at once.
     let template = replay.api().get(&format!("job_templates/{}/", replay.template)).await.unwrap();
-
-    // While it is written down wrong: at once, by name.
-    let body = json!({"name": "typo", "project": template["project"], "inventory": template["inventory"], "playbook": "webap.yml"});
+    let (project, inventory) = (&template["project"], &template["inventory"]);
+    let body = json!({"name": "typo", "project": project, "inventory": inventory, "playbook": "webap.yml"});
     let answer = replay.api().send(Method::POST, "job_templates/", Some(&body)).await.unwrap();
-    assert_eq!(
-        (answer.status, &answer.body["playbook"]),
-        (400, &json!(["Playbook not found for project."])),
-        "{answer:?}"
-    );
+    assert_eq!((answer.status, &answer.body), (400, &refusal));
 
-    // When it went away since: the job says so, by name.
-    fs::remove_file(replay.cluster.layout.projects().join("samples/webapp.yml")).unwrap();
+    // Gone after the launch: the job ends, and its explanation names it.
     let job = replay.launch().await.unwrap();
+    fs::remove_file(replay.cluster.layout.projects().join("samples/webapp.yml")).unwrap();
+    replay.cluster.node.start().unwrap();
     let done = replay.api().finished(job, JOB).await.unwrap();
-    assert_ne!(done["status"], "successful", "{done}");
-    assert_eq!(done["failed"], true, "{done}");
+    assert_eq!((&done["status"], &done["failed"]), (&json!("error"), &json!(true)), "{done}");
     let explanation = done["job_explanation"].as_str().unwrap();
     assert!(explanation.contains("webapp.yml") && explanation.contains("project"), "{explanation}");
+
+    // Gone before the launch: refused at once.
+    let launch = format!("job_templates/{}/launch/", replay.template);
+    let answer = replay.api().send(Method::POST, &launch, Some(&json!({}))).await.unwrap();
+    assert_eq!((answer.status, &answer.body), (400, &refusal));
     replay.finish().await.unwrap();
 }
 
@@ -329,7 +332,7 @@ async fn garbage_packets_and_bodies_change_nothing() {
     // Nobody noticed.
     replay.open_gate().unwrap();
     assert_eq!(replay.successful(job).await.unwrap().len(), 18);
-    let ping = replay.cluster.plexus_json("controller", &["ping", "node-1"]).await.unwrap();
+    let ping = replay.cluster.plexus_json("controller", &["ping", "node-1", "--count", "1"]).await.unwrap();
     assert_eq!(ping["node"], "node-1", "{ping}");
     replay.finish().await.unwrap();
 }

@@ -489,7 +489,8 @@ fn numbers(bounds: &mut Numbers, name: &str, lookup: &str, value: &str) -> Resul
     let from = |bounds: &mut Numbers, least: i64| {
         bounds.from = Some(bounds.from.map_or(least, |old| Ord::max(old, least)))
     };
-    let to = |bounds: &mut Numbers, most: i64| bounds.to = Some(bounds.to.map_or(most, |old| Ord::min(old, most)));
+    let to =
+        |bounds: &mut Numbers, most: i64| bounds.to = Some(bounds.to.map_or(most, |old| Ord::min(old, most)));
     match lookup {
         "" | "exact" => {
             from(bounds, value);

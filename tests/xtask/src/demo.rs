@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use clap::Args;
 use plexus_tests::{
-    Api, Binaries, Daemon, JobOptions, Layout, Leftovers, Runtime, Samples, free_port, wait_for,
+    Api, Binaries, Daemon, JobOptions, Layout, Leftovers, ReservedPort, Runtime, Samples, wait_for,
 };
 use plexus_tests::{Seen, cache_dir, demo_image};
 use serde_json::json;
@@ -191,6 +191,7 @@ struct System {
     hop: Daemon,
     node: Daemon,
     api: Option<Api>,
+    _ports: Vec<ReservedPort>,
 }
 
 impl System {
@@ -205,13 +206,15 @@ impl System {
             say("removing the data of the last demo");
             fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
         }
+        let ports = [MESH, HTTPS, HTTP].map(ReservedPort::prefer);
+        let ports = ports.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
         let layout = Layout {
             dir: dir.to_owned(),
             runtime_dir,
             binaries: Binaries::of_this_build()?,
-            mesh_port: free_port(MESH)?,
-            https_port: free_port(HTTPS)?,
-            http_port: free_port(HTTP)?,
+            mesh_port: ports[0].port(),
+            https_port: ports[1].port(),
+            http_port: ports[2].port(),
             runtime: Runtime::Podman,
         };
         layout.make_dirs()?;
@@ -238,6 +241,7 @@ impl System {
             hop: daemon("hop-1", layout.binaries.node()),
             node: daemon("node-1", layout.binaries.node()),
             api: None,
+            _ports: ports,
             layout,
         })
     }
