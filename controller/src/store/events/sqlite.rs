@@ -66,12 +66,14 @@ impl Engine {
             .idle_timeout(Duration::from_secs(60))
             .connect_lazy_with(options);
         let failed = |source| Error::Open { file: path.clone(), source };
+        // In one transaction, so that both are of one moment: a writer may be just making the file.
+        let mut both = pool.begin().await.map_err(failed)?;
         let application =
-            sqlx::query_scalar("PRAGMA application_id").fetch_one(&pool).await.map_err(failed)?;
-        let version = sqlx::query_scalar("PRAGMA user_version").fetch_one(&pool).await.map_err(failed)?;
+            sqlx::query_scalar("PRAGMA application_id").fetch_one(&mut *both).await.map_err(failed)?;
+        let version = sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut *both).await.map_err(failed)?;
+        both.rollback().await.map_err(failed)?;
         check_version(&path, application, version)?;
         if application == 0 {
-            // A writer is just making it.
             return Ok(None);
         }
         Ok(Some(Reader { pool, path: path.into() }))
