@@ -5,7 +5,7 @@
 //! at the other end is what its certificate says, and it must be the node that announcements certify for that address.
 
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -36,6 +36,8 @@ const KICK_AGAIN: Duration = Duration::from_millis(100);
 const KICK_SELDOM: Duration = Duration::from_secs(2);
 /// Longest wait at the end for peers to be told.
 const FAREWELL: Duration = Duration::from_millis(300);
+/// Least time between two warnings about one session.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 /// A session without connections is forgotten after one to two of these.
 const SWEEP: Duration = Duration::from_secs(60);
 
@@ -87,6 +89,7 @@ struct Live {
     /// Found without connections by the last sweep.
     idle: bool,
     reviving: Option<AbortHandle>,
+    complained: Option<Instant>,
 }
 
 /// A connection, and who is certified to be there.
@@ -350,6 +353,24 @@ impl Session {
         }
     }
 
+    /// Warns, but not as often as somebody on the way can make us: anyone there may send packets in the peer's name.
+    fn complain(&self, error: &(dyn std::error::Error + 'static), what: &'static str) {
+        let now = Instant::now();
+        let loud = {
+            let mut live = self.live.lock().expect("no code panics under this lock");
+            let loud = live.complained.is_none_or(|at| now.duration_since(at) > COMPLAIN_EVERY);
+            if loud {
+                live.complained = Some(now);
+            }
+            loud
+        };
+        if loud {
+            warn!(peer = %self.peer.node, error, "{what}");
+        } else {
+            debug!(peer = %self.peer.node, error, "{what}");
+        }
+    }
+
     fn kick(&self) {
         self.kick.kick();
         // Rebinding to the same socket makes quinn ping, which is the one way to ask it to.
@@ -378,14 +399,10 @@ async fn accept(sessions: Weak<Sessions>, session: Arc<Session>) {
                 Ok(Ok(connection)) => {
                     let Some(sessions) = weak.upgrade() else { return };
                     if let Err(error) = sessions.adopt(&session, connection, false) {
-                        let error = &error as &dyn std::error::Error;
-                        warn!(peer = %session.peer.node, error, "session refused");
+                        session.complain(&error, "session refused");
                     }
                 }
-                Ok(Err(error)) => {
-                    let error = &error as &dyn std::error::Error;
-                    warn!(peer = %session.peer.node, error, "session handshake failed");
-                }
+                Ok(Err(error)) => session.complain(&error, "session handshake failed"),
                 Err(_) => debug!(peer = %session.peer.node, "session handshake timed out"),
             }
         });
