@@ -228,7 +228,7 @@ impl Reconciler {
 
     /// Tells nodes to drop what they still hold of jobs that are over.
     async fn forget(&mut self) -> Result<(), Error> {
-        for unit in units::unforgotten(&self.context.core).await? {
+        for (unit, created) in units::unforgotten(&self.context.core).await? {
             let reachable = self.context.nodes.borrow().get(&unit.node).is_some_and(|node| node.reachable);
             if !reachable
                 || self.drivers.contains_key(&unit.job)
@@ -239,7 +239,7 @@ impl Reconciler {
             let context = self.context.clone();
             self.forgetting.spawn(async move {
                 let attempt = unit.attempt;
-                job::forget(&context, unit).await;
+                job::forget(&context, unit, created).await;
                 attempt
             });
         }

@@ -11,12 +11,13 @@ use jiff::Timestamp;
 use plexus_mesh::MeshStream;
 use plexus_mesh::framed::{self, FrameReader, FrameWriter};
 use plexus_proto::frame::WORK_FRAME_MAX;
-use plexus_proto::id::{Attempt, OwnerEpoch};
+use plexus_proto::id::{Attempt, NodeId, OwnerEpoch};
 use plexus_proto::packet::Class;
 use plexus_proto::work::{
     Ack, Attach, Finished, RecordMessage, RecordMessageKind, Refusal, RefusalCode, UnitSpec, UnitStatus,
     UnitStatusState,
 };
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
@@ -35,6 +36,10 @@ const GRACE_SECONDS: u32 = 10;
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// Longest pause. A node that comes back is noticed sooner, by the mesh.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// Longest wait for the node to end a stream of records that we ended: a round trip on a bad day. The job is over
+/// meanwhile for all who look at its events; its status waits for this.
+const HANG_UP: Duration = Duration::from_secs(2);
 
 /// Why a step did not lead on.
 #[derive(Debug, thiserror::Error)]
@@ -156,7 +161,7 @@ pub(super) async fn drive(
 }
 
 /// Lets the node drop what it still holds. Pauses when it cannot be reached, so that the caller may simply repeat.
-pub(super) async fn forget(context: &Context, unit: Unit) {
+pub(super) async fn forget(context: &Context, unit: Unit, created: Timestamp) {
     let client = NodeClient::new(&context.mesh, &unit.node);
     let forgotten = async {
         let epoch = units::take(&context.core, unit.attempt).await?;
@@ -164,6 +169,10 @@ pub(super) async fn forget(context: &Context, unit: Unit) {
             Ok(_) => {}
             Err(CallError::Refused { refusal, .. })
                 if matches!(refusal.code(), RefusalCode::UnknownUnit | RefusalCode::OtherStore) => {}
+            Err(CallError::Refused { refusal, .. }) if refusal.code() == RefusalCode::NotFinished => {
+                settle(context, &unit, created, epoch).await?;
+                drop(client.forget(unit.attempt, epoch).await?);
+            }
             Err(error) => return Err(error.into()),
         }
         Ok::<_, Trouble>(units::forgotten(&context.core, unit.attempt).await?)
@@ -172,6 +181,46 @@ pub(super) async fn forget(context: &Context, unit: Unit) {
         tracing::debug!(unit = %unit.attempt, reason = %trouble, "node has not forgotten the unit yet");
         sleep(PAUSE_MAX).await;
     }
+}
+
+/// Stores what the node still holds of a job that is over, and acknowledges it all. The last acknowledgement may have
+/// been lost on the way, or may have died with the controller that owed it.
+async fn settle(
+    context: &Context,
+    unit: &Unit,
+    created: Timestamp,
+    epoch: OwnerEpoch,
+) -> Result<(), Trouble> {
+    let session = open_session(context, unit, JobKey { id: unit.job, created }, epoch).await?;
+    let stream = open_stream(context, &unit.node, dispatch::RECORDS).await?;
+    if session.is_complete() {
+        acknowledge(stream, unit.attempt, epoch, session.next_record()).await
+    } else {
+        read_records(stream, session, unit.attempt, epoch).await.map(drop)
+    }
+}
+
+async fn open_session(
+    context: &Context,
+    unit: &Unit,
+    job: JobKey,
+    epoch: OwnerEpoch,
+) -> Result<Session, Trouble> {
+    let shown = load::shown(context, unit.job).await?;
+    let (key, _) = context.vault.spool_key(unit.attempt, unit.store);
+    let unit = UnitContext {
+        attempt: unit.attempt,
+        job,
+        key,
+        header: shown.image.map(|image| format!("Execution environment: {image}")),
+        masks: shown.secrets,
+    };
+    Ok(context.ingest.open(unit, epoch).await?)
+}
+
+async fn open_stream(context: &Context, node: &NodeId, service: &str) -> Result<MeshStream, Trouble> {
+    let opened = context.mesh.connect(node, service, Class::Bulk).await;
+    opened.map_err(|error| Trouble::Passing(format!("node {node} cannot be reached: {}", chain(&error))))
 }
 
 struct Driver {
@@ -252,23 +301,12 @@ impl Driver {
     }
 
     async fn open(&self, service: &str) -> Result<MeshStream, Trouble> {
-        let node = &self.unit.node;
-        let opened = self.context.mesh.connect(node, service, Class::Bulk).await;
-        opened.map_err(|error| Trouble::Passing(format!("node {node} cannot be reached: {}", chain(&error))))
+        open_stream(&self.context, &self.unit.node, service).await
     }
 
     /// Reads records until the last one is stored, then says what became of the job.
     async fn follow(&self, epoch: OwnerEpoch) -> Result<Final, Trouble> {
-        let shown = load::shown(&self.context, self.unit.job).await?;
-        let (key, _) = self.context.vault.spool_key(self.unit.attempt, self.unit.store);
-        let unit = UnitContext {
-            attempt: self.unit.attempt,
-            job: self.job,
-            key,
-            header: shown.image.map(|image| format!("Execution environment: {image}")),
-            masks: shown.secrets,
-        };
-        let session = self.context.ingest.open(unit, epoch).await?;
+        let session = open_session(&self.context, &self.unit, self.job, epoch).await?;
         let result = if session.is_complete() {
             session.result().await?
         } else {
@@ -396,10 +434,45 @@ async fn read_records(
                 let ack = Ack { epoch: Some(epoch.into()), up_to };
                 writer.send(&RecordMessage { kind: Some(RecordMessageKind::Ack(ack)) }).await?;
                 crate::crash::Point::AckSent.hit();
-                if session.is_complete() {
+                // The last record may be taken and not stored yet: its own acknowledgement is still to come.
+                if session.is_complete() && up_to + 1 == session.next_record() {
+                    hang_up(&mut reader, &mut writer).await;
                     return Ok(session.result().await?);
                 }
             }
         }
+    }
+}
+
+/// Acknowledges every record before `next_record`, all of which are stored.
+async fn acknowledge(
+    stream: MeshStream,
+    attempt: Attempt,
+    epoch: OwnerEpoch,
+    next_record: u64,
+) -> Result<(), Trouble> {
+    let (reader, writer) = tokio::io::split(stream);
+    let (mut reader, mut writer) = (FrameReader::new(reader), FrameWriter::new(writer));
+    let attach = Attach { unit: Some(attempt.into()), epoch: Some(epoch.into()), from_record: next_record };
+    writer.send(&RecordMessage { kind: Some(RecordMessageKind::Attach(attach)) }).await?;
+    let ack = Ack { epoch: Some(epoch.into()), up_to: next_record - 1 };
+    writer.send(&RecordMessage { kind: Some(RecordMessageKind::Ack(ack)) }).await?;
+    hang_up(&mut reader, &mut writer).await;
+    Ok(())
+}
+
+/// Ends the stream in order and waits for the node to end it too: it has then taken the last acknowledgement. A stream
+/// that is dropped instead is reset, and what is on its way may be lost; the node would hold its spool for longer.
+async fn hang_up<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    reader: &mut FrameReader<R>,
+    writer: &mut FrameWriter<W>,
+) {
+    let ended = async {
+        writer.finish().await?;
+        while reader.next::<RecordMessage>(WORK_FRAME_MAX).await?.is_some() {}
+        Ok::<_, framed::Error>(())
+    };
+    if !matches!(tokio::time::timeout(HANG_UP, ended).await, Ok(Ok(()))) {
+        tracing::debug!("the last acknowledgement may not have arrived");
     }
 }

@@ -391,11 +391,12 @@ async fn insert_summary(
     Ok(())
 }
 
-/// Units whose job is over and whose node may still hold something of them.
-pub async fn unforgotten(core: &CoreDb) -> Result<Vec<Unit>, Error> {
+/// Units whose job is over and whose node may still hold something of them, and when that job was created.
+pub async fn unforgotten(core: &CoreDb) -> Result<Vec<(Unit, Timestamp)>, Error> {
     let mut select = Query::select();
     unit_columns(&mut select);
     select
+        .column(("unified_jobs", "created"))
         .from("units")
         .join(
             JoinType::InnerJoin,
@@ -405,8 +406,13 @@ pub async fn unforgotten(core: &CoreDb) -> Result<Vec<Unit>, Error> {
         .and_where(Expr::col(("units", "forgotten")).is_null())
         .and_where(Expr::col(("unified_jobs", "status")).is_not_in(ACTIVE));
     let rows = core.all(select).await?;
-    let units: Result<Vec<_>, Error> = rows.iter().map(unit).collect();
-    Ok(units?.into_iter().flatten().collect())
+    let mut units = Vec::with_capacity(rows.len());
+    for row in &rows {
+        if let Some(unit) = unit(row)? {
+            units.push((unit, row.time("created")?));
+        }
+    }
+    Ok(units)
 }
 
 /// The node holds nothing of the unit any more.

@@ -15,9 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use plexus_tests::{
-    Api, Binaries, Daemon, JobOptions, Layout, Leftovers, ReservedPort, Runtime, Samples, wait_for,
-};
+use plexus_tests::{Api, Binaries, Daemon, JobOptions, Layout, ReservedPort, Runtime, Samples, wait_for};
 use plexus_tests::{Seen, cache_dir, demo_image};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -110,7 +108,7 @@ pub(crate) fn stop(options: &StopOptions) -> anyhow::Result<ExitCode> {
             say("demo stopped");
             return Ok(ExitCode::SUCCESS);
         }
-        let found = Leftovers::find(&dir, &state::runtime_dir(&dir), true);
+        let found = state::leftovers(&dir);
         if found.is_empty() {
             say("no demo is running");
         } else {
