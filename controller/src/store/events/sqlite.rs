@@ -70,7 +70,8 @@ impl Engine {
         let mut both = pool.begin().await.map_err(failed)?;
         let application =
             sqlx::query_scalar("PRAGMA application_id").fetch_one(&mut *both).await.map_err(failed)?;
-        let version = sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut *both).await.map_err(failed)?;
+        let version =
+            sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut *both).await.map_err(failed)?;
         both.rollback().await.map_err(failed)?;
         check_version(&path, application, version)?;
         if application == 0 {
