@@ -6,10 +6,12 @@
 //!
 //! This module knows the store and the registry. Of the mesh it knows what [`MeshView`] shows.
 
+mod ansi;
 mod call;
 mod credentials;
 mod environments;
 mod error;
+mod events;
 mod fleet;
 mod generic;
 mod inventories;
@@ -22,6 +24,7 @@ mod projects;
 mod root;
 mod rules;
 mod settings;
+mod stdout;
 mod templates;
 mod tokens;
 
@@ -45,6 +48,7 @@ pub use mesh::{MeshError, MeshView, NoMesh};
 use crate::auth::Auth;
 use crate::registry;
 use crate::store::core::CoreDb;
+use crate::store::events::EventStore;
 use crate::vault::Vault;
 use call::Call;
 
@@ -60,6 +64,8 @@ pub struct App {
     pub vault: Vault,
     /// Who is asking.
     pub auth: Auth,
+    /// What jobs printed and did.
+    pub events: EventStore,
     /// The mesh, as far as people see it.
     pub mesh: Arc<dyn MeshView>,
     /// Directory of the manual projects.
@@ -78,6 +84,7 @@ impl App {
     pub async fn open(
         db: CoreDb,
         vault: Vault,
+        events: EventStore,
         mesh: Arc<dyn MeshView>,
         projects_root: PathBuf,
         node: &str,
@@ -85,7 +92,16 @@ impl App {
         registry::seed(&db).await?;
         let install = root::installation(&db).await?;
         let auth = Auth::new(db.clone())?;
-        Ok(Self { db, vault, auth, mesh, projects_root: Arc::new(projects_root), node: node.into(), install })
+        Ok(Self {
+            db,
+            vault,
+            auth,
+            events,
+            mesh,
+            projects_root: Arc::new(projects_root),
+            node: node.into(),
+            install,
+        })
     }
 }
 
@@ -166,6 +182,8 @@ async fn version_two(call: &Call, segments: &[&str]) -> Answer {
         ["config"] => root::config(call).await,
         ["me"] => root::me(call).await,
         ["mesh_visualizer"] => fleet::mesh_visualizer(call).await,
+        ["job_events", id] => events::event(call, id).await,
+        ["job_events", id, "children"] => events::children(call, id).await,
         ["settings"] => settings::categories(call),
         ["settings", slug] => settings::category(call, slug).await,
         [path] => match registry::by_path(path) {
@@ -196,6 +214,8 @@ async fn below_object(call: &Call, resource: &'static registry::Resource, id: &s
     }
     match (resource.path, name) {
         ("job_templates", "launch") => launch::launch(call, id).await,
+        ("jobs", "job_events") => events::of_job(call, id).await,
+        ("jobs", "stdout") => stdout::of_job(call, id).await,
         ("jobs", "cancel") => jobs::cancel(call, id).await,
         ("jobs", "relaunch") => launch::relaunch(call, id).await,
         ("projects", "playbooks") => projects::playbooks(call, id).await,

@@ -55,6 +55,11 @@ pub fn is_active(status: &str) -> bool {
     matches!(status, "new" | "pending" | "waiting" | "running")
 }
 
+/// The first line of a job's output: what it ran in.
+pub fn header(image: &str) -> String {
+    format!("Execution environment: {image}")
+}
+
 /// Notes that a job is to stop; false if it is over. One that no node has yet is canceled at once; of the others the
 /// reconciler tells the node. Whoever moves a job on from `pending` must therefore look at its status in the
 /// transaction that does so.

@@ -1,6 +1,7 @@
 //! The API as clients meet it: requests in, answers out, no network between.
 
 mod access;
+mod events;
 mod hostile;
 mod jobs;
 mod lists;
@@ -45,7 +46,9 @@ impl Api {
         let projects: PathBuf = dir.path().join("projects");
         std::fs::create_dir_all(projects.join("demo")).unwrap();
         std::fs::write(projects.join("demo/site.yml"), "- hosts: all\n").unwrap();
-        let app = App::open(db.clone(), vault, Arc::new(NoMesh), projects, "controller-1").await.unwrap();
+        let events = EventStore::open(&dir.path().join("events")).await.unwrap();
+        let app =
+            App::open(db.clone(), vault, events, Arc::new(NoMesh), projects, "controller-1").await.unwrap();
         auth::ensure_admin(&db, &app.auth, Some("pw")).await.unwrap();
         Self { router: router(app.clone()), app, dir }
     }
