@@ -224,10 +224,9 @@ fn may_change(resource: &Resource, user: &User) -> bool {
 }
 
 fn adjust(rules: &dyn Rules, document: &mut Map<String, Value>, verb: &str) {
-    if let Some(fields) = document.get_mut("actions").and_then(|actions| actions.get_mut(verb)) {
-        if let Some(fields) = fields.as_object_mut() {
-            rules.options(fields);
-        }
+    let fields = document.get_mut("actions").and_then(|actions| actions.get_mut(verb));
+    if let Some(fields) = fields.and_then(Value::as_object_mut) {
+        rules.options(fields);
     }
 }
 
