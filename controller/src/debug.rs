@@ -1,7 +1,9 @@
 //! `plexus-controller debug …`: looks into files without a running controller.
 
+mod ingest_bench;
 mod parse_bench;
 pub mod tally;
+mod varied;
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -33,6 +35,8 @@ enum Command {
     },
     /// Lists the points at which a build with the feature crash-points can be made to die
     CrashPoints,
+    /// Measures records in memory to events on disk: unseal, parse, compress, commit with full sync
+    IngestBench(ingest_bench::Args),
     /// Measures the stream parser on one core, beside the same lines only split and checked by serde_json
     ParseBench {
         /// Captured stream whose values are varied
@@ -58,6 +62,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             crash::Point::ALL.iter().try_for_each(|point| writeln!(out, "{}", point.name()))?;
             Ok(())
         }
+        Command::IngestBench(args) => ingest_bench::run(&args),
         Command::ParseBench { file, seconds, json } => parse_bench::run(&file, seconds, json),
     }
 }

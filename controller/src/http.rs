@@ -1,7 +1,7 @@
 //! AWX's REST API, so that the clients people have work unmodified.
 //!
-//! Every request takes the same way: it is read and bounded ([`call`]), its path chooses a resource of the registry or
-//! a page of its own, and the answer gets the headers clients look at. What all resources share is in [`generic`];
+//! Every request takes the same way: it is read and bounded (`call`), its path chooses a resource of the registry or
+//! a page of its own, and the answer gets the headers clients look at. What all resources share is in `generic`;
 //! what one of them has of its own, its rules and actions, is in the file of its family.
 //!
 //! This module knows the store and the registry. Of the mesh it knows what [`MeshView`] shows.

@@ -215,8 +215,8 @@ impl Session {
         self.flush().await?;
         let attempt = self.attempt;
         let number = record.number;
-        if number == 0 {
-            return Err(Error::Invalid { attempt, number, what: "numbered 0" });
+        if number == 0 || i64::try_from(number).is_err() {
+            return Err(Error::Invalid { attempt, number, what: "numbered as no record is" });
         }
         if number <= self.record {
             return Ok(());
@@ -317,7 +317,8 @@ impl std::fmt::Debug for Session {
     }
 }
 
-#[cfg(all(test, feature = "crash-points"))]
+#[cfg(test)]
+#[cfg(feature = "crash-points")]
 mod crash_tests;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -1,9 +1,19 @@
-//! `plexus-controller`: arguments, run, exit code.
+//! `plexus-controller`: arguments, configuration, logs, exit code.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use plexus_controller::config::{Config, LogFormat};
+use plexus_controller::{debug, service};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
 
+/// Places Ansible jobs on nodes of the mesh, collects their events, and serves AWX's API.
 #[derive(Debug, Parser)]
-#[command(name = "plexus-controller", version, about = "Places work, collects events, serves the API")]
+#[command(name = "plexus-controller", version)]
 struct Args {
     #[command(subcommand)]
     command: Command,
@@ -11,12 +21,71 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Runs the controller until SIGTERM or SIGINT
+    Run {
+        /// Configuration file, TOML
+        #[arg(long, value_name = "FILE", env = "PLEXUS_CONTROLLER_CONFIG")]
+        config: PathBuf,
+    },
+    /// Reads and checks a configuration file, and says what is wrong with it
+    CheckConfig {
+        /// Configuration file, TOML
+        #[arg(value_name = "FILE")]
+        config: PathBuf,
+    },
     /// Looks into files without a running controller
-    Debug(plexus_controller::debug::Args),
+    Debug(debug::Args),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Args::parse().command {
-        Command::Debug(args) => plexus_controller::debug::run(args),
+fn main() -> ExitCode {
+    let outcome = match Args::parse().command {
+        Command::Run { config } => run(&config),
+        Command::CheckConfig { config } => check(&config),
+        Command::Debug(args) => debug::run(args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("plexus-controller: {error:#}");
+            ExitCode::FAILURE
+        }
     }
+}
+
+fn check(file: &std::path::Path) -> anyhow::Result<()> {
+    Config::load(file)?;
+    println!("{} is well", file.display());
+    Ok(())
+}
+
+fn run(file: &std::path::Path) -> anyhow::Result<()> {
+    let config = Config::load(file)?;
+    init_log(&config)?;
+    plexus_mesh::install_crypto_provider();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let shutdown = CancellationToken::new();
+        let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let asked = shutdown.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::info!("asked to stop");
+            asked.cancel();
+        });
+        service::run(config, shutdown).await
+    })
+}
+
+fn init_log(config: &Config) -> anyhow::Result<()> {
+    let filter = EnvFilter::builder().parse(&config.log.level)?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = log.with_ansi(std::io::stderr().is_terminal());
+    match config.log.format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
 }

@@ -3,11 +3,14 @@
 //! ```text
 //! throughput mesh [HOPS] [MIB]     source → HOPS hops → sink, one bulk stream
 //! throughput direct [MIB]          two bare quinn endpoints: MTU 1452, GSO on, the same settings otherwise
+//! throughput far-mesh MIB RTT_MS LOSS_PERCENT [MBIT]    as `mesh 1`, the first link over a long, lossy, narrow wire
+//! throughput far-direct MIB RTT_MS LOSS_PERCENT [MBIT]  as `direct`, over the same wire
 //! ```
 //!
 //! Every node is a process of its own with one thread. Prints one line of JSON: `mb_s` from the first byte written to
 //! the reader's word that it has them all (10^6 bytes per second), `cpu_s` of all processes together.
 
+use std::collections::VecDeque;
 use std::error::Error;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -23,6 +26,7 @@ use plexus_proto::packet::Class;
 use quinn::congestion::BbrConfig;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::UdpSocket;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -34,11 +38,17 @@ fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match &words[..] {
-        ["mesh"] => measure_mesh(1, 256),
-        ["mesh", hops] => measure_mesh(hops.parse()?, 256),
-        ["mesh", hops, mib] => measure_mesh(hops.parse()?, mib.parse()?),
-        ["direct"] => measure_direct(256),
-        ["direct", mib] => measure_direct(mib.parse()?),
+        ["mesh"] => measure_mesh(1, 256, None),
+        ["mesh", hops] => measure_mesh(hops.parse()?, 256, None),
+        ["mesh", hops, mib] => measure_mesh(hops.parse()?, mib.parse()?, None),
+        ["direct"] => measure_direct(256, None),
+        ["direct", mib] => measure_direct(mib.parse()?, None),
+        ["far-mesh", mib, wire @ ..] => measure_mesh(1, mib.parse()?, Some(wire)),
+        ["far-direct", mib, wire @ ..] => measure_direct(mib.parse()?, Some(wire)),
+        ["role", "wire", to, rtt, loss, mbit @ ..] => {
+            let mbit = mbit.first().map(|mbit| mbit.parse()).transpose()?;
+            one_thread(wire(to.parse()?, Duration::from_millis(rtt.parse()?) / 2, loss.parse()?, mbit))
+        }
         ["role", "hop", folder, rest @ ..] => one_thread(hop(Path::new(folder), rest)),
         ["role", "sink", folder, at] => one_thread(sink(Path::new(folder), at)),
         ["role", "source", folder, at, mib] => one_thread(source(Path::new(folder), at, mib.parse()?)),
@@ -128,7 +138,7 @@ impl Drop for Process {
     }
 }
 
-fn measure_mesh(hops: usize, mib: usize) -> Result<()> {
+fn measure_mesh(hops: usize, mib: usize, wire: Option<&[&str]>) -> Result<()> {
     let folder = Folder::new()?;
     let names = (1..=hops.max(1)).map(|number| (Role::Hop, format!("hop-{number}")));
     let ends = [(Role::Execution, "sink".to_owned()), (Role::Controller, "source".to_owned())];
@@ -144,22 +154,38 @@ fn measure_mesh(hops: usize, mib: usize) -> Result<()> {
         at.push(hop.value("listen")?);
         processes.push(hop);
     }
-    let (first, last) = (at.first().ok_or("no hop")?, at.last().ok_or("no hop")?);
+    let (mut first, last) = (at.first().ok_or("no hop")?.clone(), at.last().ok_or("no hop")?);
+    if let Some(wire) = wire {
+        processes.push(lay(wire, &mut first)?);
+    }
     processes.push(Process::spawn(&["sink", &folder.of("sink"), last])?);
-    let mut source = Process::spawn(&["source", &folder.of("source"), first, &mib.to_string()])?;
+    let mut source = Process::spawn(&["source", &folder.of("source"), &first, &mib.to_string()])?;
     let seconds: f64 = source.value("seconds")?.parse()?;
     processes.push(source);
     report(mib, seconds, processes)
 }
 
-fn measure_direct(mib: usize) -> Result<()> {
+/// Puts a wire of these properties in front of `at`, which becomes its near end.
+fn lay(wire: &[&str], at: &mut String) -> Result<Process> {
+    let args: Vec<&str> = ["wire", at.as_str()].into_iter().chain(wire.iter().copied()).collect();
+    let mut process = Process::spawn(&args)?;
+    *at = process.value("listen")?;
+    Ok(process)
+}
+
+fn measure_direct(mib: usize, wire: Option<&[&str]>) -> Result<()> {
     let folder = Folder::new()?;
     folder.issue(&[(Role::Execution, "sink".to_owned()), (Role::Controller, "source".to_owned())])?;
     let mut sink = Process::spawn(&["direct-sink", &folder.of("sink")])?;
-    let at = sink.value("listen")?;
+    let mut at = sink.value("listen")?;
+    let mut processes = vec![sink];
+    if let Some(wire) = wire {
+        processes.push(lay(wire, &mut at)?);
+    }
     let mut source = Process::spawn(&["direct-source", &folder.of("source"), &at, &mib.to_string()])?;
     let seconds: f64 = source.value("seconds")?.parse()?;
-    report(mib, seconds, vec![sink, source])
+    processes.push(source);
+    report(mib, seconds, processes)
 }
 
 fn report(mib: usize, seconds: f64, processes: Vec<Process>) -> Result<()> {
@@ -215,7 +241,7 @@ fn transport() -> Arc<quinn::TransportConfig> {
         .initial_mtu(1452)
         .min_mtu(1452)
         .mtu_discovery_config(None)
-        .stream_receive_window((2u32 << 20).into())
+        .stream_receive_window((4u32 << 20).into())
         .receive_window((32u32 << 20).into())
         .send_window(8 << 20)
         .congestion_controller_factory(Arc::new(BbrConfig::default()));
@@ -251,6 +277,81 @@ fn direct_endpoint(server: Option<quinn::ServerConfig>) -> Result<quinn::Endpoin
     rustix::net::sockopt::set_socket_send_buffer_size(&socket, MIB)?;
     let runtime = Arc::new(quinn::TokioRuntime);
     Ok(quinn::Endpoint::new(quinn::EndpointConfig::default(), server, socket, runtime)?)
+}
+
+/// One direction of a wire.
+struct Lane {
+    delay: Duration,
+    loss_percent: f64,
+    /// Bytes per second; packets that would stand in front of a narrower wire for 100 ms are lost.
+    rate: Option<f64>,
+    free_at: Instant,
+    random: u64,
+    under_way: VecDeque<(Instant, Vec<u8>)>,
+}
+
+impl Lane {
+    fn enter(&mut self, packet: &[u8], now: Instant) {
+        self.random =
+            self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let lost = (self.random >> 33) as f64 / f64::from(1u32 << 31) * 100.0 < self.loss_percent;
+        let begin = self.free_at.max(now);
+        if lost || begin - now > Duration::from_millis(100) {
+            return;
+        }
+        let takes =
+            self.rate.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(packet.len() as f64 / rate));
+        self.free_at = begin + takes;
+        self.under_way.push_back((self.free_at + self.delay, packet.to_vec()));
+    }
+
+    fn arrived(&mut self, now: Instant) -> Option<Vec<u8>> {
+        let (at, _) = self.under_way.front()?;
+        if *at > now { None } else { self.under_way.pop_front().map(|(_, packet)| packet) }
+    }
+}
+
+/// Carries the packets of one client to `to` and back, late and not all of them.
+async fn wire(to: SocketAddr, delay: Duration, loss_percent: f64, mbit: Option<f64>) -> Result<()> {
+    let (near, far) = (UdpSocket::bind("127.0.0.1:0").await?, UdpSocket::bind("127.0.0.1:0").await?);
+    for socket in [&near, &far] {
+        rustix::net::sockopt::set_socket_recv_buffer_size(socket, 4 * MIB)?;
+    }
+    far.connect(to).await?;
+    println!("listen {}", near.local_addr()?);
+    let lane = |random| Lane {
+        delay,
+        loss_percent,
+        rate: mbit.map(|mbit| mbit * 1e6 / 8.0),
+        free_at: Instant::now(),
+        random,
+        under_way: VecDeque::new(),
+    };
+    let (mut there, mut back, mut client) = (lane(1), lane(2), None);
+    let mut buffer = vec![0; 65_536];
+    let mut tick = tokio::time::interval(Duration::from_millis(1));
+    let end = until_input_closes();
+    tokio::pin!(end);
+    loop {
+        tokio::select! {
+            ended = &mut end => return ended,
+            _ = tick.tick() => {}
+        }
+        let now = Instant::now();
+        while let Ok((length, from)) = near.try_recv_from(&mut buffer) {
+            client = Some(from);
+            there.enter(&buffer[..length], now);
+        }
+        while let Ok(length) = far.try_recv(&mut buffer) {
+            back.enter(&buffer[..length], now);
+        }
+        while let Some(packet) = there.arrived(now) {
+            let _ = far.try_send(&packet);
+        }
+        while let (Some(client), Some(packet)) = (client, back.arrived(now)) {
+            let _ = near.try_send_to(&packet, client);
+        }
+    }
 }
 
 /// Reads to the end and answers with how much it was.

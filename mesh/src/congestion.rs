@@ -1,8 +1,13 @@
-//! Congestion control of inner connections: BBR with a bounded flight, and a way past a full window when the route
-//! has just changed.
+//! Congestion control of both layers.
 //!
-//! What is in flight stands in queues along the path, so its bound is the latency of everything behind it: with
-//! 1 MiB a loaded request over a hop takes a tenth of the time that it takes without, at the same throughput.
+//! An *inner* connection runs BBR with a bounded flight: what is in flight stands in queues along the path, so its
+//! bound is the latency of everything behind it. With 1 MiB a loaded request over a hop takes a tenth of the time that
+//! it takes without, at the same throughput. And it can be let past a full window when its route has just changed.
+//!
+//! A *link* carries inner connections that are controlled already. It only has to keep its queue at this end, in
+//! front of the slowest piece of wire, where control overtakes bulk. For that it allows what the wire carries in two
+//! round trips, and looks at losses not at all. BBR here too gives the same on a lossy path and costs a quarter of the
+//! throughput on a fast one.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -12,8 +17,12 @@ use std::time::{Duration, Instant};
 use quinn::congestion::{BbrConfig, Controller, ControllerFactory, ControllerMetrics};
 use quinn_proto::RttEstimator;
 
-/// Flight always allowed: it fills 80 ms of 100 Mbit/s.
-const FLIGHT_FLOOR: u64 = 1024 * 1024;
+/// Flight always allowed from end to end: it fills 80 ms of 100 Mbit/s.
+const SESSION_FLOOR: u64 = 1024 * 1024;
+/// Flight always allowed on a link: 50 ms of 10 Mbit/s.
+const LINK_FLOOR: u64 = 64 * 1024;
+/// Round trip that a link has at least: the other end may wait this long for its turn on a busy machine.
+const LINK_ROUND: Duration = Duration::from_millis(5);
 /// Packets that may leave after a kick whatever the window says: enough for an acknowledgement to come of it.
 const KICK_PACKETS: u32 = 8;
 /// A measured bandwidth-delay product stays good for this long.
@@ -42,71 +51,40 @@ impl Kick {
     }
 }
 
-/// Builds the controllers of one session's connections.
+/// Builds the controllers of links.
+#[derive(Debug)]
+pub(crate) struct LinkControllers;
+
+impl ControllerFactory for LinkControllers {
+    fn build(self: Arc<Self>, now: Instant, _mtu: u16) -> Box<dyn Controller> {
+        Box::new(OfLink { product: Product::new(now) })
+    }
+}
+
 #[derive(Debug, Clone)]
-pub(crate) struct BoundedConfig {
-    pub(crate) kick: Kick,
-    pub(crate) inner: Arc<BbrConfig>,
+struct OfLink {
+    product: Product,
 }
 
-impl ControllerFactory for BoundedConfig {
-    fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
-        Box::new(Bounded {
-            inner: self.inner.clone().build(now, current_mtu),
-            kick: self.kick.clone(),
-            bound: FlightBound::new(now),
-        })
-    }
-}
-
-struct Bounded {
-    inner: Box<dyn Controller>,
-    kick: Kick,
-    bound: FlightBound,
-}
-
-impl Controller for Bounded {
-    fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
-        if self.kick.armed() {
-            self.kick.spend();
-        }
-        self.inner.on_sent(now, bytes, last_packet_number);
+impl Controller for OfLink {
+    fn on_ack(&mut self, now: Instant, _sent: Instant, bytes: u64, _app_limited: bool, rtt: &RttEstimator) {
+        self.product.on_ack(now, bytes, rtt.min().max(LINK_ROUND));
     }
 
-    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
-        self.bound.on_ack(now, bytes, rtt.min());
-        self.inner.on_ack(now, sent, bytes, app_limited, rtt);
-    }
+    fn on_congestion_event(&mut self, _now: Instant, _sent: Instant, _persistent: bool, _lost_bytes: u64) {}
 
-    fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, largest: Option<u64>) {
-        self.inner.on_end_acks(now, in_flight, app_limited, largest);
-    }
-
-    fn on_congestion_event(&mut self, now: Instant, sent: Instant, persistent: bool, lost_bytes: u64) {
-        self.inner.on_congestion_event(now, sent, persistent, lost_bytes);
-    }
-
-    fn on_mtu_update(&mut self, new_mtu: u16) {
-        self.inner.on_mtu_update(new_mtu);
-    }
+    fn on_mtu_update(&mut self, _new_mtu: u16) {}
 
     fn window(&self) -> u64 {
-        if self.kick.armed() {
-            return u64::MAX / 2;
-        }
-        self.inner.window().min(self.bound.bytes())
-    }
-
-    fn metrics(&self) -> ControllerMetrics {
-        self.inner.metrics()
+        LINK_FLOOR.max(2 * self.product.best)
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
-        Box::new(Self { inner: self.inner.clone_box(), kick: self.kick.clone(), bound: self.bound.clone() })
+        Box::new(self.clone())
     }
 
     fn initial_window(&self) -> u64 {
-        self.inner.initial_window()
+        LINK_FLOOR
     }
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
@@ -114,25 +92,87 @@ impl Controller for Bounded {
     }
 }
 
-/// How much may be in flight: twice what the path holds by measurement, 1 MiB at least.
-///
-/// The product of delivery rate and least round trip is measured over rounds of one round trip, and the best of the
-/// last ten seconds counts, so a far and fast path opens up by doubling while a near one never leaves the floor.
+/// Builds the controllers of one session's connections.
+#[derive(Debug)]
+pub(crate) struct SessionControllers {
+    pub(crate) kick: Kick,
+}
+
+impl ControllerFactory for SessionControllers {
+    fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
+        let bbr = Arc::new(BbrConfig::default()).build(now, current_mtu);
+        Box::new(OfSession { bbr, kick: self.kick.clone(), product: Product::new(now) })
+    }
+}
+
+struct OfSession {
+    bbr: Box<dyn Controller>,
+    kick: Kick,
+    product: Product,
+}
+
+impl Controller for OfSession {
+    fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
+        if self.kick.armed() {
+            self.kick.spend();
+        }
+        self.bbr.on_sent(now, bytes, last_packet_number);
+    }
+
+    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
+        self.product.on_ack(now, bytes, rtt.min());
+        self.bbr.on_ack(now, sent, bytes, app_limited, rtt);
+    }
+
+    fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, largest: Option<u64>) {
+        self.bbr.on_end_acks(now, in_flight, app_limited, largest);
+    }
+
+    fn on_congestion_event(&mut self, now: Instant, sent: Instant, persistent: bool, lost_bytes: u64) {
+        self.bbr.on_congestion_event(now, sent, persistent, lost_bytes);
+    }
+
+    fn on_mtu_update(&mut self, new_mtu: u16) {
+        self.bbr.on_mtu_update(new_mtu);
+    }
+
+    fn window(&self) -> u64 {
+        if self.kick.armed() {
+            return u64::MAX / 2;
+        }
+        self.bbr.window().min(SESSION_FLOOR.max(2 * self.product.best))
+    }
+
+    fn metrics(&self) -> ControllerMetrics {
+        self.bbr.metrics()
+    }
+
+    fn clone_box(&self) -> Box<dyn Controller> {
+        Box::new(Self { bbr: self.bbr.clone_box(), kick: self.kick.clone(), product: self.product.clone() })
+    }
+
+    fn initial_window(&self) -> u64 {
+        self.bbr.initial_window()
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}
+
+/// What a path holds: delivery rate times least round trip, measured over rounds of one round trip. The best of the
+/// last ten seconds counts, so a far and fast path opens up by doubling, and one that has become slow closes.
 #[derive(Debug, Clone)]
-struct FlightBound {
+struct Product {
     round_start: Instant,
     round_bytes: u64,
     best: u64,
     best_at: Instant,
 }
 
-impl FlightBound {
+impl Product {
     fn new(now: Instant) -> Self {
         Self { round_start: now, round_bytes: 0, best: 0, best_at: now }
-    }
-
-    fn bytes(&self) -> u64 {
-        FLIGHT_FLOOR.max(2 * self.best)
     }
 
     fn on_ack(&mut self, now: Instant, bytes: u64, rtt_min: Duration) {
@@ -150,59 +190,57 @@ impl FlightBound {
     }
 }
 
-/// BBR as both transports start it.
-pub(crate) fn bbr() -> Arc<BbrConfig> {
-    Arc::new(BbrConfig::default())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Acknowledges `rate` bytes per second over a path of `rtt` for `length`, and returns the bound then.
-    fn bound_after(rate: u64, rtt: Duration, length: Duration) -> u64 {
+    /// Acknowledges `rate` bytes per second over a path of `rtt` for `length`, and returns the product then.
+    fn product_after(rate: u64, rtt: Duration, length: Duration) -> u64 {
         let start = Instant::now();
-        let mut bound = FlightBound::new(start);
+        let mut product = Product::new(start);
         let step = Duration::from_micros(200);
         let mut at = Duration::ZERO;
         while at < length {
             at += step;
-            bound.on_ack(start + at, (rate as f64 * step.as_secs_f64()) as u64, rtt);
+            product.on_ack(start + at, (rate as f64 * step.as_secs_f64()) as u64, rtt);
         }
-        bound.bytes()
+        product.best
     }
 
     #[test]
-    fn a_near_path_keeps_the_floor() {
-        let bound = bound_after(500_000_000, Duration::from_micros(80), Duration::from_secs(1));
-        assert_eq!(bound, FLIGHT_FLOOR);
-    }
-
-    #[test]
-    fn a_far_fast_path_may_hold_twice_its_product() {
-        let bound = bound_after(100_000_000, Duration::from_millis(100), Duration::from_secs(2));
-        assert!((18_000_000..=22_000_000).contains(&bound), "{bound}");
+    fn the_product_is_rate_times_round_trip() {
+        let near = product_after(500_000_000, Duration::from_micros(80), Duration::from_secs(1));
+        assert!((38_000..=42_000).contains(&near), "{near}");
+        let far = product_after(100_000_000, Duration::from_millis(100), Duration::from_secs(2));
+        assert!((9_000_000..=11_000_000).contains(&far), "{far}");
     }
 
     #[test]
     fn an_old_product_is_forgotten() {
         let start = Instant::now();
-        let mut bound = FlightBound::new(start);
+        let mut product = Product::new(start);
         let rtt = Duration::from_millis(100);
-        bound.on_ack(start + rtt, 10_000_000, rtt);
-        assert_eq!(bound.bytes(), 20_000_000);
-        bound.on_ack(start + rtt * 2, 1000, rtt);
-        assert_eq!(bound.bytes(), 20_000_000, "one slow round does not shrink it");
-        bound.on_ack(start + rtt * 2 + PRODUCT_MEMORY * 2, 1000, rtt);
-        assert_eq!(bound.bytes(), FLIGHT_FLOOR);
+        product.on_ack(start + rtt, 10_000_000, rtt);
+        assert_eq!(product.best, 10_000_000);
+        product.on_ack(start + rtt * 2, 1000, rtt);
+        assert_eq!(product.best, 10_000_000, "one slow round does not shrink it");
+        product.on_ack(start + rtt * 2 + PRODUCT_MEMORY * 2, 1000, rtt);
+        assert!(product.best < 1000);
+    }
+
+    #[test]
+    fn windows_have_a_floor() {
+        let now = Instant::now();
+        assert_eq!(Arc::new(LinkControllers).build(now, 1252).window(), LINK_FLOOR);
+        let session = Arc::new(SessionControllers { kick: Kick::default() }).build(now, 1200);
+        assert!(session.window() <= SESSION_FLOOR);
     }
 
     #[test]
     fn a_kick_opens_a_full_window_for_a_few_packets() {
         let now = Instant::now();
         let kick = Kick::default();
-        let config = Arc::new(BoundedConfig { kick: kick.clone(), inner: bbr() });
-        let mut controller = config.build(now, 1200);
+        let mut controller = Arc::new(SessionControllers { kick: kick.clone() }).build(now, 1200);
         let normal = controller.window();
         kick.kick();
         for number in 0..u64::from(KICK_PACKETS) {

@@ -106,24 +106,28 @@ impl Overlay {
         self.table.load().next.contains_key(&destination)
     }
 
-    /// Sends bodies of this node's own to `destination`, all or none.
+    /// Sends `bodies` of this node's own, each of `size` bytes but for the last, to `destination`, all or none.
     ///
     /// # Errors
     /// The way out is full, or there is none; the caller keeps the bodies. If they were dropped for want of a route,
     /// an acknowledgement could get lost between the moments at which both ends learn of a new one.
-    pub(crate) fn originate<'a>(
+    pub(crate) fn originate(
         &self,
         destination: Address,
         class: Class,
         ecn: u8,
-        bodies: impl Iterator<Item = &'a [u8]>,
+        bodies: &[u8],
+        size: usize,
     ) -> Result<(), Full> {
         let table = self.table.load();
         let egress = table.next.get(&destination).ok_or(Full)?;
         let header =
             Header { class, ecn, rekey: false, hop_limit: HOP_LIMIT, source: self.address, destination }
                 .encode();
-        egress.push_batch(class, bodies.map(|body| with_header(&header, body)))
+        // One buffer for the batch: allocations of a packet's size are the expensive ones.
+        let count = bodies.len().div_ceil(size);
+        let mut slab = Slab::with_capacity(bodies.len() + count * HEADER_LEN);
+        egress.push_batch(class, bodies.chunks(size).map(|body| slab.packet(&header, body)))
     }
 
     /// Whether [`Overlay::originate`] would take more for `destination`.
@@ -167,7 +171,7 @@ impl Overlay {
 
     /// Handles a packet that came over a link. `leaf` is the neighbour's address if it does not transit: then nobody
     /// else can speak through it.
-    pub(crate) fn receive(&self, leaf: Option<Address>, packet: Bytes) {
+    pub(crate) fn receive(&self, leaf: Option<Address>, packet: Bytes, slab: &mut Slab) {
         let Ok(header) = Header::decode(&packet) else {
             return self.drops.malformed.add(1);
         };
@@ -178,7 +182,7 @@ impl Overlay {
         if header.destination == self.address {
             self.arrive(&header, packet);
         } else if self.transits {
-            self.pass(&header, &packet);
+            self.pass(&header, &packet, slab);
         } else {
             self.drops.unroutable.add(1);
         }
@@ -201,7 +205,7 @@ impl Overlay {
         }
     }
 
-    fn pass(&self, header: &Header, packet: &Bytes) {
+    fn pass(&self, header: &Header, packet: &Bytes, slab: &mut Slab) {
         if header.hop_limit <= 1 {
             self.drops.expired.add(1);
             return self.explain(header, packet, |nonce| Probe::HopLimitExceeded { nonce });
@@ -214,7 +218,7 @@ impl Overlay {
         };
         let next = Header { hop_limit: header.hop_limit - 1, ..*header }.encode();
         // A full queue drops its newest: the inner connection slows down.
-        if egress.push(header.class, with_header(&next, &packet[HEADER_LEN..])).is_ok() {
+        if egress.push(header.class, slab.packet(&next, &packet[HEADER_LEN..])).is_ok() {
             self.forwarded.add(1);
         }
     }
@@ -235,11 +239,27 @@ impl Overlay {
     }
 }
 
-fn with_header(header: &[u8; HEADER_LEN], body: &[u8]) -> Bytes {
-    let mut packet = BytesMut::with_capacity(HEADER_LEN + body.len());
-    packet.put_slice(header);
-    packet.put_slice(body);
-    packet.freeze()
+/// Packets built side by side in one allocation, which is freed when the last of them is.
+#[derive(Debug, Default)]
+pub(crate) struct Slab(BytesMut);
+
+/// A hop's slab: about twenty packets.
+const SLAB: usize = 32 * 1024;
+
+impl Slab {
+    fn with_capacity(bytes: usize) -> Self {
+        Self(BytesMut::with_capacity(bytes))
+    }
+
+    fn packet(&mut self, header: &[u8; HEADER_LEN], body: &[u8]) -> Bytes {
+        let length = HEADER_LEN + body.len();
+        if self.0.capacity() < length {
+            self.0 = BytesMut::with_capacity(length.max(SLAB));
+        }
+        self.0.put_slice(header);
+        self.0.put_slice(body);
+        self.0.split().freeze()
+    }
 }
 
 /// Probe answers of this second: a flood of probes must not become a flood of answers.
@@ -311,13 +331,13 @@ mod tests {
     #[test]
     fn a_leaf_speaks_for_itself_only() {
         let (overlay, got) = overlay(Role::Hop);
-        overlay.receive(Some(LEAF), packet(OTHER, ME, 9));
+        overlay.receive(Some(LEAF), packet(OTHER, ME, 9), &mut Slab::default());
         assert_eq!((overlay.drops.forged.value(), got.0.lock().unwrap().len()), (1, 0));
-        overlay.receive(Some(LEAF), packet(LEAF, ME, 9));
-        overlay.receive(None, packet(OTHER, ME, 9));
+        overlay.receive(Some(LEAF), packet(LEAF, ME, 9), &mut Slab::default());
+        overlay.receive(None, packet(OTHER, ME, 9), &mut Slab::default());
         let sources: Vec<_> = got.0.lock().unwrap().iter().map(|(source, _)| *source).collect();
         assert_eq!(sources, [LEAF, OTHER], "a hop passes on what others say");
-        overlay.receive(None, packet(ME, ME, 9));
+        overlay.receive(None, packet(ME, ME, 9), &mut Slab::default());
         assert_eq!(overlay.drops.forged.value(), 2, "nobody else is me");
     }
 
@@ -327,8 +347,8 @@ mod tests {
             [(Role::Execution, 2, 0), (Role::Controller, 2, 0), (Role::Hop, 1, 1)]
         {
             let (overlay, _) = overlay(role);
-            overlay.receive(None, packet(LEAF, OTHER, 9));
-            overlay.receive(None, packet(LEAF, OTHER, 1));
+            overlay.receive(None, packet(LEAF, OTHER, 9), &mut Slab::default());
+            overlay.receive(None, packet(LEAF, OTHER, 1), &mut Slab::default());
             let drops = (overlay.drops.unroutable.value(), overlay.drops.expired.value());
             assert_eq!(drops, (unroutable, expired), "{role}");
         }
@@ -338,7 +358,7 @@ mod tests {
     fn garbage_is_counted_and_forgotten() {
         let (overlay, got) = overlay(Role::Hop);
         for bytes in [&b""[..], b"x", &[0xff; 40], &[0x30; 40], &[0x0c; 40]] {
-            overlay.receive(None, Bytes::copy_from_slice(bytes));
+            overlay.receive(None, Bytes::copy_from_slice(bytes), &mut Slab::default());
         }
         assert_eq!(overlay.drops.malformed.value(), 5);
         assert!(got.0.lock().unwrap().is_empty());

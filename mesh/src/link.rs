@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
 use crate::driver::{DriverHandle, Event};
-use crate::forward::Overlay;
+use crate::forward::{Overlay, Slab};
 use crate::framed::{self, FrameReader, FrameWriter};
 use crate::identity::peer_identity;
 use crate::node::Node;
@@ -225,10 +225,11 @@ pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, dialed: bool) -> Con
 
 /// Hands every datagram of the link to the overlay.
 async fn carry(connection: Connection, overlay: Arc<Overlay>, leaf: Option<Address>) {
+    let mut slab = Slab::default();
     loop {
         for _ in 0..BURST {
             match connection.read_datagram().await {
-                Ok(packet) => overlay.receive(leaf, packet),
+                Ok(packet) => overlay.receive(leaf, packet, &mut slab),
                 Err(_) => return,
             }
         }

@@ -5,7 +5,7 @@
 //! at the other end is what its certificate says, and it must be the node that announcements certify for that address.
 
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use dashmap::DashMap;
 use plexus_proto::id::{Address, Identity};
 use plexus_proto::packet::{Class, Header};
 use quinn::{Connection, TokioRuntime, VarInt};
+use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -30,6 +31,13 @@ use crate::view::Directory;
 
 /// Longest wait for a session: several round trips of the slowest paths, and a few lost packets.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// First wait for the peer after a kick, and the longest, before the next.
+const KICK_AGAIN: Duration = Duration::from_millis(100);
+const KICK_SELDOM: Duration = Duration::from_secs(2);
+/// Longest wait at the end for peers to be told.
+const FAREWELL: Duration = Duration::from_millis(300);
+/// Least time between two warnings about one session.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 /// A session without connections is forgotten after one to two of these.
 const SWEEP: Duration = Duration::from_secs(60);
 
@@ -80,6 +88,8 @@ struct Live {
     accepted: Option<Established>,
     /// Found without connections by the last sweep.
     idle: bool,
+    reviving: Option<AbortHandle>,
+    complained: Option<Instant>,
 }
 
 /// A connection, and who is certified to be there.
@@ -123,7 +133,11 @@ impl Sessions {
     ) -> Result<stream::MeshStream, SessionError> {
         loop {
             let session = self.session(peer, class)?;
-            let established = session.connection(self).await?;
+            let established = match session.connection(self).await {
+                // Swept away in this moment; there is room for a new one.
+                Err(SessionError::ShuttingDown) if !self.cancel.is_cancelled() => continue,
+                established => established?,
+            };
             match stream::open(&established.connection, service, established.peer).await {
                 Ok(stream) => return Ok(stream),
                 // It died while nobody was looking. A fresh one is made, and its failure is final.
@@ -150,12 +164,23 @@ impl Sessions {
         }
     }
 
-    /// Makes the sessions with `peer` send at once: its route has changed.
+    /// Makes the sessions with `peer` send at once, and again until it answers: its route has changed.
     pub(crate) fn kick(&self, peer: Address) {
         for class in [Class::Control, Class::Bulk] {
-            if let Some(session) = self.peers.get(&(peer, class)) {
-                session.kick();
-            }
+            let Some(session) = self.peers.get(&(peer, class)).map(|session| session.clone()) else {
+                continue;
+            };
+            let (cancel, overlay) = (self.cancel.clone(), self.overlay.clone());
+            let reviving = self.tasks.spawn({
+                let session = session.clone();
+                async move {
+                    tokio::select! {
+                        () = session.revive(&overlay) => {}
+                        () = cancel.cancelled() => {}
+                    }
+                }
+            });
+            session.revived_by(reviving.abort_handle());
         }
     }
 
@@ -166,6 +191,12 @@ impl Sessions {
         for endpoint in &endpoints {
             endpoint.close(code::SHUTDOWN, b"shutting down");
         }
+        let told = async {
+            for endpoint in &endpoints {
+                endpoint.wait_idle().await;
+            }
+        };
+        let _ = tokio::time::timeout(FAREWELL, told).await;
         self.peers.clear();
         self.tasks.close();
         self.tasks.wait().await;
@@ -295,6 +326,51 @@ impl Session {
         }
     }
 
+    /// Kicks until the peer has been heard twice, each time after a kick.
+    ///
+    /// Once is not enough. A map may be older than the mesh when a route appears in it, so the first kick may go
+    /// nowhere; and what is heard after it may be the peer's own kick, which a full window keeps us from
+    /// acknowledging.
+    async fn revive(&self, overlay: &Overlay) {
+        let (mut wait, mut answers) = (KICK_AGAIN, 0);
+        while answers < 2 && self.endpoint.open_connections() > 0 && overlay.has_route(self.peer.address) {
+            let heard = self.socket.heard();
+            self.kick();
+            tokio::time::sleep(wait).await;
+            if self.socket.heard() > heard {
+                (wait, answers) = (KICK_AGAIN, answers + 1);
+            } else {
+                wait = (wait * 2).min(KICK_SELDOM);
+            }
+        }
+    }
+
+    /// Notes who revives the session, in place of whoever did before.
+    fn revived_by(&self, reviving: AbortHandle) {
+        let mut live = self.live.lock().expect("no code panics under this lock");
+        if let Some(before) = live.reviving.replace(reviving) {
+            before.abort();
+        }
+    }
+
+    /// Warns, but not as often as somebody on the way can make us: anyone there may send packets in the peer's name.
+    fn complain(&self, error: &(dyn std::error::Error + 'static), what: &'static str) {
+        let now = Instant::now();
+        let loud = {
+            let mut live = self.live.lock().expect("no code panics under this lock");
+            let loud = live.complained.is_none_or(|at| now.duration_since(at) > COMPLAIN_EVERY);
+            if loud {
+                live.complained = Some(now);
+            }
+            loud
+        };
+        if loud {
+            warn!(peer = %self.peer.node, error, "{what}");
+        } else {
+            debug!(peer = %self.peer.node, error, "{what}");
+        }
+    }
+
     fn kick(&self) {
         self.kick.kick();
         // Rebinding to the same socket makes quinn ping, which is the one way to ask it to.
@@ -323,14 +399,10 @@ async fn accept(sessions: Weak<Sessions>, session: Arc<Session>) {
                 Ok(Ok(connection)) => {
                     let Some(sessions) = weak.upgrade() else { return };
                     if let Err(error) = sessions.adopt(&session, connection, false) {
-                        let error = &error as &dyn std::error::Error;
-                        warn!(peer = %session.peer.node, error, "session refused");
+                        session.complain(&error, "session refused");
                     }
                 }
-                Ok(Err(error)) => {
-                    let error = &error as &dyn std::error::Error;
-                    warn!(peer = %session.peer.node, error, "session handshake failed");
-                }
+                Ok(Err(error)) => session.complain(&error, "session handshake failed"),
                 Err(_) => debug!(peer = %session.peer.node, "session handshake timed out"),
             }
         });

@@ -41,6 +41,8 @@ struct Inbound {
     /// Whole overlay packets; the header is skipped when they are read.
     packets: VecDeque<(Bytes, u8)>,
     bytes: usize,
+    /// Packets taken since the start.
+    heard: u64,
     waker: Option<Waker>,
 }
 
@@ -65,6 +67,7 @@ impl VirtualSocket {
                 return false;
             }
             inbound.bytes += packet.len();
+            inbound.heard += 1;
             inbound.packets.push_back((packet, ecn));
             inbound.waker.take()
         };
@@ -72,6 +75,13 @@ impl VirtualSocket {
             waker.wake();
         }
         true
+    }
+}
+
+impl VirtualSocket {
+    /// How many packets have come from the peer.
+    pub(crate) fn heard(&self) -> u64 {
+        self.inbound.lock().expect("no code panics under this lock").heard
     }
 }
 
@@ -125,7 +135,7 @@ impl AsyncUdpSocket for VirtualSocket {
         let segment = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
         let ecn = transmit.ecn.map_or(0, |mark| mark as u8);
         self.overlay
-            .originate(self.peer, self.class, ecn, transmit.contents.chunks(segment))
+            .originate(self.peer, self.class, ecn, transmit.contents, segment)
             .map_err(|_| io::ErrorKind::WouldBlock.into())
     }
 

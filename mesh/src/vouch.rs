@@ -87,3 +87,79 @@ fn hash(chain: &[CertificateDer<'_>]) -> [u8; 32] {
     key.copy_from_slice(digest(&SHA256, &all).as_ref());
     key
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Credentials;
+    use crate::ca::CertificateAuthority;
+    use plexus_proto::id::Role;
+    use plexus_proto::link::Announcement;
+    use prost::Message;
+
+    struct Nodes {
+        first: Credentials,
+        second: Credentials,
+    }
+
+    fn nodes() -> Nodes {
+        crate::install_crypto_provider();
+        let folder = tempfile::tempdir().unwrap();
+        let authority = CertificateAuthority::init(
+            &folder.path().join("ca"),
+            &"demo".parse().unwrap(),
+            &"main".parse().unwrap(),
+        )
+        .unwrap();
+        let issue = |name: &str| {
+            let out = folder.path().join(name);
+            authority.issue(Role::Hop, &name.parse().unwrap(), &out, Duration::from_secs(3600)).unwrap();
+            Credentials::load(&out).unwrap()
+        };
+        Nodes { first: issue("first"), second: issue("second") }
+    }
+
+    /// What `signer` signs about `about`.
+    fn announcement(signer: &Credentials, about: &Credentials) -> SignedAnnouncement {
+        let origin = about.identity().address.0;
+        let body = Announcement { origin, epoch: 1, sequence: 1, ..Announcement::default() }.encode_to_vec();
+        let signature = signer.sign(&body).into();
+        let chain = signer.chain().iter().map(|der| der.to_vec().into()).collect();
+        SignedAnnouncement { body: body.into(), signature, chain }
+    }
+
+    #[test]
+    fn a_node_speaks_for_itself_and_nobody_else() {
+        let Nodes { first, second } = nodes();
+        let (mut vouched, verifier, now) = (Vouched::default(), first.verifier(), Instant::now());
+        let mut check = |signed| vouched.verify(&verifier, signed, now);
+        let honest = check(announcement(&first, &first)).unwrap();
+        assert_eq!(honest.identity(), first.identity());
+        assert!(matches!(check(announcement(&second, &first)), Err(Error::Content(_))));
+
+        // With another's chain, which is valid and remembered, the signature does not fit.
+        let mut borrowed = announcement(&second, &first);
+        borrowed.chain = announcement(&first, &first).chain;
+        assert!(matches!(check(borrowed), Err(Error::Signature(_))));
+
+        let mut altered = announcement(&first, &first);
+        let mut body = altered.body.to_vec();
+        body.push(0);
+        altered.body = body.into();
+        assert!(matches!(check(altered), Err(Error::Signature(_))));
+    }
+
+    #[test]
+    fn chains_of_strangers_are_refused_each_time() {
+        let (Nodes { first, .. }, Nodes { first: stranger, .. }) = (nodes(), nodes());
+        let (mut vouched, verifier, now) = (Vouched::default(), first.verifier(), Instant::now());
+        for _ in 0..2 {
+            let refused = vouched.verify(&verifier, announcement(&stranger, &stranger), now);
+            assert!(matches!(refused, Err(Error::Chain(_))));
+        }
+        assert!(vouched.chains.is_empty());
+        let mut none = announcement(&first, &first);
+        none.chain.clear();
+        assert!(matches!(vouched.verify(&verifier, none, now), Err(Error::Chain(_))));
+    }
+}

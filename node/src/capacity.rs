@@ -43,7 +43,9 @@ fn candidates(own: &str, root: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for line in own.lines() {
         let mut fields = line.splitn(3, ':');
-        let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else { continue };
+        let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else {
+            continue;
+        };
         // Version 1 mounts each controller at a directory of its name; version 2 has one tree.
         let mount = if controllers.is_empty() { root.to_owned() } else { root.join(controllers) };
         let mut group = mount.join(path.trim_start_matches('/'));

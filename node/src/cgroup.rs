@@ -7,6 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// File, in the runtime directory of a shim, that holds the path of its group.
+pub const NOTE: &str = "cgroup";
 /// Pause between two looks at a group that is being killed.
 const KILL_PAUSE: Duration = Duration::from_millis(10);
 
@@ -24,10 +26,30 @@ pub fn join(name: &str, note: &Path) -> Option<PathBuf> {
     Some(group)
 }
 
+/// Moves this process back to where it came from and removes its group, if nobody else is in it.
+pub fn leave(group: &Path) {
+    if let Some(parent) = group.parent() {
+        fs::write(parent.join("cgroup.procs"), std::process::id().to_string()).ok();
+    }
+    fs::remove_dir(group).ok(); // where the parent takes no processes, a sweep removes it later
+}
+
+/// Removes all empty groups that [`join`] made under a name that begins with `prefix`.
+pub fn sweep(prefix: &str) {
+    let wanted = format!("plexus-{prefix}");
+    let Some(own) = own_group() else { return };
+    for entry in fs::read_dir(own).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with(&wanted)) {
+            fs::remove_dir(entry.path()).ok(); // refused by the kernel while somebody is in it
+        }
+    }
+}
+
 /// The group noted by [`join`], if there was one and it still exists.
 pub fn noted(note: &Path) -> Option<PathBuf> {
     let group = PathBuf::from(fs::read_to_string(note).ok()?);
-    (group.file_name()?.to_str()?.starts_with("plexus-") && group.join("cgroup.procs").exists()).then_some(group)
+    (group.file_name()?.to_str()?.starts_with("plexus-") && group.join("cgroup.procs").exists())
+        .then_some(group)
 }
 
 /// Kills everything in a group and removes it; false when something is left after `patience`. Blocks.
@@ -90,7 +112,8 @@ mod tests {
         let note = dir.path().join("cgroup");
         // A child joins a group by way of its own shell; this process stays where it is.
         let Some(own) = own_group() else { return };
-        let group = own.join(format!("plexus-test-{}", std::process::id()));
+        let name = format!("test-{}", std::process::id());
+        let group = own.join(format!("plexus-{name}"));
         if fs::create_dir(&group).is_err() || !group.join("cgroup.kill").exists() {
             fs::remove_dir(&group).ok();
             return; // no delegation here: the fallback is what this machine uses
@@ -104,8 +127,13 @@ mod tests {
             std::thread::sleep(KILL_PAUSE);
         }
         assert_eq!(noted(&note), Some(group.clone()));
+        sweep(&name);
+        assert!(group.exists(), "a sweep ends nothing that lives");
         assert!(end(&group, Duration::from_secs(10)));
         assert!(!child.wait().unwrap().success());
         assert_eq!(noted(&note), None);
+        fs::create_dir(&group).unwrap();
+        sweep(&name);
+        assert!(!group.exists());
     }
 }

@@ -223,8 +223,8 @@ impl Config {
     /// # Errors
     /// See [`Error`]; the text names the file and, where there is one, line and key.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let text =
+            std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
         Self::parse(&text, path)
     }
 
@@ -253,6 +253,10 @@ impl Config {
             if !path.is_absolute() {
                 return Err(format!("{key} must be an absolute path, not {:?}", path.display().to_string()));
             }
+            // Container engines take them as the separators of a mount.
+            if path.to_str().is_none_or(|text| text.contains([':', ',', '\n'])) {
+                return Err(format!("{key} must be text without ':', ',' and line feeds"));
+            }
         }
         if self.mesh.listen.is_empty() && self.mesh.peers.is_empty() {
             return Err("mesh.listen and mesh.peers are both empty: this node could reach nobody".to_owned());
@@ -265,8 +269,10 @@ impl Config {
                 return Err(format!("mesh.peers: address {:?} must be host:port", peer.address));
             }
         }
-        let commands =
-            [("work.podman.command", &self.work.podman.command), ("work.process.command", &self.work.process.command)];
+        let commands = [
+            ("work.podman.command", &self.work.podman.command),
+            ("work.process.command", &self.work.process.command),
+        ];
         for (key, command) in commands {
             if command.first().is_none_or(String::is_empty) {
                 return Err(format!("{key} must name a program"));
@@ -317,6 +323,7 @@ mod tests {
         };
         check("", "could reach nobody");
         check("data_dir = \"var\"\n", "data_dir must be an absolute path");
+        check("data_dir = \"/var/a:b\"\n", "without ':'");
         check("[[mesh.peers]]\naddress = \"hop\"\n", "must be host:port");
         check("[[mesh.peers]]\naddress = \"hop:0\"\n", "must be host:port");
         check("[[mesh.peers]]\naddress = \"hop:1\"\nname = \"Hop\"\n", "line 3");

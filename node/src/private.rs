@@ -150,10 +150,8 @@ pub fn lay_out(dir: &Path, files: &[PrivateFile]) -> Result<(), Error> {
 
 /// The block holds no links, so a path made of plain names cannot leave a directory that was made afresh.
 fn check_paths(files: &[PrivateFile]) -> Result<(), Error> {
-    let bad = |file: &PrivateFile, problem| Error::File {
-        path: file.path.chars().take(200).collect(),
-        problem,
-    };
+    let bad =
+        |file: &PrivateFile, problem| Error::File { path: file.path.chars().take(200).collect(), problem };
     let mut seen = BTreeSet::new();
     for (index, file) in files.iter().enumerate() {
         if index >= FILES_MAX {
@@ -197,7 +195,8 @@ mod tests {
 
     #[test]
     fn swap_is_refused_unless_allowed() {
-        let active = "Filename\tType\tSize\tUsed\tPriority\n/dev/sda2 partition 1 0 -2\n/swapfile file 1 0 -3\n";
+        let active =
+            "Filename\tType\tSize\tUsed\tPriority\n/dev/sda2 partition 1 0 -2\n/swapfile file 1 0 -3\n";
         let text = judge_swap(active, false).unwrap_err().to_string();
         assert!(text.contains("/dev/sda2, /swapfile") && text.contains("allow_swap = true"), "{text}");
         judge_swap(active, true).unwrap();
@@ -210,7 +209,8 @@ mod tests {
     fn files_lie_where_they_belong_with_their_modes() {
         let dir = tempfile::tempdir().unwrap();
         let private = dir.path().join("private");
-        lay_out(&private, &[file("inventory/hosts", 0o700), file("env/settings", 0), file("a/b/c", 0o4755)]).unwrap();
+        lay_out(&private, &[file("inventory/hosts", 0o700), file("env/settings", 0), file("a/b/c", 0o4755)])
+            .unwrap();
         let mode = |path: &str| fs::metadata(private.join(path)).unwrap().permissions().mode() & 0o7777;
         assert_eq!(mode("inventory/hosts"), 0o700);
         assert_eq!(mode("env/settings"), 0o600);

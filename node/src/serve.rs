@@ -70,7 +70,9 @@ pub fn serve(
         while let Some(Some(stream)) = stop.run_until_cancelled(streams.accept()).await {
             let (supervisor, stop, peer) = (shared.clone(), stop.clone(), stream.peer().clone());
             let span = info_span!("payload", peer = %peer.node);
-            let run = async move { told(stop.run_until_cancelled(payload::serve(stream, &peer, &supervisor)).await) };
+            let run = async move {
+                told(stop.run_until_cancelled(payload::serve(stream, &peer, &supervisor)).await)
+            };
             spawner.spawn(run.instrument(span));
         }
     });
@@ -81,7 +83,9 @@ pub fn serve(
         while let Some(Some(stream)) = stop.run_until_cancelled(streams.accept()).await {
             let (supervisor, stop, peer) = (shared.clone(), stop.clone(), stream.peer().clone());
             let span = info_span!("records", peer = %peer.node);
-            let run = async move { told(stop.run_until_cancelled(records::serve(stream, &peer, &supervisor)).await) };
+            let run = async move {
+                told(stop.run_until_cancelled(records::serve(stream, &peer, &supervisor)).await)
+            };
             spawner.spawn(run.instrument(span));
         }
     });

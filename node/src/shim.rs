@@ -1,7 +1,7 @@
 //! The shim: a process per unit that owns the worker's pipes, its exit status and the spool.
 //!
-//! The agent starts it (same binary, `plexus-node shim --dir DIR`) and may die, be upgraded and come back; the
-//! shim goes on. It is one thread around `poll(2)` that owns all state ([`drive`]), and a second one that does
+//! The agent starts it (same binary, `plexus-node shim`), as a spare before there is work for it, and may die, be
+//! upgraded and come back; the shim goes on. It is one thread around `poll(2)` that owns all state (module `drive`), and a second one that does
 //! nothing but `fdatasync`, so that a slow disk never delays the next line on its way to the agent.
 //!
 //! * standard input: a socket to the agent that started it. [`Launch`](protocol::Launch) comes through it, so
@@ -9,6 +9,7 @@
 //! * standard output: the lock file of the unit, locked by the agent before the shim began. Whoever can lock it
 //!   knows that there is no shim and none to come.
 //! * standard error: a small log on tmpfs.
+//! * working directory: the unit's on tmpfs, by whatever name; the agent renames that of a spare.
 //!
 //! Every record is in the spool before the agent hears of it. When worker and tree are gone, the end record is
 //! written and synced, and the shim exits: the agent serves the spool alone.
@@ -23,7 +24,7 @@ mod syncer;
 mod worker;
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -35,6 +36,8 @@ use anyhow::Context as _;
 use drive::Shim;
 use link::Link;
 use protocol::SOCKET;
+
+use crate::cgroup;
 
 /// Environment variable of every process of a unit: `<unit>.<attempt>`. By it an agent finds what a killed shim
 /// left behind.
@@ -48,15 +51,15 @@ const ABORT_LIMIT: Duration = Duration::from_secs(10);
 /// Runs as shim. `args` are those after the word "shim".
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     let args: Vec<_> = args.collect();
-    let [flag, dir] = args.as_slice() else {
-        eprintln!("plexus-node shim is started by plexus-node, not by hand");
-        return ExitCode::from(2);
+    let group = match args.as_slice() {
+        [] if !io::stdin().is_terminal() => None,
+        [option, group] if option == "--group" => group.to_str(),
+        _ => {
+            eprintln!("plexus-node shim is started by plexus-node, not by hand");
+            return ExitCode::from(2);
+        }
     };
-    if flag != "--dir" {
-        eprintln!("plexus-node shim takes --dir DIR");
-        return ExitCode::from(2);
-    }
-    match run(Path::new(dir)) {
+    match run(group) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // The agent quotes the last line of this log when it reports the unit as lost.
@@ -74,17 +77,26 @@ fn own_pid() -> i32 {
     rustix::process::getpid().as_raw_nonzero().get()
 }
 
-fn run(dir: &Path) -> anyhow::Result<()> {
+fn run(group: Option<&str>) -> anyhow::Result<()> {
     rustix::process::setsid().ok(); // refused only when it leads a session already
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).context("cannot adopt orphans")?;
     // The key must not get into a core file.
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable).ok();
-    std::env::set_current_dir(dir).with_context(|| format!("cannot enter {}", dir.display()))?;
     let first = io::stdin().as_fd().try_clone_to_owned().context("no agent on standard input")?;
     std::fs::remove_file(SOCKET).ok();
     let listener = UnixListener::bind(SOCKET).context("cannot listen for agents")?;
     listener.set_nonblocking(true).context("cannot listen for agents")?;
-    let mut link = Link::new(UnixStream::from(first)).context("cannot greet the agent")?;
+    let link = Link::new(UnixStream::from(first)).context("cannot greet the agent")?;
+    // Takes some 20 ms of waiting in the kernel, which is why a shim is started before there is work for it.
+    let group = group.and_then(|group| cgroup::join(group, Path::new(cgroup::NOTE)));
+    let served = serve(listener, link);
+    if let Some(group) = group {
+        cgroup::leave(&group);
+    }
+    served
+}
+
+fn serve(listener: UnixListener, mut link: Link) -> anyhow::Result<()> {
     let Some(launch) = link.wait_for_launch().context("the agent sent no launch")? else {
         return Ok(()); // the agent went before it had work for this shim
     };

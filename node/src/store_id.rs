@@ -4,10 +4,17 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use plexus_proto::id::StoreId;
 use rustix::fs::{FlockOperation, flock};
 use uuid::Uuid;
+
+/// How long an agent waits for the one before it: a child that it was just starting holds the lock until its exec.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+/// Pause between two tries.
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// The data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -54,8 +61,7 @@ impl Store {
     /// # Errors
     /// See [`Error`].
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        let unwritable =
-            |source| Error::Unwritable { dir: dir.to_owned(), user: user_name(), source };
+        let unwritable = |source| Error::Unwritable { dir: dir.to_owned(), user: user_name(), source };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(unwritable)?;
         let lock = OpenOptions::new()
             .write(true)
@@ -63,10 +69,14 @@ impl Store {
             .truncate(false)
             .open(dir.join("lock"))
             .map_err(unwritable)?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(Error::InUse { dir: dir.to_owned() }),
-            Err(error) => return Err(unwritable(error.into())),
+        let give_up = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < give_up => sleep(LOCK_PAUSE),
+                Err(rustix::io::Errno::WOULDBLOCK) => return Err(Error::InUse { dir: dir.to_owned() }),
+                Err(error) => return Err(unwritable(error.into())),
+            }
         }
         let path = dir.join("store_id");
         let id = match fs::read_to_string(&path) {

@@ -1,18 +1,19 @@
 //! Owns all units of this node, one task for each.
 //!
 //! A [`Supervisor`] is a cheap handle. Each verb finds the unit's task and waits for its answer; the task
-//! ([`unit`]) alone touches the unit's state, disk and shim. At start every unit on disk gets its task back, and
+//! (module `unit`) alone touches the unit's state, disk and shim. At start every unit on disk gets its task back, and
 //! finds its shim again if it has one. Every minute [`reap`](Supervisor::reap) looks for what should be gone.
 
+mod incarnations;
+mod leftovers;
 mod shims;
 mod unit;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
-use std::fs;
 
 use plexus_proto::id::{Attempt, NodeId, OwnerEpoch, StoreId};
 use plexus_proto::work::{
@@ -32,6 +33,8 @@ use crate::unit_dir::{self, UnitDir};
 use crate::work::{Caller, Unit, refusal};
 use crate::{capacity, private};
 
+use incarnations::Incarnations;
+use shims::Spare;
 pub use unit::View;
 use unit::{Request, Task};
 
@@ -39,9 +42,6 @@ use unit::{Request, Task};
 const UNITS_MAX: usize = 10_000;
 /// Requests that wait for one unit's task. It fills when the disk stalls; callers then wait.
 const REQUESTS: usize = 64;
-/// How often leftovers are looked for.
-const REAP_PERIOD: Duration = Duration::from_secs(60);
-
 /// What a supervisor is told.
 #[derive(Debug)]
 pub struct Options {
@@ -69,6 +69,9 @@ pub enum StartError {
     /// The tree cache.
     #[error("cannot open the tree cache")]
     Cache(#[from] tree::Error),
+    /// The incarnations of clusters.
+    #[error(transparent)]
+    Incarnations(#[from] incarnations::Error),
     /// The units on disk.
     #[error("cannot read the units of an earlier life")]
     Units(#[from] unit_dir::Error),
@@ -119,25 +122,23 @@ pub struct Supervisor(Arc<Inner>);
 
 struct Inner {
     options: Options,
-    store: Store,
+    store: StoreId,
+    /// Keeps other agents out until shutdown.
+    lock: Mutex<Option<Store>>,
     runtime: Arc<dyn Runtime>,
     runtime_version: tokio::sync::OnceCell<String>,
     cache: Arc<Cache>,
+    incarnations: Incarnations,
     units: Mutex<BTreeMap<Attempt, Handle>>,
     serial: AtomicU64,
+    /// A shim that waits for the next unit.
+    spare: Mutex<Option<Spare>>,
     /// Something ended since leftovers were last looked for.
     dirty: AtomicBool,
     /// Payloads under way: the cache must not be trimmed then.
     payloads: AtomicU64,
     tasks: TaskTracker,
     cancel: CancellationToken,
-}
-
-/// What a look for leftovers found.
-struct Reaped {
-    containers: usize,
-    /// Directories of shims that live and belong to no living unit.
-    shims: Vec<PathBuf>,
 }
 
 #[derive(Clone)]
@@ -148,7 +149,7 @@ struct Handle {
 
 impl std::fmt::Debug for Inner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Supervisor").field("store", &self.store.id).finish_non_exhaustive()
+        f.debug_struct("Supervisor").field("store", &self.store).finish_non_exhaustive()
     }
 }
 
@@ -169,39 +170,30 @@ impl Inner {
         self.serial.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Looks for leftovers and removes them. Blocks.
-    fn reap(&self) -> Result<Reaped, runtime::Error> {
-        let containers = self.runtime.reap(&|attempt| self.is_stale(attempt))?;
-        let mut shims = Vec::new();
-        for attempt in unit_dir::list(&self.runtime_units()).unwrap_or_default() {
-            let dir = self.runtime_units().join(attempt.to_string());
-            if !self.is_stale(attempt) {
-                continue;
-            }
-            if shims::is_alive(&dir) {
-                shims.push(dir);
-            } else {
-                self.runtime.end(attempt, &dir)?;
-                self.runtime.remove_tree(&dir)?;
-            }
+    /// Moves file system work off the threads that carry streams. Once begun it comes to its end, and shutdown
+    /// waits for that, even when nobody waits for the result any more.
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let token = self.tasks.token();
+        let tracked = move || {
+            let value = work();
+            drop(token);
+            value
+        };
+        match tokio::task::spawn_blocking(tracked).await {
+            Ok(value) => value,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime is going down, and this task with it.
+                Err(_) => std::future::pending().await,
+            },
         }
-        for attempt in unit_dir::list(&self.units_dir()).unwrap_or_default() {
-            let copy = UnitDir::new(&self.units_dir(), attempt).project();
-            if self.is_stale(attempt) && copy.exists() {
-                self.runtime.remove_tree(&copy)?;
-            }
-        }
-        if self.payloads.load(Ordering::SeqCst) == 0
-            && let Err(error) = self.cache.trim(self.options.work.cache_mib << 20)
-        {
-            warn!(error = &error as &dyn std::error::Error, "tree cache cannot be trimmed");
-        }
-        Ok(Reaped { containers, shims })
     }
 
     /// True for an attempt that has no business in a container or on tmpfs any more.
     fn is_stale(&self, attempt: Attempt) -> bool {
-        self.units().get(&attempt).is_none_or(|unit| unit.view.borrow().is_finished())
+        // What is there when an agent goes belongs to the next one.
+        !self.cancel.is_cancelled()
+            && self.units().get(&attempt).is_none_or(|unit| unit.view.borrow().is_finished())
     }
 }
 
@@ -215,6 +207,7 @@ impl Supervisor {
         private::check_runtime_dir(&options.runtime_dir)?;
         private::check_swap(options.work.allow_swap)?;
         let cache = Arc::new(Cache::open(&options.data_dir.join("cache"))?);
+        let incarnations = Incarnations::open(&options.data_dir)?;
         let place = Place { node: options.node.clone(), store: store.id };
         let runtime: Arc<dyn Runtime> = match options.work.runtime.kind() {
             Kind::Podman => {
@@ -225,18 +218,23 @@ impl Supervisor {
         };
         let supervisor = Self(Arc::new(Inner {
             options,
-            store,
+            store: store.id,
+            lock: Mutex::new(Some(store)),
             runtime,
             runtime_version: tokio::sync::OnceCell::new(),
             cache,
+            incarnations,
             units: Mutex::default(),
             serial: AtomicU64::new(0),
+            spare: Mutex::default(),
             dirty: AtomicBool::new(true),
             payloads: AtomicU64::new(0),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
         }));
         supervisor.recover()?;
+        supervisor.0.remove_spares();
+        supervisor.0.keep_spare();
         let reaper = supervisor.clone();
         let cancel = supervisor.0.cancel.clone();
         supervisor.0.tasks.spawn(async move {
@@ -247,7 +245,7 @@ impl Supervisor {
 
     /// Identity of the data directory.
     pub fn store_id(&self) -> StoreId {
-        self.0.store.id
+        self.0.store
     }
 
     /// The tree cache.
@@ -260,7 +258,9 @@ impl Supervisor {
         self.0.cancel.cancel();
         self.0.tasks.close();
         self.0.tasks.wait().await;
-        self.0.units().clear();
+        drop(self.0.take_spare()); // it ends when its agent hangs up
+        // Streams may hold this supervisor for a while yet; the directory is the next one's from now on.
+        self.0.lock.lock().expect("no code panics under this lock").take();
     }
 
     fn recover(&self) -> Result<(), StartError> {
@@ -324,7 +324,7 @@ impl Supervisor {
     async fn try_submit(&self, caller: &Caller, request: SubmitRequest) -> Result<UnitStatus, Refusal> {
         let attempt = parse_attempt(request.unit.as_ref())?;
         let epoch = parse_epoch(request.epoch)?;
-        let own = self.0.store.id;
+        let own = self.0.store;
         if StoreId::from_slice(&request.store_id) != Ok(own) {
             let message = format!("unit {attempt} is bound to another store than this node's {own}");
             return Err(refusal(RefusalCode::OtherStore, message));
@@ -332,6 +332,7 @@ impl Supervisor {
         if self.0.cancel.is_cancelled() {
             return Err(shutting_down());
         }
+        self.0.incarnations.check(&caller.cluster, epoch)?;
         let known = self.handle(attempt);
         let handle = match known {
             Some(handle) => handle,
@@ -341,7 +342,8 @@ impl Supervisor {
                 self.accept(attempt, caller, epoch, spec)?
             }
         };
-        ask(&handle.requests, attempt, |answer| Request::Submit { caller: caller.clone(), epoch, answer }).await?
+        ask(&handle.requests, attempt, |answer| Request::Submit { caller: caller.clone(), epoch, answer })
+            .await?
     }
 
     fn check_spec(&self, attempt: Attempt, spec: &UnitSpec) -> Result<(), Refusal> {
@@ -392,22 +394,24 @@ impl Supervisor {
     /// Asks a unit to end.
     pub async fn cancel(&self, caller: &Caller, request: CancelRequest) -> UnitReply {
         let verb = |epoch, answer| Request::Cancel { caller: caller.clone(), epoch, answer };
-        reply(self.act(request.unit.as_ref(), request.epoch, verb).await)
+        reply(self.act(caller, request.unit.as_ref(), request.epoch, verb).await)
     }
 
     /// Drops a finished, fully acknowledged unit. One that is unknown is forgotten already.
     pub async fn forget(&self, caller: &Caller, request: ForgetRequest) -> UnitReply {
         let verb = |epoch, answer| Request::Forget { caller: caller.clone(), epoch, answer };
-        reply(self.act(request.unit.as_ref(), request.epoch, verb).await)
+        reply(self.act(caller, request.unit.as_ref(), request.epoch, verb).await)
     }
 
     async fn act(
         &self,
+        caller: &Caller,
         unit: Option<&plexus_proto::work::UnitRef>,
         epoch: Option<plexus_proto::work::OwnerEpoch>,
         verb: impl FnOnce(OwnerEpoch, Answer<UnitStatus>) -> Request,
     ) -> Result<UnitStatus, Refusal> {
         let (attempt, epoch) = (parse_attempt(unit)?, parse_epoch(epoch)?);
+        self.0.incarnations.check(&caller.cluster, epoch)?;
         let handle = self.known(attempt)?;
         ask(&handle.requests, attempt, |answer| verb(epoch, answer)).await?
     }
@@ -418,7 +422,10 @@ impl Supervisor {
             let attempt = parse_attempt(request.unit.as_ref())?;
             let view = self.known(attempt)?.view.borrow().clone();
             if view.cluster != caller.cluster {
-                return Err(refusal(RefusalCode::NotOwner, format!("unit {attempt} belongs to another cluster")));
+                return Err(refusal(
+                    RefusalCode::NotOwner,
+                    format!("unit {attempt} belongs to another cluster"),
+                ));
             }
             Ok(view.status)
         };
@@ -429,7 +436,9 @@ impl Supervisor {
     pub fn list(&self, caller: &Caller) -> ListReply {
         let units = self.0.units();
         let views = units.values().map(|handle| handle.view.borrow().clone());
-        ListReply { units: views.filter(|view| view.cluster == caller.cluster).map(|view| view.status).collect() }
+        ListReply {
+            units: views.filter(|view| view.cluster == caller.cluster).map(|view| view.status).collect(),
+        }
     }
 
     /// The node itself.
@@ -438,11 +447,11 @@ impl Supervisor {
         let version = self
             .0
             .runtime_version
-            .get_or_init(|| async { blocking(move || runtime.version()).await })
+            .get_or_init(|| async { self.0.blocking(move || runtime.version()).await })
             .await;
         let capacity = capacity::measure();
         NodeInfo {
-            store_id: self.0.store.id.0.as_bytes().to_vec().into(),
+            store_id: self.0.store.0.as_bytes().to_vec().into(),
             software: crate::SOFTWARE.to_owned(),
             cpu_millis: capacity.cpu_millis,
             memory_bytes: capacity.memory_bytes,
@@ -461,6 +470,7 @@ impl Supervisor {
         attempt: Attempt,
         epoch: OwnerEpoch,
     ) -> Result<Opened, Refusal> {
+        self.0.incarnations.check(&caller.cluster, epoch)?;
         let handle = self.known(attempt)?;
         let verb = |answer| Request::OpenPayload { caller: caller.clone(), epoch, answer };
         ask(&handle.requests, attempt, verb).await?
@@ -484,7 +494,12 @@ impl Supervisor {
     ///
     /// # Errors
     /// A later stream took the place of this one.
-    pub async fn fail_unit(&self, attempt: Attempt, ticket: u64, reason: String) -> Result<UnitStatus, Refusal> {
+    pub async fn fail_unit(
+        &self,
+        attempt: Attempt,
+        ticket: u64,
+        reason: String,
+    ) -> Result<UnitStatus, Refusal> {
         let handle = self.known(attempt)?;
         ask(&handle.requests, attempt, |answer| Request::Unprepared { ticket, reason, answer }).await?
     }
@@ -500,6 +515,7 @@ impl Supervisor {
         epoch: OwnerEpoch,
         from_record: u64,
     ) -> Result<Attachment, Refusal> {
+        self.0.incarnations.check(&caller.cluster, epoch)?;
         let handle = self.known(attempt)?;
         let view = handle.view.clone();
         let verb = |answer| Request::Attach { caller: caller.clone(), epoch, from_record, view, answer };
@@ -529,43 +545,8 @@ impl Supervisor {
     /// Removes a working copy that was never used.
     pub async fn discard(&self, dir: PathBuf) {
         let runtime = self.0.runtime.clone();
-        if let Err(error) = blocking(move || runtime.remove_tree(&dir)).await {
+        if let Err(error) = self.0.blocking(move || runtime.remove_tree(&dir)).await {
             warn!(error = &error as &dyn std::error::Error, "unused working copy stays");
-        }
-    }
-
-    /// Ends containers and removes directories that belong to no living unit.
-    pub async fn reap(&self) {
-        self.0.dirty.store(false, Ordering::SeqCst);
-        let inner = self.0.clone();
-        match blocking(move || inner.reap()).await {
-            Ok(reaped) => {
-                if reaped.containers > 0 {
-                    info!(containers = reaped.containers, "leftover containers removed");
-                }
-                for dir in reaped.shims {
-                    // Its unit is unknown here: whoever submitted it got another store id since.
-                    self.0.dirty.store(true, Ordering::SeqCst);
-                    warn!(dir = %dir.display(), "ending a shim whose unit is unknown");
-                    shims::abort(&dir).await;
-                }
-            }
-            Err(error) => {
-                self.0.dirty.store(true, Ordering::SeqCst);
-                warn!(error = &error as &dyn std::error::Error, "leftovers cannot be removed; trying again");
-            }
-        }
-    }
-
-    async fn reap_for_ever(&self) {
-        let mut tick = tokio::time::interval(REAP_PERIOD);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tick.tick().await;
-            // An idle node starts no engine every minute.
-            if self.0.dirty.load(Ordering::SeqCst) {
-                self.reap().await;
-            }
         }
     }
 
@@ -604,18 +585,6 @@ async fn ask<T>(
     waiting.await.map_err(|_| shutting_down())
 }
 
-/// Moves file system work off the threads that carry streams.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(value) => value,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime is going down, and this task with it.
-            Err(_) => std::future::pending().await,
-        },
-    }
-}
-
 fn reply(result: Result<UnitStatus, Refusal>) -> UnitReply {
     UnitReply {
         result: Some(match result {
@@ -640,4 +609,3 @@ fn unknown(attempt: Attempt) -> Refusal {
 fn shutting_down() -> Refusal {
     refusal(RefusalCode::ShuttingDown, "node is shutting down")
 }
-

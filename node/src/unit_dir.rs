@@ -166,8 +166,8 @@ impl UnitDir {
 
     fn replace(&self, name: &str, content: &impl Serialize) -> Result<(), Error> {
         let (path, fresh) = (self.path.join(name), self.path.join(format!("{name}.new")));
-        let text = serde_json::to_vec(content)
-            .map_err(|source| Error::Parse { path: path.clone(), source })?;
+        let text =
+            serde_json::to_vec(content).map_err(|source| Error::Parse { path: path.clone(), source })?;
         fs::OpenOptions::new()
             .write(true)
             .create(true)
@@ -319,10 +319,10 @@ impl UnitFile {
             label: self.spec.label,
             image: self.spec.image,
             pull: self.spec.pull,
-            tree: self
-                .spec
-                .tree_digest
-                .map(|digest| TreeRef { digest: crate::tree::unhex(&digest).unwrap_or_default().into(), size }),
+            tree: self.spec.tree_digest.map(|digest| TreeRef {
+                digest: crate::tree::unhex(&digest).unwrap_or_default().into(),
+                size,
+            }),
             grace_seconds: self.spec.grace_seconds,
             timeout_seconds: self.spec.timeout_seconds,
             env: self.spec.env,

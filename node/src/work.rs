@@ -225,11 +225,9 @@ impl Unit {
     pub fn on_unprepared(&mut self, reason: String) -> Vec<Effect> {
         match self.state {
             State::Finished(_) => Vec::new(),
-            State::Pending | State::Preparing { .. } | State::Running { .. } => self.conclude(Finished {
-                outcome: Outcome::Failed.into(),
-                reason,
-                ..Finished::default()
-            }),
+            State::Pending | State::Preparing { .. } | State::Running { .. } => {
+                self.conclude(Finished { outcome: Outcome::Failed.into(), reason, ..Finished::default() })
+            }
         }
     }
 

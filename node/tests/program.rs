@@ -176,7 +176,10 @@ fn directories_and_ports_that_cannot_be_had_are_named_with_the_remedy() {
     world.issue(Role::Execution, "node-1");
     let config = world.config("node-1", "listen = [\"127.0.0.1:0\"]", "[work]\nallow_swap = true");
     fs::write(world.path("node-1/data"), "a file").unwrap();
-    check(&refused(&config), &["cannot write to data_dir", "node-1/data", "owned by user", "data_dir in the configuration"]);
+    check(
+        &refused(&config),
+        &["cannot write to data_dir", "node-1/data", "owned by user", "data_dir in the configuration"],
+    );
     fs::remove_file(world.path("node-1/data")).unwrap();
 
     let text = fs::read_to_string(&config).unwrap();
@@ -203,7 +206,7 @@ fn directories_and_ports_that_cannot_be_had_are_named_with_the_remedy() {
 
 #[test]
 fn a_shim_is_not_for_people() {
-    let output = Command::new(env!("CARGO_BIN_EXE_plexus-node")).arg("shim").output().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_plexus-node")).args(["shim", "--help"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     check(&String::from_utf8(output.stderr).unwrap(), &["not by hand"]);
 }
@@ -237,10 +240,8 @@ impl Controller {
     }
 
     async fn open(&self, service: &str) -> (FrameReader<MeshReader>, FrameWriter<MeshWriter>) {
-        let opened = wait_for(
-            || self.mesh.connect(&self.node, service, Class::Bulk),
-            |stream| stream.is_ok(),
-        );
+        let opened =
+            wait_for(|| self.mesh.connect(&self.node, service, Class::Bulk), |stream| stream.is_ok());
         let (reader, writer) = opened.await.unwrap().into_split();
         (FrameReader::new(reader), FrameWriter::new(writer))
     }

@@ -36,7 +36,7 @@ async fn a_restarted_agent_finds_the_running_unit_and_loses_nothing() {
     let node = place.start().await;
     let mut records = job.attach(&node, 1).await;
     assert_eq!(records.attached.first_record, 1, "the newest segment is still whole");
-    let outcome = records.to_end().await;
+    let outcome = records.take_all().await;
     assert_eq!(outcome.outcome(), Outcome::Succeeded);
     assert!(records.got.len() as u64 > seen);
     let expected: String = (1..=200).map(|number| format!("line {number}\n")).collect();
@@ -67,7 +67,7 @@ async fn a_unit_that_ends_while_no_agent_lives_is_served_by_the_next() {
 
     let node = place.start().await;
     let mut records = job.attach(&node, 1).await;
-    let outcome = records.to_end().await;
+    let outcome = records.take_all().await;
     assert_eq!((outcome.outcome(), outcome.exit_code), (Outcome::Failed, Some(7)));
     assert_eq!(records.stdout(), "begun\nended\n");
     assert!(!place.runtime_dir(job.attempt).exists());
@@ -88,13 +88,14 @@ async fn a_unit_that_ends_while_no_agent_lives_is_served_by_the_next() {
 async fn a_killed_shim_means_lost_with_everything_written_so_far() {
     let place = Place::new();
     let node = place.start().await;
-    let job = Job::script("echo before; setsid sleep 300 & setsid sh -c 'trap \"\" TERM; sleep 300' & sleep 300");
+    let job =
+        Job::script("echo before; setsid sleep 300 & setsid sh -c 'trap \"\" TERM; sleep 300' & sleep 300");
     job.start(&node).await;
     let mut records = job.attach(&node, 1).await;
     records.until_output("before").await;
     wait_for(|| async { alive(&job) }, |pids| pids.len() >= 4).await;
     kill(place.shim_pid(job.attempt));
-    let outcome = records.to_end().await;
+    let outcome = records.take_all().await;
     assert_eq!(outcome.outcome(), Outcome::Lost);
     assert!(outcome.reason.contains("shim"), "{}", outcome.reason);
     let (number, RecordKind::Lost(lost)) = records.got.last().unwrap() else { panic!("no lost record") };
@@ -122,14 +123,15 @@ async fn a_shim_killed_while_no_agent_lives_is_found_lost_and_never_run_again() 
     kill(place.shim_pid(job.attempt));
 
     let node = place.start().await;
-    let status = wait_for(|| job.status(&node), |status| finished(status.as_ref().unwrap()).is_some()).await.unwrap();
+    let status =
+        wait_for(|| job.status(&node), |status| finished(status.as_ref().unwrap()).is_some()).await.unwrap();
     assert_eq!(finished(&status).unwrap().outcome(), Outcome::Lost);
     assert_eq!(alive(&job), Vec::<i32>::new());
     let (_, last) = job.payload(&node).await;
     assert!(matches!(last, PayloadMessageKind::Done(_)), "a payload is not wanted: {last:?}");
     job.submit(&node).await;
     let mut records = job.attach(&node, held + 1).await;
-    records.to_end().await;
+    records.take_all().await;
     assert_eq!(records.got.len(), 1);
     assert_eq!(fs::read_to_string(ran).unwrap(), "x\n", "it ran once");
     node.shutdown().await;
@@ -149,7 +151,9 @@ async fn power_loss_between_mark_and_shim_is_lost_and_before_the_mark_is_pending
     fs::create_dir_all(place.runtime_dir(unmarked.attempt).join("private")).unwrap();
 
     let node = place.start().await;
-    let lost = wait_for(|| marked.status(&node), |status| finished(status.as_ref().unwrap()).is_some()).await.unwrap();
+    let lost = wait_for(|| marked.status(&node), |status| finished(status.as_ref().unwrap()).is_some())
+        .await
+        .unwrap();
     assert_eq!(finished(&lost).unwrap().outcome(), Outcome::Lost);
     assert_eq!(lost.records, 1, "a lost record alone");
     let pending = unmarked.status(&node).await.unwrap();
@@ -179,7 +183,7 @@ async fn a_controller_that_is_ahead_of_the_spool_learns_that_the_unit_is_lost() 
 
     let node = place.start().await;
     let mut records = job.attach(&node, held + 1).await;
-    records.to_end().await;
+    records.take_all().await;
     let (number, RecordKind::Lost(lost)) = &records.got[0] else { panic!("no lost record") };
     assert_eq!(*number, held + 1, "it takes the number that is waited for");
     assert!(lost.records < held);
@@ -198,7 +202,7 @@ async fn cancel_lets_the_worker_finish_within_its_grace() {
     records.until_output("ready").await;
     let asked = Instant::now();
     job.cancel(&node).await;
-    let outcome = records.to_end().await;
+    let outcome = records.take_all().await;
     assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
     assert_eq!((outcome.outcome(), outcome.exit_code), (Outcome::Canceled, Some(254)));
     assert_eq!(records.stdout(), "ready\nstopping\n");
@@ -223,7 +227,7 @@ async fn cancel_ends_setsid_children_that_ignore_sigterm_once_the_grace_is_over(
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(!alive(&job).is_empty(), "the grace is granted");
     job.cancel(&node).await;
-    let outcome = records.to_end().await;
+    let outcome = records.take_all().await;
     assert_eq!(outcome.outcome(), Outcome::Canceled);
     assert_eq!(alive(&job), Vec::<i32>::new(), "canceled means that nothing is alive");
     let took = asked.elapsed();
@@ -271,13 +275,18 @@ async fn a_cancel_on_the_heels_of_the_start_is_not_overlooked() {
         job.submit(&node).await;
         // Start and cancel reach the shim in one piece.
         let (started, canceled) = tokio::join!(job.payload(&node), async {
-            wait_for(|| job.status(&node), |status| !matches!(status.as_ref().unwrap().state, Some(UnitStatusState::Pending(_)))).await;
+            wait_for(
+                || job.status(&node),
+                |status| !matches!(status.as_ref().unwrap().state, Some(UnitStatusState::Pending(_))),
+            )
+            .await
+            .unwrap();
             job.cancel(&node).await
         });
         assert!(matches!(started.1, PayloadMessageKind::Done(_)));
         assert!(finished(&canceled).is_none());
         let mut records = job.attach(&node, 1).await;
-        assert_eq!(records.to_end().await.outcome(), Outcome::Canceled);
+        assert_eq!(records.take_all().await.outcome(), Outcome::Canceled);
     }
     node.shutdown().await;
 }
@@ -294,7 +303,7 @@ async fn a_cancel_reaches_a_unit_whose_agent_was_restarted() {
     let node = place.start().await;
     job.cancel(&node).await;
     let mut records = job.attach(&node, 1).await;
-    assert_eq!(records.to_end().await.outcome(), Outcome::Canceled);
+    assert_eq!(records.take_all().await.outcome(), Outcome::Canceled);
     node.shutdown().await;
 }
 
@@ -346,7 +355,10 @@ async fn leftovers_of_unknown_units_are_removed() {
         (alive(&job), place.runtime_dir(job.attempt).exists())
     };
     wait_for(gone, |(pids, exists)| pids.is_empty() && !exists).await;
-    let refusal = answer(node.submit(&caller(), SubmitRequest { store_id: vec![9; 16].into(), ..job.submit_request(&node) }).await);
+    let refusal = answer(
+        node.submit(&caller(), SubmitRequest { store_id: vec![9; 16].into(), ..job.submit_request(&node) })
+            .await,
+    );
     assert_eq!(refusal.unwrap_err().code(), RefusalCode::OtherStore);
     node.shutdown().await;
 }
@@ -370,4 +382,94 @@ async fn garbage_on_a_stream_is_an_error_and_nothing_else() {
     };
     assert_eq!(refusal.code(), RefusalCode::UnknownUnit);
     node.shutdown().await;
+}
+
+#[tokio::test]
+async fn many_restarts_under_a_chatty_unit_lose_and_double_nothing() {
+    let place = Place::new();
+    let mut node = place.start().await;
+    let job = Job::script("seq 1 60000 | while read -r line; do echo \"$line\"; done");
+    job.start(&node).await;
+    let (mut next, mut got) = (1, Vec::new());
+    for round in 0.. {
+        let mut records = job.attach(&node, next).await;
+        let ended = |records: &Records| matches!(records.got.last(), Some((_, RecordKind::End(_))));
+        let mut bytes = 0;
+        while bytes < 30_000 && !ended(&records) {
+            assert_eq!(records.next().await, None);
+            if let Some((_, RecordKind::Output(output))) = records.got.last() {
+                bytes += output.data.len();
+            }
+        }
+        let last = records.got.last().unwrap().0;
+        if round % 2 == 0 {
+            records.ack(last).await;
+        }
+        got.extend(records.bytes(Stream::Stdout));
+        next = last + 1;
+        if ended(&records) {
+            break;
+        }
+        node.shutdown().await;
+        drop((node, records));
+        node = place.start().await;
+    }
+    let expected: String = (1..=60_000).map(|number| format!("{number}\n")).collect();
+    assert!(got == expected.as_bytes(), "{} bytes instead of {}", got.len(), expected.len());
+    node.shutdown().await;
+}
+
+/// Mounts a small tmpfs; this needs root, as the container tests do.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount(bytes: u32) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let size = format!("size={bytes}");
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+            .arg(dir.path())
+            .status();
+        mounted.is_ok_and(|status| status.success()).then_some(Self(dir))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        std::process::Command::new("umount").arg("-l").arg(self.0.path()).status().ok();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_holds_the_job_and_loses_nothing() {
+    let Some(disk) = SmallDisk::mount(24 << 20) else {
+        println!("skipped: mounting a small tmpfs needs root");
+        return;
+    };
+    let mut place = Place::new();
+    place.data = tempfile::tempdir_in(disk.0.path()).unwrap();
+    let node = place.start().await;
+    let job = Job::script("seq 1 5000000; echo last");
+    job.start(&node).await;
+    let spool = place.unit_dir(job.attempt).join("spool");
+    let held = || async { plexus_node::spool::held_bytes(&spool).unwrap_or(0) };
+    wait_for(held, |held| *held >= 22 << 20).await;
+    // Nothing gives way until a controller takes what is there.
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert!(finished(&job.status(&node).await.unwrap()).is_none());
+    let mut records = job.attach(&node, 1).await;
+    let mut acked = 0;
+    while !matches!(records.got.last(), Some((_, RecordKind::End(_)))) {
+        assert_eq!(records.next().await, None);
+        let last = records.got.last().map_or(0, |(number, _)| *number);
+        if last >= acked + 20 {
+            records.ack(last).await;
+            acked = last;
+        }
+    }
+    let text = records.stdout();
+    assert!(text.ends_with("\n5000000\nlast\n"));
+    assert_eq!(text.lines().count(), 5_000_001);
+    node.shutdown().await;
+    drop((node, records));
 }

@@ -29,7 +29,7 @@ async fn a_unit_runs_and_every_byte_arrives_once_and_sealed() {
     assert_eq!(refusal.code(), RefusalCode::NotFinished, "{}", refusal.message);
     records.ack_all().await;
     let last = records.got.last().unwrap().0;
-    wait_for(|| job.status(&node), |status| status.as_ref().unwrap().acked == last).await;
+    wait_for(|| job.status(&node), |status| status.as_ref().unwrap().acked == last).await.unwrap();
     job.forget(&node).await.unwrap();
     assert_eq!(job.status(&node).await.unwrap_err().code(), RefusalCode::UnknownUnit);
     assert_eq!(files_below(&place.data.path().join("data/units")), Vec::<std::path::PathBuf>::new());
@@ -47,11 +47,14 @@ async fn the_project_travels_once_and_each_unit_writes_into_its_own_copy() {
         ("large.bin", 0o644, &large),
         ("link@", 0, b"roles/run.sh"),
     ];
-    let script = "pwd -P; ls; ./link; wc -c < {large}; test -e new && echo stale; echo mine > new; rm large.bin; \
+    let script =
+        "pwd -P; ls; ./link; wc -c < {large}; test -e new && echo stale; echo mine > new; rm large.bin; \
                   readlink ${DIR}/project"
-        .replace("{large}", "large.bin");
+            .replace("{large}", "large.bin");
     let mut job = Job::script(&script).with_tree(tree);
-    job.spec.env.insert("DIR".to_owned(), place.runtime_dir(job.attempt).join("private").display().to_string());
+    job.spec
+        .env
+        .insert("DIR".to_owned(), place.runtime_dir(job.attempt).join("private").display().to_string());
     job.submit(&node).await;
     let (heard, last) = job.payload(&node).await;
     assert!(matches!(last, PayloadMessageKind::Done(_)), "{last:?}");
@@ -64,16 +67,21 @@ async fn the_project_travels_once_and_each_unit_writes_into_its_own_copy() {
         .collect();
     assert_eq!(needs, [(true, 0, false), (false, 4, false), (false, 0, true)]);
     let mut records = job.attach(&node, 1).await;
-    let outcome = records.to_end().await;
+    let outcome = records.take_all().await;
     let copy = place.unit_dir(job.attempt).join("project");
     let text = records.stdout();
-    let expected =
-        format!("{0}\nlarge.bin\nlink\nroles\nran\n3000000\n{0}\n", copy.canonicalize().unwrap_or(copy.clone()).display());
+    let expected = format!(
+        "{0}\nlarge.bin\nlink\nroles\nran\n3000000\n{0}\n",
+        copy.canonicalize().unwrap_or(copy.clone()).display()
+    );
     assert_eq!(text, expected, "{outcome:?}");
 
     // The second unit of the same tree: nothing but the private block travels.
     let mut again = Job::script(&script).with_tree(tree);
-    again.spec.env.insert("DIR".to_owned(), place.runtime_dir(again.attempt).join("private").display().to_string());
+    again
+        .spec
+        .env
+        .insert("DIR".to_owned(), place.runtime_dir(again.attempt).join("private").display().to_string());
     again.submit(&node).await;
     let (heard, _) = again.payload(&node).await;
     assert!(
@@ -81,7 +89,7 @@ async fn the_project_travels_once_and_each_unit_writes_into_its_own_copy() {
         "{heard:?}"
     );
     let mut records = again.attach(&node, 1).await;
-    records.to_end().await;
+    records.take_all().await;
     assert!(!records.stdout().contains("stale"));
     assert!(records.stdout().contains("3000000"));
     wait_for(|| async { copy.exists() }, |exists| !exists).await;
@@ -99,7 +107,11 @@ async fn a_hostile_tree_ends_its_unit_with_the_reason_and_touches_nothing() {
     let status = done.status.unwrap();
     let outcome = finished(&status).unwrap();
     assert_eq!(outcome.outcome(), Outcome::Failed);
-    assert!(outcome.reason.contains("\"../escape\"") && outcome.reason.contains("'..'"), "{}", outcome.reason);
+    assert!(
+        outcome.reason.contains("\"../escape\"") && outcome.reason.contains("'..'"),
+        "{}",
+        outcome.reason
+    );
     assert_eq!(status.records, 0, "nothing was started, so there is no end record to wait for");
     assert!(!place.data.path().join("data/escape").exists());
     assert!(!place.data.path().join("data/units/escape").exists());
@@ -168,11 +180,20 @@ async fn submit_is_refused_for_another_store_an_older_epoch_and_a_second_attempt
     assert_eq!(theirs.code(), RefusalCode::NotOwner);
     assert_eq!(node.list(&stranger).units, []);
     assert_eq!(node.list(&caller()).units.len(), 1);
-    let seen = answer(node.status(&stranger, StatusRequest { unit: Some(job.attempt.into()) }).await).unwrap_err();
+    let seen =
+        answer(node.status(&stranger, StatusRequest { unit: Some(job.attempt.into()) }).await).unwrap_err();
     assert_eq!(seen.code(), RefusalCode::NotOwner);
 
     job.cancel(&node).await;
     status(node.submit(&caller(), second).await);
+
+    // A database restored from a backup goes above; whoever is left of the time before acts on nothing any more.
+    let restored = plexus_proto::id::OwnerEpoch { incarnation: 2, counter: 1 };
+    let fresh = Job { epoch: restored, ..Job::script("true") };
+    fresh.submit(&node).await;
+    assert_eq!(refused(job.submit_request(&node)).await.code(), RefusalCode::OlderEpoch);
+    let unknown = Job::script("true");
+    assert_eq!(refused(unknown.submit_request(&node)).await.code(), RefusalCode::OlderEpoch);
     node.shutdown().await;
 }
 
@@ -200,7 +221,7 @@ async fn a_newer_attach_ends_the_older_and_takes_the_acks() {
     new.ack(2).await;
     new.epoch = epoch(2);
     new.ack(1).await;
-    wait_for(|| job.status(&node), |status| status.as_ref().unwrap().acked > 0).await;
+    wait_for(|| job.status(&node), |status| status.as_ref().unwrap().acked > 0).await.unwrap();
     assert_eq!(job.status(&node).await.unwrap().acked, 1);
 
     job.epoch = epoch(1);
@@ -264,7 +285,11 @@ async fn a_burst_of_many_megabytes_arrives_whole_and_leaves_the_disk_with_the_ac
     records.ack_all().await;
     wait_for(|| async { place.unit_dir(job.attempt).join("spool").exists() }, |exists| !exists).await;
     let again = job.attach(&node, 1).await;
-    assert_eq!(again.attached.first_record, records.got.last().unwrap().0 + 1, "acknowledged records are gone");
+    assert_eq!(
+        again.attached.first_record,
+        records.got.last().unwrap().0 + 1,
+        "acknowledged records are gone"
+    );
     node.shutdown().await;
 }
 
@@ -342,7 +367,9 @@ async fn secrets_touch_no_disk_no_argument_and_no_log() {
     let place = Place::new();
     let node = place.start().await;
     let canary = "canary-5f0e8d7c";
-    let mut job = Job::script(&format!("cat > /dev/null; echo {canary}; echo \"$SECRET\"; echo ready; read line; sleep 60"));
+    let mut job = Job::script(&format!(
+        "cat > /dev/null; echo {canary}; echo \"$SECRET\"; echo ready; read line; sleep 60"
+    ));
     job.stdin = format!("{canary}\n").into_bytes();
     job.env.push(("SECRET".to_owned(), canary.to_owned()));
     job.files.push(private_file("env/passwords", canary));
@@ -363,7 +390,7 @@ async fn secrets_touch_no_disk_no_argument_and_no_log() {
     let log = std::fs::read_to_string(place.runtime_dir(job.attempt).join("shim.log")).unwrap();
     assert_eq!(log, "");
     job.cancel(&node).await;
-    records.to_end().await;
+    records.take_all().await;
     assert!(!place.runtime_dir(job.attempt).exists(), "private data is gone with the unit");
     node.shutdown().await;
 }

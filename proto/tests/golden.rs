@@ -3,6 +3,8 @@
 //! A file under `golden/` is never changed once released: a new field gets a new sample beside the old one. A missing
 //! file is written by `PLEXUS_BLESS=1 cargo test -p plexus-proto --test golden` and then committed.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on stops there")]
+
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::PathBuf;
@@ -63,7 +65,12 @@ fn refusal() -> Refusal {
 }
 
 fn finished() -> Finished {
-    Finished { outcome: Outcome::Failed.into(), exit_code: Some(2), signal: None, reason: "worker ended with 2".into() }
+    Finished {
+        outcome: Outcome::Failed.into(),
+        exit_code: Some(2),
+        signal: None,
+        reason: "worker ended with 2".into(),
+    }
 }
 
 fn status(state: UnitStatusState) -> UnitStatus {
@@ -118,7 +125,10 @@ fn work_verbs() {
         env: BTreeMap::from([("LANG".into(), "C.UTF-8".into())]),
     };
     let store_id = Bytes::from_static(&[3; 16]);
-    check("submit", SubmitRequest { unit: unit(), epoch: epoch(), store_id: store_id.clone(), spec: Some(spec) });
+    check(
+        "submit",
+        SubmitRequest { unit: unit(), epoch: epoch(), store_id: store_id.clone(), spec: Some(spec) },
+    );
     check("cancel", CancelRequest { unit: unit(), epoch: epoch() });
     check("forget", ForgetRequest { unit: unit(), epoch: epoch() });
     check("status", StatusRequest { unit: unit() });
@@ -151,7 +161,10 @@ fn payload_messages() {
         TreeEntry {
             path: "site.yml".into(),
             mode: 0o644,
-            kind: Some(TreeEntryKind::File(FileContent { size: 5, chunks: vec![Bytes::from_static(&[1; 32])] })),
+            kind: Some(TreeEntryKind::File(FileContent {
+                size: 5,
+                chunks: vec![Bytes::from_static(&[1; 32])],
+            })),
         },
     ];
     check("payload-manifest", payload(PayloadMessageKind::Manifest(TreeManifest { entries })));
@@ -184,7 +197,10 @@ fn record_messages() {
     check("records-record", records(RecordMessageKind::Record(sealed)));
     let lost = LostRecord { records: 9, reason: "the shim was killed".into() };
     let plain = Some(Record { kind: Some(RecordKind::Lost(lost)) });
-    check("records-lost", records(RecordMessageKind::Record(SealedRecord { number: 10, sealed: Bytes::new(), plain })));
+    check(
+        "records-lost",
+        records(RecordMessageKind::Record(SealedRecord { number: 10, sealed: Bytes::new(), plain })),
+    );
     check("records-ack", records(RecordMessageKind::Ack(Ack { epoch: epoch(), up_to: 9 })));
     check("records-status", records(RecordMessageKind::Status(status)));
     check("records-refusal", records(RecordMessageKind::Refusal(refusal())));

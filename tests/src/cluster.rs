@@ -215,10 +215,22 @@ impl Cluster {
 
     /// What of this cluster is on the machine besides its three daemons.
     pub fn leftovers(&self) -> Leftovers {
+        self.look_in(&[&self.layout.dir, &self.layout.runtime_dir])
+    }
+
+    /// What of its jobs is on the machine. A spare shim that waits for the next job is the agent's, not a job's.
+    fn of_jobs(&self) -> Leftovers {
+        let units = |dir: &Path| dir.join("units");
+        let private = units(&self.layout.runtime_dir.join("node-1"));
+        self.look_in(&[&units(&self.layout.data_dir("node-1")), &private])
+    }
+
+    fn look_in(&self, dirs: &[&Path]) -> Leftovers {
         let with_containers = matches!(self.layout.runtime, Runtime::Podman);
-        let mut found = Leftovers::find(&self.layout.dir, &self.layout.runtime_dir, with_containers);
+        let mut found = Leftovers::find(dirs, &self.layout.runtime_dir, with_containers);
         let daemons = [self.controller.pid(), self.hop.pid(), self.node.pid()];
         found.processes.retain(|(pid, _)| !daemons.contains(&Some(*pid)));
+        found.files.extend(below(&self.layout.data_dir("node-1").join("units")));
         found
     }
 
@@ -228,7 +240,7 @@ impl Cluster {
     /// When something stays.
     pub async fn clean(&self) -> anyhow::Result<()> {
         wait_for("everything of the jobs to be gone", Duration::from_secs(15), async || {
-            let found = self.leftovers();
+            let found = self.of_jobs();
             Seen::when(found.is_empty(), || format!("{found:?}"))
         })
         .await
@@ -282,6 +294,11 @@ impl Drop for Cluster {
             eprintln!("---- everything is kept in {}", dir.keep().display());
         }
     }
+}
+
+/// Entries of a folder.
+fn below(dir: &Path) -> Vec<PathBuf> {
+    fs::read_dir(dir).map(|entries| entries.flatten().map(|entry| entry.path()).collect()).unwrap_or_default()
 }
 
 fn daemon(layout: &Layout, name: &str, program: PathBuf) -> Daemon {

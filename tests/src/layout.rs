@@ -82,14 +82,17 @@ impl Layout {
         Ok(())
     }
 
-    /// Writes the three configuration files.
+    /// Writes the three configuration files; `$PLEXUS_TEST_LOG` sets another log level.
     ///
     /// # Errors
     /// When one cannot be written.
     pub fn configure(&self) -> anyhow::Result<()> {
-        write(&self.config("controller"), &self.controller_config())?;
-        write(&self.config("hop-1"), &self.hop_config())?;
-        write(&self.config("node-1"), &self.node_config())
+        let log = std::env::var("PLEXUS_TEST_LOG")
+            .map(|level| format!("\n[log]\nlevel = \"{level}\"\n"))
+            .unwrap_or_default();
+        write(&self.config("controller"), &(self.controller_config() + &log))?;
+        write(&self.config("hop-1"), &(self.hop_config() + &log))?;
+        write(&self.config("node-1"), &(self.node_config() + &log))
     }
 
     /// Folder of the certificate authority.

@@ -1,8 +1,7 @@
-//! What a cluster left on the machine: processes, containers, files on tmpfs.
+//! What a cluster left on the machine: processes, containers, files.
 
-use std::ffi::OsString;
 use std::fs;
-use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -10,24 +9,25 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::layout::podman_command;
 
-/// Everything found that names a cluster's folders.
+/// Everything found that has to do with a cluster's folders.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Leftovers {
-    /// Processes whose command line names a folder of the cluster: pid and command line.
+    /// Processes that have to do with a folder of the cluster: pid and command line.
     pub processes: Vec<(u32, String)>,
     /// Containers with a mount from a folder of the cluster.
     pub containers: Vec<String>,
-    /// Private data that still lies on tmpfs.
-    pub private: Vec<PathBuf>,
+    /// Files of units that still lie there: private data on tmpfs, spools.
+    pub files: Vec<PathBuf>,
 }
 
 impl Leftovers {
-    /// Looks for them. `with_containers` asks podman too, which costs about 0.1 s.
-    pub fn find(dir: &Path, runtime_dir: &Path, with_containers: bool) -> Self {
+    /// Looks for processes that have to do with `dirs`, and for containers and private data of the node whose folder on tmpfs
+    /// is `runtime_dir`. `with_containers` asks podman, which costs about 0.1 s.
+    pub fn find(dirs: &[&Path], runtime_dir: &Path, with_containers: bool) -> Self {
         Self {
-            processes: processes(&[dir, runtime_dir]),
+            processes: processes(dirs),
             containers: if with_containers { containers(runtime_dir) } else { Vec::new() },
-            private: private(runtime_dir),
+            files: private(runtime_dir),
         }
     }
 
@@ -49,7 +49,8 @@ impl Leftovers {
     }
 }
 
-/// Processes other than this one whose arguments name one of the folders.
+/// Processes other than this one that have to do with one of the folders: by an argument, a variable of their environment,
+/// their working directory or an open file. A shim names nothing in its arguments; its spool gives it away.
 fn processes(dirs: &[&Path]) -> Vec<(u32, String)> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     entries
@@ -57,22 +58,33 @@ fn processes(dirs: &[&Path]) -> Vec<(u32, String)> {
         .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
         .filter(|&pid| pid != std::process::id())
         .filter_map(|pid| {
-            let arguments = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
             let state = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
             // A zombie is its parent's affair; it runs nothing and holds nothing.
             if state.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')) {
                 return None;
             }
-            let ours = arguments.split(|&byte| byte == 0).any(|argument| {
-                let argument = PathBuf::from(OsString::from_vec(argument.to_vec()));
-                dirs.iter().any(|dir| {
-                    argument.starts_with(dir) || argument.to_string_lossy().contains(&*dir.to_string_lossy())
-                })
-            });
+            let arguments = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            let ours = dirs
+                .iter()
+                .any(|dir| mentions(&arguments, dir) || mentions(&environment, dir) || holds(pid, dir));
             let line = String::from_utf8_lossy(&arguments).replace('\0', " ");
             ours.then_some((pid, line.trim().to_owned()))
         })
         .collect()
+}
+
+fn mentions(text: &[u8], dir: &Path) -> bool {
+    let dir = dir.as_os_str().as_bytes();
+    text.windows(dir.len()).any(|part| part == dir)
+}
+
+/// Whether the working directory or an open file of a process lies below the folder.
+fn holds(pid: u32, dir: &Path) -> bool {
+    let below = |link: &Path| fs::read_link(link).is_ok_and(|target| target.starts_with(dir));
+    below(Path::new(&format!("/proc/{pid}/cwd")))
+        || fs::read_dir(format!("/proc/{pid}/fd"))
+            .is_ok_and(|files| files.flatten().any(|file| below(&file.path())))
 }
 
 /// Containers of any state with a mount below the folder.

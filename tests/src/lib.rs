@@ -23,7 +23,7 @@ pub use cluster::{Builder, Cluster, Runtime};
 pub use daemon::Daemon;
 pub use layout::{Layout, podman_command, runtime_root};
 pub use leftovers::Leftovers;
-pub use ports::{ReservedPort, free_port};
+pub use ports::ReservedPort;
 pub use recap::{HostRecap, Recap, plain};
 pub use replay::Replay;
 pub use samples::{JobOptions, Loaded, Samples, cache_dir, demo_image};

@@ -26,44 +26,42 @@ impl ReservedPort {
     /// # Errors
     /// When the lock directory cannot be used, or every port is taken.
     pub fn new() -> anyhow::Result<Self> {
-        let dir = lock_dir()?;
         let span = u32::from(LAST - FIRST);
         // Different processes start looking at different places.
         let start = std::process::id().wrapping_mul(2_654_435_761) % span;
         for step in 0..span {
             let offset = u16::try_from((start + step) % span).context("port range exceeds u16")?;
-            let port = FIRST + offset;
-            let path = dir.join(port.to_string());
-            let lock = OpenOptions::new()
-                .create(true)
-                .write(true)
-                .truncate(false)
-                .open(&path)
-                .with_context(|| format!("cannot open {}", path.display()))?;
-            if lock.try_lock().is_err() || !is_free(port) {
-                continue;
+            if let Some(reserved) = Self::take(FIRST + offset)? {
+                return Ok(reserved);
             }
-            return Ok(Self { port, _lock: lock });
         }
         bail!("no free port between {FIRST} and {LAST}");
+    }
+
+    /// Reserves the preferred port if it is free, else any.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn prefer(port: u16) -> anyhow::Result<Self> {
+        Self::take(port)?.map_or_else(Self::new, Ok)
+    }
+
+    fn take(port: u16) -> anyhow::Result<Option<Self>> {
+        let path = lock_dir()?.join(port.to_string());
+        let lock = OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(false)
+            .open(&path)
+            .with_context(|| format!("cannot open {}", path.display()))?;
+        let free = lock.try_lock().is_ok() && is_free(port);
+        Ok(free.then_some(Self { port, _lock: lock }))
     }
 
     /// The number.
     pub fn port(&self) -> u16 {
         self.port
     }
-}
-
-/// The preferred port if it is free now, else any free one.
-///
-/// # Errors
-/// When no port can be bound at all.
-pub fn free_port(preferred: u16) -> anyhow::Result<u16> {
-    if is_free(preferred) {
-        return Ok(preferred);
-    }
-    let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot bind any port")?;
-    Ok(socket.local_addr().context("bound socket has no address")?.port())
 }
 
 fn is_free(port: u16) -> bool {
@@ -97,6 +95,6 @@ mod tests {
     fn taken_preferred_port_falls_back() {
         let holder = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let taken = holder.local_addr().unwrap().port();
-        assert_ne!(free_port(taken).unwrap(), taken);
+        assert_ne!(ReservedPort::prefer(taken).unwrap().port(), taken);
     }
 }

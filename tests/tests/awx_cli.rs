@@ -49,7 +49,11 @@ impl Awx {
         ] {
             command.env_remove(name);
         }
-        command.env("CONTROLLER_HOST", &self.host).env("CONTROLLER_VERIFY_SSL", "false").env("NO_PROXY", "*");
+        command
+            .env("CONTROLLER_HOST", &self.host)
+            .env("CONTROLLER_VERIFY_SSL", "false")
+            .env("CONTROLLER_COLOR", "false")
+            .env("NO_PROXY", "*");
         command.envs(env.iter().copied());
         tokio::time::timeout(COMMAND, command.output()).await.expect("awx hangs").expect("awx cannot be run")
     }

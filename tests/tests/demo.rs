@@ -26,7 +26,7 @@ fn scratch() -> TempDir {
 }
 
 fn nothing_is_left(dir: &Path) {
-    let found = Leftovers::find(dir, &runtime_root().join("plexus-demo-none"), true);
+    let found = Leftovers::find(&[dir], &runtime_root().join("plexus-demo-none"), true);
     assert!(found.processes.is_empty(), "{found:?}");
 }
 

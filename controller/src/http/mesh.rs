@@ -117,7 +117,8 @@ fn probed(call: &Call) -> Result<(NodeId, Duration), ApiError> {
 fn failed(error: MeshError) -> ApiError {
     let status = match &error {
         MeshError::Unknown(_) => StatusCode::NOT_FOUND,
-        MeshError::NoRoute(_) | MeshError::Failed(_) => StatusCode::BAD_GATEWAY,
+        MeshError::NoRoute(_) => StatusCode::SERVICE_UNAVAILABLE,
+        MeshError::Failed(_) => StatusCode::BAD_GATEWAY,
         MeshError::Timeout { .. } => StatusCode::GATEWAY_TIMEOUT,
     };
     ApiError::Detail(status, error.to_string())

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use plexus_proto::work::{Finished, Outcome, Output, Record, RecordKind, Stream};
+use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::take::STDERR_MAX;
@@ -217,7 +218,7 @@ async fn two_sessions_of_an_attempt_never_both_write() {
             Err(error) => break error,
         }
     };
-    assert!(error.to_string().contains("cannot store"), "{error}");
+    assert!(error.is_fenced() && error.to_string().contains("cannot store"), "{error:?}");
     assert!(acked.wait_for(|&stored| stored > 3).await.is_err(), "the older session is told no more");
     feed(&mut newer, &records).await;
     assert_eq!(store.summary(job(1)).await.unwrap().events, 18);
@@ -426,8 +427,10 @@ async fn an_unsealed_record_may_only_say_that_the_rest_is_lost() {
     let plain = Some(Record { kind: Some(RecordKind::Output(output)) });
     let forged = SealedRecord { number: 1, sealed: Bytes::new(), plain };
     assert!(matches!(session.push(forged).await, Err(Error::Invalid { .. })));
-    let zero = SealedRecord { number: 0, ..SealedRecord::default() };
-    assert!(matches!(session.push(zero).await, Err(Error::Invalid { .. })));
+    for number in [0, 1 << 63, u64::MAX] {
+        let impossible = SealedRecord { number, ..SealedRecord::default() };
+        assert!(matches!(session.push(impossible).await, Err(Error::Invalid { .. })));
+    }
 }
 
 #[tokio::test]
@@ -473,6 +476,103 @@ async fn two_attempts_of_a_job_share_its_numbers() {
     assert_eq!(runner, (1..=18).chain(1..=18).collect::<Vec<_>>());
     assert_eq!(events[18].start_line, events[17].end_line);
     assert_eq!(store.summary(job(1)).await.unwrap().gaps, []);
+}
+
+/// Something a node may send.
+#[derive(Debug, Clone)]
+enum Sent {
+    Stdout(Vec<u8>),
+    Stderr(Vec<u8>),
+    /// A record that never comes.
+    Missing,
+    /// A record that does not open.
+    Broken,
+    Lost,
+    End,
+}
+
+fn sent() -> impl Strategy<Value = Sent> {
+    let event = |counter: u32| {
+        format!(
+            "{{\"uuid\": \"u{counter}\", \"counter\": {counter}, \"event\": \"verbose\", \"stdout\": \"x\\r\\ny\"}}\n"
+        )
+    };
+    let piece = prop_oneof![
+        (1u32..9).prop_map(move |counter| event(counter).into_bytes()),
+        (1u32..9, 1usize..60).prop_map(move |(counter, cut)| event(counter).into_bytes()[..cut].to_vec()),
+        Just(b"{\"status\": \"starting\", \"command\": [\"a\"], \"env\": {\"KEY\": \"v\"}}\n".to_vec()),
+        Just(b"{\"status\": \"failed\"}\n{\"zipfile\": 9}\n".to_vec()),
+        Just(b"YWJjZGVm".to_vec()),
+        Just(b"{\"eof\": true}\n".to_vec()),
+        Just(b"\n".to_vec()),
+        prop::collection::vec(any::<u8>(), 0..30),
+    ];
+    prop_oneof![
+        8 => prop::collection::vec(piece, 1..4).prop_map(|pieces| Sent::Stdout(pieces.concat())),
+        2 => prop::collection::vec(any::<u8>(), 0..9).prop_map(Sent::Stderr),
+        1 => Just(Sent::Missing),
+        1 => Just(Sent::Broken),
+        1 => prop_oneof![Just(Sent::Lost), Just(Sent::End)],
+    ]
+}
+
+/// What became of these records, with a new session before each one that `reopen` says.
+async fn outcome(records: &[SealedRecord], reopen: &[bool]) -> String {
+    let dir = TempDir::new().unwrap();
+    let store = store(dir.path()).await;
+    let mut turn = 1;
+    let mut session = self::session(&store, context(1, 1), epoch(turn)).await;
+    for (record, reopen) in records.iter().zip(reopen.iter().chain(std::iter::repeat(&false))) {
+        if *reopen {
+            stored(&session).await;
+            turn += 1;
+            session = self::session(&store, context(1, 1), epoch(turn)).await;
+        }
+        session.push(record.clone()).await.unwrap();
+        assert!(session.next_record() > record.number);
+    }
+    stored(&session).await;
+    let events = all_events(&store, 1).await;
+    assert!(events.iter().zip(1..).all(|(event, number)| event.counter == number));
+    let summary = store.summary(job(1)).await.unwrap();
+    let result = if session.is_complete() { Some(session.result().await.unwrap()) } else { None };
+    store.close().await;
+    format!("{events:?}\n{summary:?}\n{result:?}")
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn sessions_anywhere_make_no_difference(
+        sent in prop::collection::vec(sent(), 1..25),
+        reopen in prop::collection::vec(any::<bool>(), 25),
+    ) {
+        let mut spool = Spool::new(attempt(1, 1));
+        let mut skipped = std::collections::BTreeSet::new();
+        for sent in &sent {
+            let number = spool.records.len() as u64 + 1;
+            match sent {
+                Sent::Stdout(data) => spool.stdout(data),
+                Sent::Stderr(data) => spool.stderr(data),
+                Sent::Missing => {
+                    spool.stdout(b"never seen");
+                    skipped.insert(number);
+                }
+                Sent::Broken => {
+                    spool.stdout(b"damaged");
+                    if let Some(record) = spool.records.last_mut() {
+                        record.sealed = record.sealed.slice(1..);
+                    }
+                }
+                Sent::Lost => spool.lost("gone"),
+                Sent::End => spool.end(),
+            }
+        }
+        let records: Vec<_> = spool.records.into_iter().filter(|record| !skipped.contains(&record.number)).collect();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let whole = runtime.block_on(outcome(&records, &[]));
+        prop_assert_eq!(runtime.block_on(outcome(&records, &reopen)), whole);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -20,6 +20,7 @@ mod stdout;
 mod summary;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -207,15 +208,10 @@ pub struct EventStore {
 
 struct Inner {
     engine: Engine,
-    months: Mutex<BTreeMap<Month, Files>>,
+    // Apart, so that nobody who reads waits for a file that is locked for writing.
+    readers: Mutex<BTreeMap<Month, Reader>>,
+    intakes: Mutex<BTreeMap<Month, Intake>>,
     stop: CancellationToken,
-}
-
-/// What is open of a month.
-#[derive(Default)]
-struct Files {
-    reader: Option<Reader>,
-    intake: Option<Intake>,
 }
 
 /// The way into a month's file.
@@ -246,23 +242,21 @@ impl EventStore {
     pub async fn open(dir: &Path) -> Result<Self, Error> {
         let engine = Engine::open(dir)?;
         let stop = CancellationToken::new();
-        Ok(Self { inner: Arc::new(Inner { engine, months: Mutex::default(), stop }) })
+        let (readers, intakes) = (Mutex::default(), Mutex::default());
+        Ok(Self { inner: Arc::new(Inner { engine, readers, intakes, stop }) })
     }
 
     /// Stops taking records, waits for what was taken, and folds the logs into the files. Sessions still open fail.
     pub async fn close(&self) {
         self.inner.stop.cancel();
-        let months = std::mem::take(&mut *self.inner.months.lock().await);
-        for files in months.into_values() {
-            if let Some(reader) = files.reader {
-                reader.close().await;
-            }
-            if let Some(intake) = files.intake {
-                intake.room.close();
-                drop(intake.requests);
-                for task in intake.tasks {
-                    let _ = task.await;
-                }
+        for reader in std::mem::take(&mut *self.inner.readers.lock().await).into_values() {
+            reader.close().await;
+        }
+        for intake in std::mem::take(&mut *self.inner.intakes.lock().await).into_values() {
+            intake.room.close();
+            drop(intake.requests);
+            for task in intake.tasks {
+                let _ = task.await;
             }
         }
     }
@@ -281,15 +275,18 @@ impl EventStore {
     /// The way into the job's month; opens or makes its file.
     pub(crate) async fn entrance(&self, job: JobKey) -> Result<Entrance, Error> {
         let month = Month::from(job);
-        let mut months = self.inner.months.lock().await;
+        let mut intakes = self.inner.intakes.lock().await;
         if self.inner.stop.is_cancelled() {
             return Err(Error::Closed);
         }
-        let files = months.entry(month).or_default();
-        if files.intake.as_ref().is_none_or(|intake| intake.requests.is_closed()) {
-            files.intake = Some(self.start(month).await?);
-        }
-        let intake = files.intake.as_ref().ok_or(Error::Closed)?;
+        let intake = match intakes.entry(month) {
+            Entry::Occupied(entry) if !entry.get().requests.is_closed() => entry.into_mut(),
+            Entry::Occupied(mut entry) => {
+                entry.insert(self.start(month).await?);
+                entry.into_mut()
+            }
+            Entry::Vacant(entry) => entry.insert(self.start(month).await?),
+        };
         Ok(Entrance { requests: intake.requests.clone(), room: Arc::clone(&intake.room) })
     }
 
@@ -311,13 +308,13 @@ impl EventStore {
     /// Connections to read the job's month; `None` when there is no such month.
     async fn reader(&self, job: JobKey) -> Result<Option<Reader>, Error> {
         let month = Month::from(job);
-        let mut months = self.inner.months.lock().await;
-        if let Some(reader) = months.get(&month).and_then(|files| files.reader.as_ref()) {
+        let mut readers = self.inner.readers.lock().await;
+        if let Some(reader) = readers.get(&month) {
             return Ok(Some(reader.clone()));
         }
         let reader = self.inner.engine.reader(month).await?;
         if let Some(reader) = &reader {
-            months.entry(month).or_default().reader = Some(reader.clone());
+            readers.insert(month, reader.clone());
         }
         Ok(reader)
     }

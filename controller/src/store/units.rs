@@ -103,10 +103,6 @@ pub struct Final {
     pub artifacts: String,
     /// Hosts by how they ended, JSON text.
     pub host_status_counts: Option<String>,
-    /// Plays seen.
-    pub plays: i64,
-    /// Tasks seen.
-    pub tasks: i64,
     /// The recap, one entry a host.
     pub hosts: Vec<HostSummary>,
 }
@@ -313,7 +309,7 @@ pub async fn finish(core: &CoreDb, job: i64, last: &Final) -> Result<(), Error> 
     let mut tx = core.begin(Class::Bookkeeping).await?;
     let mut select = Query::select();
     select
-        .columns(["started", "unified_job_template_id", "inventory_id"])
+        .columns(["started", "inventory_id"])
         .from("unified_jobs")
         .and_where(Expr::col("id").eq(job))
         .and_where(Expr::col("status").is_in(ACTIVE));
@@ -335,24 +331,12 @@ pub async fn finish(core: &CoreDb, job: i64, last: &Final) -> Result<(), Error> 
         .value("job_cwd", last.job_cwd.as_str())
         .value("job_env", last.job_env.as_str())
         .value("artifacts", last.artifacts.as_str())
-        .value("host_status_counts", last.host_status_counts.clone())
-        .value("play_count", last.plays)
-        .value("task_count", last.tasks);
+        .value("host_status_counts", last.host_status_counts.clone());
     if last.status == "canceled" {
         update.value("canceled_on", finished);
     }
     tx.execute(update).await?;
-    if let Some(template) = row.value::<Option<i64>>("unified_job_template_id")? {
-        let mut update = Query::update();
-        update
-            .table("unified_job_templates")
-            .value("last_job_id", job)
-            .value("last_job_failed", failed)
-            .value("last_job_run", finished)
-            .value("status", last.status)
-            .and_where(Expr::col("id").eq(template));
-        tx.execute(update).await?;
-    }
+    crate::job::conclude(&mut tx, job).await?;
     let inventory = row.value::<Option<i64>>("inventory_id")?;
     for summary in &last.hosts {
         insert_summary(&mut tx, job, inventory, summary).await?;
@@ -407,11 +391,12 @@ async fn insert_summary(
     Ok(())
 }
 
-/// Units whose job is over and whose node may still hold something of them.
-pub async fn unforgotten(core: &CoreDb) -> Result<Vec<Unit>, Error> {
+/// Units whose job is over and whose node may still hold something of them, and when that job was created.
+pub async fn unforgotten(core: &CoreDb) -> Result<Vec<(Unit, Timestamp)>, Error> {
     let mut select = Query::select();
     unit_columns(&mut select);
     select
+        .column(("unified_jobs", "created"))
         .from("units")
         .join(
             JoinType::InnerJoin,
@@ -421,8 +406,13 @@ pub async fn unforgotten(core: &CoreDb) -> Result<Vec<Unit>, Error> {
         .and_where(Expr::col(("units", "forgotten")).is_null())
         .and_where(Expr::col(("unified_jobs", "status")).is_not_in(ACTIVE));
     let rows = core.all(select).await?;
-    let units: Result<Vec<_>, Error> = rows.iter().map(unit).collect();
-    Ok(units?.into_iter().flatten().collect())
+    let mut units = Vec::with_capacity(rows.len());
+    for row in &rows {
+        if let Some(unit) = unit(row)? {
+            units.push((unit, row.time("created")?));
+        }
+    }
+    Ok(units)
 }
 
 /// The node holds nothing of the unit any more.

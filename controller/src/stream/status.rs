@@ -121,7 +121,11 @@ mod tests {
         let status = Status::read(line).unwrap();
         assert_eq!(status.status, RunnerStatus::Starting);
         assert_eq!(status.command.unwrap(), ["a", "7"]);
-        assert_eq!(status.env.unwrap(), [("N".into(), "1".into()), ("PATH".into(), "/bin".into())]);
+        assert_eq!(
+            status.env.unwrap(),
+            [("PATH".into(), "/bin".into()), ("N".into(), "1".into())],
+            "in their order"
+        );
         assert_eq!(status.cwd.unwrap(), "/runner");
     }
 

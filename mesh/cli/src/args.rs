@@ -40,7 +40,7 @@ pub(crate) struct Args {
     /// Local socket of the daemon to ask.
     #[arg(long, global = true, value_name = "PATH", conflicts_with = "controller")]
     pub(crate) socket: Option<PathBuf>,
-    /// Controller to ask, over HTTP: https://controller.example.org:8043
+    /// Controller to ask, over HTTP: `https://controller.example.org:8043`
     #[arg(long, global = true, value_name = "URL")]
     pub(crate) controller: Option<String>,
     #[command(subcommand)]

@@ -83,6 +83,7 @@ impl Answers for Daemon {
             peers: vec![],
             links: vec![],
             nodes: vec![me],
+            packets: plexus_mesh::status::PacketCounts::default(),
             problems: if self.problem { vec![problem] } else { vec![] },
         }
     }
@@ -218,7 +219,7 @@ fn an_authority_is_made_once_and_issues() {
     let issued = issue("execution", "node-1", &out, &["--days", "1", "-o", "json"]);
     let expires = Credentials::load(Path::new(&out)).unwrap().expires();
     let json = format!(
-        r#"{{"address":"00100000","certificate_expires":"{expires}","dir":"{out}","node":"node-1","role":"execution","schema_version":1,"uri":"spiffe://demo/main/execution/node-1"}}"#
+        r#"{{"schema_version":1,"node":"node-1","role":"execution","address":"00100000","uri":"spiffe://demo/main/execution/node-1","certificate_expires":"{expires}","dir":"{out}"}}"#
     );
     issued.check(0, &format!("{json}\n"), "");
 

@@ -20,7 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 
-use crate::world::{ANYONE, World, accept, any, assert_same, id, pattern, within};
+use crate::world::{ANYONE, World, accept, any, assert_same, id, pattern, reachable, within};
 
 const MARK: &[u8] = b"a secret that no hop may read ";
 
@@ -90,9 +90,45 @@ async fn a_hop_cannot_pass_for_the_node_behind_it() {
     assert!(hop.state.lock().unwrap().harmed > 0, "the impostor was asked");
 }
 
+#[tokio::test]
+async fn a_stream_goes_on_soon_after_its_path_does() {
+    let world = World::new();
+    let hop = HostileHop::start(&world, Harm::Record);
+    let (controller, node) = world.ends(hop.address).await;
+    let mut listener = node.listen("sink", ANYONE).unwrap();
+    let data = pattern(4 << 20);
+    let mut near = within("connect", controller.connect(&id("node-1"), "sink", Class::Bulk)).await.unwrap();
+    let sent = data.clone();
+    let sender = tokio::spawn(async move {
+        near.write_all(&sent).await.unwrap();
+        near.shutdown().await.unwrap();
+        near
+    });
+    let mut far = accept(&mut listener).await;
+    let mut got = vec![0; 64 * 1024];
+    within("first part", far.read_exact(&mut got)).await.unwrap();
+
+    // Nothing passes for so long that timers in the connections have doubled to many seconds. Then the links are made
+    // anew, so that routes come back before packets pass again.
+    hop.harm(Harm::Swallow);
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    hop.cut();
+    reachable(&controller, "node-1", false).await;
+    reachable(&controller, "node-1", true).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    hop.harm(Harm::Record);
+    let healed = Instant::now();
+    within("rest", far.read_to_end(&mut got)).await.unwrap();
+    assert_same(&got, &data);
+    assert!(healed.elapsed() < Duration::from_secs(3), "took {:?}", healed.elapsed());
+    sender.await.unwrap();
+}
+
 /// What a hop does with packets of inner connections.
 enum Harm {
     Record,
+    /// Drops all.
+    Swallow,
     /// Flips a bit in some packets and sends others twice.
     Tamper,
     /// Sends what is for the execution node to an impostor at this address.
@@ -140,6 +176,17 @@ impl HostileHop {
         }));
         tokio::spawn(listen(endpoint, state.clone()));
         Self { address, state }
+    }
+
+    fn harm(&self, harm: Harm) {
+        self.state.lock().unwrap().harm = harm;
+    }
+
+    /// Ends all links; the neighbours will dial again.
+    fn cut(&self) {
+        for neighbor in self.state.lock().unwrap().links.values() {
+            neighbor.connection.close(quinn::VarInt::from_u32(0), b"cut");
+        }
     }
 }
 
@@ -259,6 +306,7 @@ impl State {
         let role = this.links[&route.next.link].role();
         match &this.harm {
             Harm::Record => this.send(route.next.link, packet),
+            Harm::Swallow => this.harmed += 1,
             Harm::Tamper if count.is_multiple_of(17) => {
                 let mut bytes = packet.to_vec();
                 let at = HEADER_LEN + count % (bytes.len() - HEADER_LEN);

@@ -201,9 +201,14 @@ fn container(attempt: Attempt) -> String {
 /// The client's own environment: what finds its programs, storage and configuration.
 fn client_env() -> BTreeMap<String, String> {
     let mut env = base_env();
-    let kept = ["HOME", "XDG_RUNTIME_DIR", "CONTAINERS_CONF", "CONTAINERS_STORAGE_CONF", "REGISTRY_AUTH_FILE"];
+    let kept =
+        ["HOME", "XDG_RUNTIME_DIR", "CONTAINERS_CONF", "CONTAINERS_STORAGE_CONF", "REGISTRY_AUTH_FILE"];
     for (name, value) in std::env::vars() {
-        if kept.contains(&name.as_str()) || name.ends_with("_proxy") || name.ends_with("_PROXY") || name == "PATH" {
+        if kept.contains(&name.as_str())
+            || name.ends_with("_proxy")
+            || name.ends_with("_PROXY")
+            || name == "PATH"
+        {
             env.insert(name, value);
         }
     }
@@ -239,7 +244,9 @@ fn shell_assignments(env: &BTreeMap<String, String>) -> String {
 pub(super) fn explain(code: i32, stderr: &str, image: &str, pull: PullPolicy) -> Option<String> {
     match code {
         125 => Some(explain_engine(stderr, image, pull)),
-        126 => Some(format!("ansible-runner in image {image} is not executable; the image is no execution environment")),
+        126 => Some(format!(
+            "ansible-runner in image {image} is not executable; the image is no execution environment"
+        )),
         127 => Some(format!("ansible-runner is not in image {image}; the image is no execution environment")),
         _ => None,
     }
@@ -254,7 +261,9 @@ fn explain_engine(stderr: &str, image: &str, pull: PullPolicy) -> String {
     }
     if has("image not known") || has("no such image") {
         return if pull == PullPolicy::Never {
-            format!("image {image} is not on this node and its pull policy is never; pull it there, or choose another pull policy")
+            format!(
+                "image {image} is not on this node and its pull policy is never; pull it there, or choose another pull policy"
+            )
         } else {
             format!("image {image} is not on this node")
         };
@@ -265,7 +274,8 @@ fn explain_engine(stderr: &str, image: &str, pull: PullPolicy) -> String {
     if has("manifest unknown") || has("name unknown") || has("not found: manifest") {
         return format!("image {image} does not exist in its registry");
     }
-    if has("connection refused") || has("no such host") || has("i/o timeout") || has("network is unreachable") {
+    if has("connection refused") || has("no such host") || has("i/o timeout") || has("network is unreachable")
+    {
         return format!("the registry of image {image} cannot be reached: {}", quote(stderr));
     }
     if has("no space left on device") {
@@ -291,7 +301,11 @@ mod tests {
         Podman::new(vec!["sudo".to_owned(), "podman".to_owned()], Some("host".to_owned()), place)
     }
 
-    fn command(spec: &UnitSpec, secret_env: &BTreeMap<String, String>, private: &Path) -> Result<Command, Error> {
+    fn command(
+        spec: &UnitSpec,
+        secret_env: &BTreeMap<String, String>,
+        private: &Path,
+    ) -> Result<Command, Error> {
         let attempt = unit_dir::parse_name("01890a5d-ac96-774b-bcce-b302099a8057.2").unwrap();
         let project = PathBuf::from("/data/project");
         podman().command(&Job {
@@ -328,7 +342,10 @@ mod tests {
         ] {
             assert!(line.contains(part), "{part} in {line}");
         }
-        assert!(line.ends_with("-- localhost/ee:1 ansible-runner worker --private-data-dir=/runner"), "{line}");
+        assert!(
+            line.ends_with("-- localhost/ee:1 ansible-runner worker --private-data-dir=/runner"),
+            "{line}"
+        );
         assert_eq!(
             command.end_argv.join(" "),
             "sudo podman rm --force --time 0 --ignore plexus-01890a5d-ac96-774b-bcce-b302099a8057-2"
@@ -368,11 +385,26 @@ mod tests {
             never,
             &["image reg/ee:1 is not on this node and its pull policy is never"],
         );
-        check(125, "Error: parsing reference \"A B\": invalid reference format", never, &["no valid image name"]);
+        check(
+            125,
+            "Error: parsing reference \"A B\": invalid reference format",
+            never,
+            &["no valid image name"],
+        );
         let missing = PullPolicy::Missing;
-        check(125, "Trying to pull...\nError: ... unauthorized: authentication required", missing, &["refuses access"]);
+        check(
+            125,
+            "Trying to pull...\nError: ... unauthorized: authentication required",
+            missing,
+            &["refuses access"],
+        );
         check(125, "Error: reading manifest 1 in reg/ee: manifest unknown", missing, &["does not exist"]);
-        check(125, "Error: dial tcp 127.0.0.1:5000: connect: connection refused", missing, &["cannot be reached", "dial tcp"]);
+        check(
+            125,
+            "Error: dial tcp 127.0.0.1:5000: connect: connection refused",
+            missing,
+            &["cannot be reached", "dial tcp"],
+        );
         check(125, "Error: something new\n", missing, &["podman could not run", "something new"]);
         check(127, "", missing, &["ansible-runner is not in image"]);
         assert_eq!(explain(2, "", "x", never), None);

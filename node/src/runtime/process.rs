@@ -56,7 +56,7 @@ impl Runtime for Process {
 
     fn end(&self, attempt: Attempt, runtime_dir: &Path) -> Result<(), Error> {
         let give_up = Instant::now() + END_LIMIT;
-        if let Some(group) = cgroup::noted(&runtime_dir.join("cgroup")) {
+        if let Some(group) = cgroup::noted(&runtime_dir.join(cgroup::NOTE)) {
             cgroup::end(&group, END_LIMIT);
         }
         loop {

@@ -69,7 +69,10 @@ impl<S: AsyncRead + AsyncWrite + Send> Conversation<S> {
             Ok(tree) => tree.map(|tree| begin_copy(supervisor, tree, wanted.copy.clone())),
             Err(Error::Refused(refusal)) => {
                 // The same tree would be refused again: the unit ends with the reason.
-                return supervisor.fail_unit(attempt, wanted.ticket, refusal.message).await.map_err(Error::Refused);
+                return supervisor
+                    .fail_unit(attempt, wanted.ticket, refusal.message)
+                    .await
+                    .map_err(Error::Refused);
             }
             Err(error) => return Err(error),
         };
@@ -96,7 +99,8 @@ impl<S: AsyncRead + AsyncWrite + Send> Conversation<S> {
         let tree = match known {
             Some(tree) => tree,
             None => {
-                self.say(PayloadMessageKind::Need(PayloadNeed { manifest: true, ..PayloadNeed::default() })).await?;
+                self.say(PayloadMessageKind::Need(PayloadNeed { manifest: true, ..PayloadNeed::default() }))
+                    .await?;
                 let manifest = self.manifest().await?;
                 let cache = supervisor.cache().clone();
                 on_disk(move || cache.keep_tree(&digest, manifest)).await?
@@ -204,4 +208,3 @@ fn words(error: &tree::Error) -> String {
 fn invalid(message: impl Into<String>) -> Error {
     Error::Refused(refusal(RefusalCode::Invalid, message))
 }
-

@@ -54,7 +54,10 @@ async fn open(caller: &Caller, attach: Attach, supervisor: &Supervisor) -> Resul
     let invalid = |message: String| Error::Refused(refusal(RefusalCode::Invalid, message));
     let attempt = Attempt::try_from(attach.unit.as_ref()).map_err(|error| invalid(error.to_string()))?;
     let epoch = attach.epoch.ok_or_else(|| invalid("attach has no epoch".to_owned()))?;
-    supervisor.attach(caller, attempt, OwnerEpoch::from(epoch), attach.from_record).await.map_err(Error::Refused)
+    supervisor
+        .attach(caller, attempt, OwnerEpoch::from(epoch), attach.from_record)
+        .await
+        .map_err(Error::Refused)
 }
 
 /// Takes acknowledgements; returns when the controller ends the stream.

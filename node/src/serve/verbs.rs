@@ -2,8 +2,8 @@
 
 use plexus_mesh::grpc::PeerIdentity;
 use plexus_proto::work::{
-    CancelRequest, ForgetRequest, InfoRequest, ListReply, ListRequest, NodeInfo, StatusRequest, SubmitRequest,
-    UnitReply, Work,
+    CancelRequest, ForgetRequest, InfoRequest, ListReply, ListRequest, NodeInfo, StatusRequest,
+    SubmitRequest, UnitReply, Work,
 };
 use tonic::{Request, Response, Status};
 

@@ -98,10 +98,7 @@ mod tests {
         stream.extend_from_slice(b"y\nshort\n");
         let pieces = cut(&stream, &[64 << 10]);
         let kinds: Vec<_> = pieces.iter().map(|piece| piece.fragment).collect();
-        assert_eq!(
-            kinds,
-            [Fragment::First, Fragment::More, Fragment::More, Fragment::Last, Fragment::Whole]
-        );
+        assert_eq!(kinds, [Fragment::First, Fragment::More, Fragment::More, Fragment::Last, Fragment::Whole]);
         assert_eq!(pieces[3].data, b"y\n");
         assert!(pieces.iter().all(|piece| piece.data.len() <= LINE_BYTES + (64 << 10)));
     }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -40,7 +40,6 @@ const READ_BYTES: usize = 64 << 10;
 
 /// A unit's shim, from launch to end record.
 pub(super) struct Shim {
-    attempt: Attempt,
     private_dir: PathBuf,
     output: Sink,
     syncer: Syncer,
@@ -75,9 +74,14 @@ struct Sink {
 enum Killing {
     No,
     /// The container engine removes the container.
-    Engine { helper: Process, give_up: Instant },
+    Engine {
+        helper: Process,
+        give_up: Instant,
+    },
     /// SIGKILL to all descendants until there is none.
-    Walk { next: Instant },
+    Walk {
+        next: Instant,
+    },
     Done,
 }
 
@@ -85,7 +89,7 @@ enum Killing {
 #[derive(Clone, Copy)]
 enum Source {
     Listener,
-    Agent(PollFlags),
+    Agent,
     Child,
     Stdin,
     Output(Stream),
@@ -100,9 +104,6 @@ impl Shim {
         let dir = PathBuf::from(&launch.spool_dir);
         let spool = Writer::create(&dir, attempt, key, launch.spool_key_id)?;
         let kind = Kind::parse(&launch.runtime).context("launch names no runtime")?;
-        if kind == Kind::Process {
-            crate::cgroup::join(&attempt.to_string(), Path::new("cgroup"));
-        }
         launch.env.insert(MARKER.to_owned(), attempt.to_string());
         let ending = Ending::new(
             Instant::now(),
@@ -111,7 +112,6 @@ impl Shim {
         );
         let quota = launch.spool_quota;
         let mut shim = Self {
-            attempt,
             private_dir: PathBuf::from(&launch.private_dir),
             output: Sink { spool, dir, quota, held: 0, waiting: VecDeque::new(), retry_at: None },
             syncer: Syncer::start()?,
@@ -192,7 +192,7 @@ impl Shim {
         watched.push((Source::Synced, self.syncer.fd(), PollFlags::IN));
         if let Some(agent) = &self.agent {
             let flags = if agent.has_unsent() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
-            watched.push((Source::Agent(flags), agent.fd(), flags));
+            watched.push((Source::Agent, agent.fd(), flags));
         }
         watched.extend(self.worker.ended_fd().map(|fd| (Source::Child, fd, PollFlags::IN)));
         if let Killing::Engine { helper, .. } = &self.killing {
@@ -205,7 +205,8 @@ impl Shim {
                 watched.extend(pipe.as_ref().map(|pipe| (Source::Output(stream), pipe.fd(), PollFlags::IN)));
             }
         }
-        let mut fds: Vec<_> = watched.iter().map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
+        let mut fds: Vec<_> =
+            watched.iter().map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
         let timeout = deadline.map(|at| {
             let left = at.saturating_duration_since(Instant::now());
             Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 3600, tv_nsec: 0 })
@@ -214,18 +215,14 @@ impl Shim {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(io::Error::from(error)).context("cannot wait"),
         }
-        let ready = watched.iter().zip(&fds).filter_map(|((source, ..), fd)| {
-            let flags = fd.revents();
-            let source = if let Source::Agent(_) = source { Source::Agent(flags) } else { *source };
-            (!flags.is_empty()).then_some(source)
-        });
-        Ok(ready.collect())
+        let ready = watched.iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty());
+        Ok(ready.map(|((source, ..), _)| *source).collect())
     }
 
     fn handle(&mut self, source: Source) -> anyhow::Result<()> {
         match source {
             Source::Listener => self.on_connect(),
-            Source::Agent(_) => self.on_agent(),
+            Source::Agent => self.on_agent(),
             Source::Child => self.collect(),
             Source::Stdin => {
                 if self.worker.stdin.as_mut().is_some_and(|pipe| pipe.push()) {

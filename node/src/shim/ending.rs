@@ -111,10 +111,13 @@ pub fn conclude(exit: Exit, cause: Option<Cause>, explanation: Option<String>, l
         (None, Exit::Signal(signal)) if lost => {
             (Outcome::Lost, format!("the container engine's client was killed by signal {signal}"))
         }
-        (None, Exit::Signal(signal)) => (Outcome::Failed, format!("the worker was killed by signal {signal}")),
-        (None, Exit::Code(code)) => {
-            (Outcome::Failed, explanation.unwrap_or_else(|| format!("the worker ended with exit code {code}")))
+        (None, Exit::Signal(signal)) => {
+            (Outcome::Failed, format!("the worker was killed by signal {signal}"))
         }
+        (None, Exit::Code(code)) => (
+            Outcome::Failed,
+            explanation.unwrap_or_else(|| format!("the worker ended with exit code {code}")),
+        ),
     };
     Finished { outcome: outcome.into(), exit_code, signal, reason }
 }
@@ -158,10 +161,7 @@ mod tests {
         assert_eq!(ending.poll(start + Duration::from_secs(60)), Some(Action::Terminate));
         assert_eq!(ending.poll(start + Duration::from_secs(69)), None);
         assert_eq!(ending.poll(start + Duration::from_secs(70)), Some(Action::Kill));
-        assert_eq!(
-            conclude(Exit::Code(254), ending.cause(), None, false).outcome(),
-            Outcome::TimedOut
-        );
+        assert_eq!(conclude(Exit::Code(254), ending.cause(), None, false).outcome(), Outcome::TimedOut);
     }
 
     #[test]
@@ -169,10 +169,7 @@ mod tests {
         let finished = conclude(Exit::Code(0), Some(Cause::Cancel), None, false);
         assert_eq!(finished.outcome(), Outcome::Succeeded);
         assert!(finished.reason.contains("canceled"));
-        assert_eq!(
-            conclude(Exit::Code(254), Some(Cause::Cancel), None, false).outcome(),
-            Outcome::Canceled
-        );
+        assert_eq!(conclude(Exit::Code(254), Some(Cause::Cancel), None, false).outcome(), Outcome::Canceled);
         assert_eq!(conclude(Exit::Signal(9), None, None, true).outcome(), Outcome::Lost);
         assert_eq!(conclude(Exit::Signal(9), None, None, false).outcome(), Outcome::Failed);
     }

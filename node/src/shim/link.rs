@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use bytes::{Buf, BytesMut};
 use plexus_proto::frame;
 
@@ -39,9 +39,10 @@ impl Link {
                     bail!("the agent spoke before its launch")
                 };
                 self.make_nonblocking()?;
-                return Ok(Some(launch));
+                return Ok(Some(*launch));
             }
-            if self.fill().context("cannot read from the agent")? == 0 {
+            // An agent that dies without having read the greeting shows as a reset.
+            if self.fill().unwrap_or(0) == 0 {
                 return Ok(None);
             }
         }
@@ -85,7 +86,8 @@ impl Link {
     /// Sends everything, waiting for at most a second: the last words.
     pub(super) fn flush_all(&mut self) {
         let patience = std::time::Duration::from_secs(1);
-        if self.stream.set_nonblocking(false).is_ok() && self.stream.set_write_timeout(Some(patience)).is_ok() {
+        if self.stream.set_nonblocking(false).is_ok() && self.stream.set_write_timeout(Some(patience)).is_ok()
+        {
             self.flush().ok();
         }
     }

@@ -20,7 +20,9 @@ struct Entry {
 pub fn descendants(root: i32) -> Vec<i32> {
     let mut table = BTreeMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
         if let Ok(stat) = fs::read_to_string(entry.path().join("stat"))
             && let Some(entry) = parse_stat(&stat)
         {
@@ -45,7 +47,9 @@ pub fn marked(variable: &str, marker: &str) -> Vec<i32> {
     let wanted = format!("{variable}={marker}");
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
         let Ok(environ) = fs::read(entry.path().join("environ")) else { continue };
         let zombie = fs::read_to_string(entry.path().join("stat"))
             .ok()
@@ -113,7 +117,8 @@ mod tests {
 
     #[test]
     fn own_children_are_seen() {
-        let mut child = std::process::Command::new("sleep").arg("60").env("PLEXUS_TEST_MARK", "m1").spawn().unwrap();
+        let mut child =
+            std::process::Command::new("sleep").arg("60").env("PLEXUS_TEST_MARK", "m1").spawn().unwrap();
         let me = i32::try_from(std::process::id()).unwrap();
         let pid = i32::try_from(child.id()).unwrap();
         assert!(descendants(me).contains(&pid));

@@ -29,8 +29,8 @@ pub struct ToShim {
 #[derive(Clone, PartialEq, Oneof)]
 pub enum Order {
     /// Start the worker. Comes once, on the first connection.
-    #[prost(message, tag = "1")]
-    Launch(Launch),
+    #[prost(message, boxed, tag = "1")]
+    Launch(Box<Launch>),
     /// End the worker. Each one signals again.
     #[prost(message, tag = "2")]
     Cancel(Cancel),
@@ -203,7 +203,7 @@ mod tests {
             env: [("A".to_owned(), "canary-env".to_owned())].into(),
             ..Launch::default()
         };
-        let message = ToShim { order: Some(Order::Launch(launch)) };
+        let message = ToShim { order: Some(Order::Launch(Box::new(launch))) };
         assert!(!format!("{message:?}").contains("canary"));
     }
 }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use bytes::{Buf, Bytes};
@@ -80,7 +81,7 @@ impl Worker {
         let Some((program, args)) = launch.argv.split_first() else {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the command is empty"));
         };
-        let mut child = Command::new(program)
+        let mut child = Command::new(resolve(program, launch.env.get("PATH")))
             .args(args)
             .env_clear()
             .envs(&launch.env)
@@ -94,7 +95,8 @@ impl Worker {
         let stdout = child.stdout.take().map(OwnedFd::from);
         let stderr = child.stderr.take().map(OwnedFd::from);
         self.process = Some(Process::new(child.id())?);
-        self.stdin = stdin.map(|fd| nonblocking(fd).map(|pipe| Stdin { pipe, rest: launch.stdin })).transpose()?;
+        self.stdin =
+            stdin.map(|fd| nonblocking(fd).map(|pipe| Stdin { pipe, rest: launch.stdin })).transpose()?;
         self.stdout = stdout.map(Pipe::new).transpose()?;
         self.stderr = stderr.map(Pipe::new).transpose()?;
         Ok(())
@@ -192,6 +194,17 @@ impl Pipe {
             }
         }
     }
+}
+
+/// The program's file, found by the worker's own PATH. With a bare name, the standard library would have to copy
+/// this whole process before it can look.
+fn resolve(program: &str, path: Option<&String>) -> PathBuf {
+    if program.contains('/') {
+        return program.into();
+    }
+    let folders = path.map(String::as_str).unwrap_or_default().split(':');
+    let found = folders.map(|folder| Path::new(folder).join(program)).find(|file| file.is_file());
+    found.unwrap_or_else(|| program.into())
 }
 
 fn nonblocking(fd: OwnedFd) -> io::Result<File> {

@@ -56,7 +56,10 @@ fn records_come_back_sealed_in_order_and_with_their_hash() {
     let finished = Finished { outcome: Outcome::Succeeded.into(), exit_code: Some(0), ..Finished::default() };
     assert_eq!(writer.finish(finished.clone(), b"tail".to_vec()).unwrap(), 3);
     let text = fs::read(segment_path(&spool, 1)).unwrap();
-    assert!(!text.windows(3).any(|window| window == b"one" || window == b"two"), "output lies on disk in clear");
+    assert!(
+        !text.windows(3).any(|window| window == b"one" || window == b"two"),
+        "output lies on disk in clear"
+    );
 
     let frames = Reader::open(&spool, attempt(), 1).unwrap().read(3, usize::MAX).unwrap();
     let mut hash = RollingHash::default();
@@ -125,7 +128,9 @@ fn a_dead_shim_without_spool_is_lost_at_record_one() {
     assert_eq!(close_lost(&spool, attempt(), "again").unwrap(), (1, Closing::Lost("gone".to_owned())));
     let frames = Reader::open(&spool, attempt(), 1).unwrap().read(1, 1).unwrap();
     assert_eq!(frames[0].kind, Kind::Lost);
-    let Some(Record { kind: Some(RecordKind::Lost(lost)) }) = &frames[0].record.plain else { panic!("not lost") };
+    let Some(Record { kind: Some(RecordKind::Lost(lost)) }) = &frames[0].record.plain else {
+        panic!("not lost")
+    };
     assert_eq!((lost.records, lost.reason.as_str()), (0, "gone"));
 }
 

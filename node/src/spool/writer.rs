@@ -118,7 +118,7 @@ impl Writer {
         }
         let number = self.next;
         let sealed = self.key.seal(self.attempt, number, &record.encode_to_vec());
-        let mut hash = self.hash.clone();
+        let mut hash = self.hash;
         hash.update(number, &sealed);
         let kind = if outcome.is_some() { Kind::End } else { Kind::Record };
         let frame =

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -25,8 +25,12 @@ const ORDERS: usize = 64;
 /// Longest wait for a shim to take notice of an abort.
 const ABORT_LIMIT: Duration = Duration::from_secs(1);
 /// Pauses between two looks at a shim that holds its lock but does not listen: it is about to begin, or to end.
-const FIND_PAUSES: [Duration; 4] =
-    [Duration::from_millis(5), Duration::from_millis(20), Duration::from_millis(100), Duration::from_millis(500)];
+const FIND_PAUSES: [Duration; 4] = [
+    Duration::from_millis(5),
+    Duration::from_millis(20),
+    Duration::from_millis(100),
+    Duration::from_millis(500),
+];
 
 /// What a shim tells its unit.
 #[derive(Debug)]
@@ -87,18 +91,47 @@ impl Shim {
     }
 }
 
-/// Makes the unit's directory on tmpfs and starts a shim in it, without anything to run yet.
-pub(super) fn spawn(binary: &Path, dir: &Path) -> io::Result<UnixStream> {
+/// A shim that waits for a launch.
+#[derive(Debug)]
+pub(super) struct Spare {
+    dir: PathBuf,
+    stream: UnixStream,
+}
+
+impl Spare {
+    /// Makes it the shim of a unit: its directory gets the unit's name. `None` when it died meanwhile.
+    pub(super) fn adopt(self, dir: &Path) -> io::Result<Option<UnixStream>> {
+        if !is_alive(&self.dir) {
+            return Ok(None);
+        }
+        if let Some(parent) = dir.parent() {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+        }
+        fs::rename(&self.dir, dir)?;
+        Ok(Some(self.stream))
+    }
+}
+
+/// Makes a directory on tmpfs and starts a shim in it, without anything to run yet; in a control group called
+/// `group` if one is named.
+pub(super) fn spawn(binary: &Path, dir: PathBuf, group: Option<&str>) -> io::Result<Spare> {
+    let stream = begin(binary, &dir, group)?;
+    Ok(Spare { dir, stream })
+}
+
+fn begin(binary: &Path, dir: &Path, group: Option<&str>) -> io::Result<UnixStream> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     let lock = lock_file(dir)?;
     flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
     let log = OpenOptions::new().create(true).append(true).mode(0o600).open(dir.join("shim.log"))?;
     let (ours, theirs) = StdUnixStream::pair()?;
     ours.set_nonblocking(true)?;
-    let mut child = tokio::process::Command::new(binary)
-        .arg("shim")
-        .arg("--dir")
-        .arg(dir)
+    let mut command = tokio::process::Command::new(binary);
+    command.arg("shim").current_dir(dir);
+    if let Some(group) = group {
+        command.arg("--group").arg(group);
+    }
+    let mut child = command
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::from(lock))
         .stderr(Stdio::from(log))

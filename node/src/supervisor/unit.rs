@@ -1,11 +1,12 @@
 //! One unit's task: carries out what its state machine decides.
 
+mod start;
+
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use plexus_proto::frame::WORK_FRAME_MAX;
 use plexus_proto::id::{ClusterId, OwnerEpoch};
 use plexus_proto::work::{
     Finished, LostRecord, Outcome, PrivateBlock, Record, RecordKind, Refusal, RefusalCode, SealedRecord,
@@ -15,10 +16,9 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use super::shims::{self, Found, News, Shim};
-use super::{Answer, Attachment, Inner, Opened, Wanted, blocking};
-use crate::private;
-use crate::runtime::{Job, Runtime};
-use crate::shim::protocol::{Cancel, Launch, Order, Report, Trimmed, VERSION};
+use super::{Answer, Attachment, Inner, Opened, Wanted, unknown};
+use crate::cgroup;
+use crate::shim::protocol::{Cancel, Order, Report, Trimmed};
 use crate::spool::{self, Closing};
 use crate::tree::cache::digest_of;
 use crate::unit_dir::{self, Ended, UnitDir};
@@ -26,18 +26,40 @@ use crate::work::{Caller, Effect, State, Unit, refusal};
 
 /// Begins the name of a unit's directory that is being deleted.
 pub(super) const ERASED: &str = ".gone-";
-/// Room left for a wrapped record: the worker's standard input must fit into one frame to the shim.
-const STDIN_MAX: usize = plexus_proto::frame::PRIVATE_FRAME_MAX - WORK_FRAME_MAX;
 
 /// What others ask of the task.
 #[derive(Debug)]
 pub(super) enum Request {
-    Submit { caller: Caller, epoch: OwnerEpoch, answer: Answer<UnitStatus> },
-    Cancel { caller: Caller, epoch: OwnerEpoch, answer: Answer<UnitStatus> },
-    Forget { caller: Caller, epoch: OwnerEpoch, answer: Answer<UnitStatus> },
-    OpenPayload { caller: Caller, epoch: OwnerEpoch, answer: Answer<Opened> },
-    Payload { ticket: u64, block: PrivateBlock, answer: Answer<UnitStatus> },
-    Unprepared { ticket: u64, reason: String, answer: Answer<UnitStatus> },
+    Submit {
+        caller: Caller,
+        epoch: OwnerEpoch,
+        answer: Answer<UnitStatus>,
+    },
+    Cancel {
+        caller: Caller,
+        epoch: OwnerEpoch,
+        answer: Answer<UnitStatus>,
+    },
+    Forget {
+        caller: Caller,
+        epoch: OwnerEpoch,
+        answer: Answer<UnitStatus>,
+    },
+    OpenPayload {
+        caller: Caller,
+        epoch: OwnerEpoch,
+        answer: Answer<Opened>,
+    },
+    Payload {
+        ticket: u64,
+        block: PrivateBlock,
+        answer: Answer<UnitStatus>,
+    },
+    Unprepared {
+        ticket: u64,
+        reason: String,
+        answer: Answer<UnitStatus>,
+    },
     Attach {
         caller: Caller,
         epoch: OwnerEpoch,
@@ -45,9 +67,18 @@ pub(super) enum Request {
         view: watch::Receiver<View>,
         answer: Answer<Attachment>,
     },
-    Ack { attachment: u64, epoch: OwnerEpoch, up_to: u64 },
-    Damaged { why: String },
-    Shim { conversation: u64, news: News },
+    Ack {
+        attachment: u64,
+        epoch: OwnerEpoch,
+        up_to: u64,
+    },
+    Damaged {
+        why: String,
+    },
+    Shim {
+        conversation: u64,
+        news: News,
+    },
 }
 
 /// The unit as everyone else sees it.
@@ -195,7 +226,9 @@ impl Task {
                 }
             }
             Request::Damaged { why } => self.on_damaged(why).await,
-            Request::Shim { conversation, news } if conversation == self.conversation => self.on_news(news).await,
+            Request::Shim { conversation, news } if conversation == self.conversation => {
+                self.on_news(news).await
+            }
             Request::Shim { .. } => {}
         }
     }
@@ -203,11 +236,8 @@ impl Task {
     async fn on_submit(&mut self, caller: &Caller, epoch: OwnerEpoch) -> Result<UnitStatus, Refusal> {
         self.claim(caller, epoch).await?;
         if !self.persisted {
-            let stored = self.carry_out(vec![Effect::StoreOwner]).await;
-            if let Err(refusal) = stored {
-                // Nothing was promised; the next submit tries again.
-                return Err(refusal);
-            }
+            // If that fails, nothing was promised; the next submit tries again.
+            self.carry_out(vec![Effect::StoreOwner]).await?;
             info!(label = %self.spec.label, "unit accepted");
         }
         Ok(self.unit.status())
@@ -229,6 +259,9 @@ impl Task {
     }
 
     async fn on_open_payload(&mut self, caller: &Caller, epoch: OwnerEpoch) -> Result<Opened, Refusal> {
+        if !self.persisted {
+            return Err(unknown(self.unit.attempt()));
+        }
         self.claim(caller, epoch).await?;
         if !self.unit.needs_payload() {
             return Ok(Opened { status: self.unit.status(), wanted: None });
@@ -236,7 +269,7 @@ impl Task {
         self.ticket = self.inner.next_serial();
         // Its start overlaps with the payload's way here.
         if self.shim.is_none()
-            && let Err(error) = self.spawn_shim().await
+            && let Err(error) = self.take_shim().await
         {
             debug!(error = &error as &dyn std::error::Error, "shim cannot be started yet");
         }
@@ -336,6 +369,7 @@ impl Task {
                 info!(pid = started.pid, "unit started");
                 let effects = self.unit.on_started(started.pid);
                 self.carry_out(effects).await.ok();
+                self.inner.keep_spare();
             }
             News::Report(Report::Written(written)) => self.unit.on_records(written.records),
             News::Report(Report::Ended(ended)) => {
@@ -372,7 +406,7 @@ impl Task {
     async fn close_lost(&mut self, reason: String, replace: bool) {
         let (runtime, attempt) = (self.inner.runtime.clone(), self.unit.attempt());
         let (runtime_dir, spool) = (self.runtime_dir.clone(), self.dir.spool());
-        let closed = blocking(move || {
+        let closed = self.inner.blocking(move || {
             if let Err(error) = runtime.end(attempt, &runtime_dir) {
                 // The reaper tries again; the outcome is lost either way.
                 warn!(error = &error as &dyn std::error::Error, "what the shim left cannot be ended yet");
@@ -440,14 +474,17 @@ impl Task {
 
     async fn store_owner(&mut self) -> Result<(), Refusal> {
         let (dir, owner, spec) = (self.dir.clone(), self.unit.owner().clone(), self.spec.clone());
-        match blocking(move || dir.store(&owner, &spec)).await {
+        match self.inner.blocking(move || dir.store(&owner, &spec)).await {
             Ok(()) => {
                 self.persisted = true;
                 Ok(())
             }
             Err(error) => {
                 warn!(error = &error as &dyn std::error::Error, "unit cannot be stored");
-                Err(refusal(RefusalCode::NodeFull, format!("this node cannot store the unit: {}", chain(&error))))
+                Err(refusal(
+                    RefusalCode::NodeFull,
+                    format!("this node cannot store the unit: {}", chain(&error)),
+                ))
             }
         }
     }
@@ -460,7 +497,7 @@ impl Task {
         self.wipe_runtime_dir().await;
         self.publish();
         let (runtime, path) = (self.inner.runtime.clone(), self.dir.path().to_owned());
-        let removed = blocking(move || {
+        let removed = self.inner.blocking(move || {
             for entry in fs::read_dir(&path).into_iter().flatten().flatten() {
                 if entry.file_name().to_string_lossy().starts_with("project") {
                     runtime.remove_tree(&entry.path())?;
@@ -476,7 +513,7 @@ impl Task {
     async fn store_outcome(&mut self) {
         let State::Finished(finished) = self.unit.state().clone() else { return };
         let (dir, ended) = (self.dir.clone(), Ended { finished, records: self.unit.records() });
-        match blocking(move || dir.store_outcome(&ended)).await {
+        match self.inner.blocking(move || dir.store_outcome(&ended)).await {
             Ok(()) => self.stored = true,
             Err(error) => warn!(error = &error as &dyn std::error::Error, "outcome cannot be stored yet"),
         }
@@ -489,7 +526,7 @@ impl Task {
             self.store_outcome().await;
         }
         let whole = self.unit.is_settled() && self.stored;
-        let trimmed = blocking(move || {
+        let trimmed = self.inner.blocking(move || {
             if whole {
                 unit_dir::remove_tree(&spool).ok();
                 return Ok(true);
@@ -511,7 +548,7 @@ impl Task {
         self.wipe_runtime_dir().await;
         let (runtime, path) = (self.inner.runtime.clone(), self.dir.path().to_owned());
         let name = format!("{ERASED}{}", self.unit.attempt());
-        let erased = blocking(move || {
+        let erased = self.inner.blocking(move || {
             let gone = path.with_file_name(name);
             // One step: after a crash there is the whole unit, or none of it.
             match fs::rename(&path, &gone) {
@@ -527,8 +564,8 @@ impl Task {
 
     async fn wipe_runtime_dir(&mut self) {
         let (runtime, dir) = (self.inner.runtime.clone(), self.runtime_dir.clone());
-        let wiped = blocking(move || {
-            if let Some(group) = crate::cgroup::noted(&dir.join("cgroup")) {
+        let wiped = self.inner.blocking(move || {
+            if let Some(group) = cgroup::noted(&dir.join(cgroup::NOTE)) {
                 fs::remove_dir(group).ok(); // in use while the shim is still going; the kernel's tree is small
             }
             runtime.remove_tree(&dir)
@@ -538,65 +575,11 @@ impl Task {
         }
     }
 
-    async fn spawn_shim(&mut self) -> std::io::Result<()> {
-        let stream = shims::spawn(&self.inner.options.shim_binary, &self.runtime_dir)?;
-        self.talk(stream);
-        Ok(())
-    }
-
     fn talk(&mut self, stream: tokio::net::UnixStream) {
         let Some(requests) = self.requests.upgrade() else { return };
         self.conversation = self.inner.next_serial();
         let conversation = self.conversation;
         self.shim = Some(Shim::talk(stream, requests, move |news| Request::Shim { conversation, news }));
-    }
-
-    /// Lays out the private block, marks the unit as started, and gives the shim its launch.
-    async fn start(&mut self, ticket: u64, block: &PrivateBlock) -> Result<(), String> {
-        if block.spool_key.len() != 32 {
-            return Err("the private block has no spool key".to_owned());
-        }
-        if block.stdin.len() > STDIN_MAX {
-            return Err("the worker's input is too long".to_owned());
-        }
-        if self.shim.is_none() {
-            self.spawn_shim().await.map_err(|error| format!("the unit's shim cannot be started: {error}"))?;
-        }
-        let launch = self.lay_out(ticket, block).await?;
-        // From the mark on, the unit counts as started, whatever happens.
-        let dir = self.dir.clone();
-        blocking(move || dir.mark_starting()).await.map_err(|error| chain(&error))?;
-        self.launched = true;
-        if let Some(shim) = &self.shim {
-            shim.order(Order::Launch(launch)).await;
-        }
-        Ok(())
-    }
-
-    async fn lay_out(&self, ticket: u64, block: &PrivateBlock) -> Result<Launch, String> {
-        let (runtime, dir, runtime_dir) = (self.inner.runtime.clone(), self.dir.clone(), self.runtime_dir.clone());
-        let (attempt, spec, block) = (self.unit.attempt(), self.spec.clone(), block.clone());
-        let quota = self.inner.options.work.spool_quota_mib << 20;
-        blocking(move || {
-            let private = runtime_dir.join("private");
-            let (project, copy) = (dir.project(), dir.path().join(format!("project.{ticket}")));
-            let has_project = copy.exists();
-            if has_project {
-                fs::rename(&copy, &project).map_err(|error| format!("cannot move the working copy: {error}"))?;
-            }
-            private::lay_out(&private, &block.files).map_err(|error| chain(&error))?;
-            let job = Job {
-                attempt,
-                spec: &spec,
-                private: &private,
-                project: has_project.then_some(&*project),
-                runtime_dir: &runtime_dir,
-                secret_env: &block.env,
-            };
-            let command = runtime.command(&job).map_err(|error| chain(&error))?;
-            Ok(launch(&*runtime, &job, command, &block, &dir, quota))
-        })
-        .await
     }
 
     /// Shows the unit's state to everyone who watches.
@@ -608,37 +591,6 @@ impl Task {
             view.attachment = self.attachment;
             changed
         });
-    }
-}
-
-fn launch(
-    runtime: &dyn Runtime,
-    job: &Job<'_>,
-    command: crate::runtime::Command,
-    block: &PrivateBlock,
-    dir: &UnitDir,
-    quota: u64,
-) -> Launch {
-    let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
-    Launch {
-        version: VERSION,
-        unit: job.attempt.unit.0.as_bytes().to_vec().into(),
-        attempt: job.attempt.number,
-        spool_dir: text(&dir.spool()),
-        spool_key: block.spool_key.clone(),
-        spool_key_id: block.spool_key_id,
-        spool_quota: quota,
-        argv: command.argv,
-        env: command.env,
-        cwd: text(&command.cwd),
-        stdin: block.stdin.clone(),
-        grace_seconds: job.spec.grace_seconds,
-        timeout_seconds: job.spec.timeout_seconds,
-        end_argv: command.end_argv,
-        runtime: runtime.kind().as_str().to_owned(),
-        image: job.spec.image.clone(),
-        pull: job.spec.pull,
-        private_dir: text(job.private),
     }
 }
 

@@ -52,7 +52,8 @@ impl Cache {
             return Ok(None);
         }
         touch(&path);
-        let manifest = TreeManifest::decode(bytes.as_slice()).map_err(|_| Error::Digest { what: "manifest" })?;
+        let manifest =
+            TreeManifest::decode(bytes.as_slice()).map_err(|_| Error::Digest { what: "manifest" })?;
         Tree::check(manifest).map(Some)
     }
 
@@ -116,7 +117,8 @@ impl Cache {
         let mut trees = Vec::new();
         let dir = self.dir.join("trees");
         for entry in fs::read_dir(&dir).map_err(disk("read", &dir))?.flatten() {
-            let used = entry.metadata().and_then(|metadata| metadata.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+            let used =
+                entry.metadata().and_then(|metadata| metadata.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
             trees.push((used, entry.path()));
         }
         trees.sort();
@@ -142,7 +144,8 @@ impl Cache {
         for folder in fs::read_dir(self.dir.join("chunks")).into_iter().flatten().flatten() {
             for chunk in fs::read_dir(folder.path()).into_iter().flatten().flatten() {
                 let name = chunk.file_name();
-                let digest = name.to_str().and_then(super::unhex).and_then(|bytes| Digest::try_from(bytes).ok());
+                let digest =
+                    name.to_str().and_then(super::unhex).and_then(|bytes| Digest::try_from(bytes).ok());
                 if digest.is_none_or(|digest| !kept.contains(&digest)) {
                     fs::remove_file(chunk.path()).ok();
                 }
@@ -155,7 +158,9 @@ impl Cache {
     fn keep(&self, path: &Path, content: &[u8]) -> Result<(), Error> {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
         let fresh = self.dir.join("new").join(serial.to_string());
-        fs::File::create(&fresh).and_then(|mut file| file.write_all(content)).map_err(disk("write", &fresh))?;
+        fs::File::create(&fresh)
+            .and_then(|mut file| file.write_all(content))
+            .map_err(disk("write", &fresh))?;
         fs::rename(&fresh, path).map_err(disk("write", path))
     }
 

@@ -127,7 +127,9 @@ fn damaged_chunks_and_manifests_are_missing_not_used() {
 
     let chunk_file = dir.path().join("chunks").join(&hex(&chunk)[..2]).join(hex(&chunk));
     fs::write(&chunk_file, b"flipped").unwrap();
-    assert!(matches!(lay_out::lay_out(&tree, &cache, &dir.path().join("copy")), Err(Error::Missing(d)) if d == chunk));
+    assert!(
+        matches!(lay_out::lay_out(&tree, &cache, &dir.path().join("copy")), Err(Error::Missing(d)) if d == chunk)
+    );
     assert_eq!(cache.missing(&tree), [chunk]);
     fs::write(dir.path().join("trees").join(hex(&name)), b"flipped").unwrap();
     assert_eq!(cache.tree(&name).unwrap(), None);
@@ -139,7 +141,10 @@ fn trimming_keeps_the_trees_used_last() {
     let cache = Cache::open(dir.path()).unwrap();
     let mut names = Vec::new();
     for content in [[1_u8; 1000], [2; 1000], [3; 1000]] {
-        let manifest = manifest(vec![file("a", 0o644, &content, Some(&cache)), file("b", 0o644, b"shared", Some(&cache))]);
+        let manifest = manifest(vec![
+            file("a", 0o644, &content, Some(&cache)),
+            file("b", 0o644, b"shared", Some(&cache)),
+        ]);
         cache.keep_tree(&digest(&manifest), manifest.clone()).unwrap();
         let path = dir.path().join("trees").join(hex(&digest(&manifest)));
         let used = std::time::UNIX_EPOCH + std::time::Duration::from_secs(u64::from(content[0]) * 1000);

@@ -33,13 +33,10 @@ pub struct Place {
 
 impl Place {
     pub fn new() -> Self {
-        let mut work = WorkSection { runtime: RuntimeName::Process, allow_swap: true, ..WorkSection::default() };
+        let mut work =
+            WorkSection { runtime: RuntimeName::Process, allow_swap: true, ..WorkSection::default() };
         work.process.command = ["sh", "{dir}/script"].map(str::to_owned).to_vec();
-        Self {
-            data: tempfile::tempdir().unwrap(),
-            runtime: tempfile::tempdir_in("/dev/shm").unwrap(),
-            work,
-        }
+        Self { data: tempfile::tempdir().unwrap(), runtime: tempfile::tempdir_in("/dev/shm").unwrap(), work }
     }
 
     pub async fn start(&self) -> Supervisor {
@@ -205,11 +202,8 @@ impl Job {
 
     pub async fn attach(&self, supervisor: &Supervisor, from: u64) -> Records {
         let mut talk = Talk::records(supervisor);
-        let attach = Attach {
-            unit: Some(self.attempt.into()),
-            epoch: Some(self.epoch.into()),
-            from_record: from,
-        };
+        let attach =
+            Attach { unit: Some(self.attempt.into()), epoch: Some(self.epoch.into()), from_record: from };
         talk.say(&RecordMessage { kind: Some(RecordMessageKind::Attach(attach)) }).await;
         let attached = match talk.hear::<RecordMessage>().await.expect("an answer").kind.unwrap() {
             RecordMessageKind::Attached(attached) => attached,
@@ -231,7 +225,7 @@ impl Job {
     pub async fn run(&self, supervisor: &Supervisor) -> Records {
         self.start(supervisor).await;
         let mut records = self.attach(supervisor, 1).await;
-        records.to_end().await;
+        records.take_all().await;
         records
     }
 
@@ -248,7 +242,8 @@ impl Job {
                 TreeEntryKind::Directory(Directory {})
             } else {
                 let pieces: Vec<_> = content.chunks(1 << 20).map(<[u8]>::to_vec).collect();
-                let digests = pieces.iter().map(|piece| blake3::hash(piece).as_bytes().to_vec().into()).collect();
+                let digests =
+                    pieces.iter().map(|piece| blake3::hash(piece).as_bytes().to_vec().into()).collect();
                 chunks.extend(pieces);
                 TreeEntryKind::File(FileContent { size: content.len() as u64, chunks: digests })
             };
@@ -296,12 +291,16 @@ impl Talk {
 
     pub fn payload(supervisor: &Supervisor) -> Self {
         let supervisor = supervisor.clone();
-        Self::new(|far| tokio::spawn(async move { serve::payload::serve(far, &identity(), &supervisor).await }))
+        Self::new(|far| {
+            tokio::spawn(async move { serve::payload::serve(far, &identity(), &supervisor).await })
+        })
     }
 
     pub fn records(supervisor: &Supervisor) -> Self {
         let supervisor = supervisor.clone();
-        Self::new(|far| tokio::spawn(async move { serve::records::serve(far, &identity(), &supervisor).await }))
+        Self::new(|far| {
+            tokio::spawn(async move { serve::records::serve(far, &identity(), &supervisor).await })
+        })
     }
 
     pub async fn say(&mut self, message: &impl Message) {
@@ -357,7 +356,11 @@ impl Records {
                 match &kind {
                     RecordKind::End(end) if self.attached.first_record == 1 => {
                         assert_eq!(end.records, number - 1);
-                        assert_eq!(end.rolling_hash[..], self.hash.value(), "the end vouches for all records");
+                        assert_eq!(
+                            end.rolling_hash[..],
+                            self.hash.value(),
+                            "the end vouches for all records"
+                        );
                     }
                     _ => self.hash.update(number, &record.sealed),
                 }
@@ -382,7 +385,7 @@ impl Records {
     }
 
     /// Takes everything up to the end, and the status that says so.
-    pub async fn to_end(&mut self) -> Finished {
+    pub async fn take_all(&mut self) -> Finished {
         let ended = |kind: &RecordKind| matches!(kind, RecordKind::End(_) | RecordKind::Lost(_));
         while !self.got.last().is_some_and(|(_, kind)| ended(kind))
             || !(self.statuses.last().is_some_and(|status| finished(status).is_some())

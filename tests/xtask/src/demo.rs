@@ -15,9 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use plexus_tests::{
-    Api, Binaries, Daemon, JobOptions, Layout, Leftovers, Runtime, Samples, free_port, wait_for,
-};
+use plexus_tests::{Api, Binaries, Daemon, JobOptions, Layout, ReservedPort, Runtime, Samples, wait_for};
 use plexus_tests::{Seen, cache_dir, demo_image};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -110,7 +108,7 @@ pub(crate) fn stop(options: &StopOptions) -> anyhow::Result<ExitCode> {
             say("demo stopped");
             return Ok(ExitCode::SUCCESS);
         }
-        let found = Leftovers::find(&dir, &state::runtime_dir(&dir), true);
+        let found = state::leftovers(&dir);
         if found.is_empty() {
             say("no demo is running");
         } else {
@@ -140,9 +138,9 @@ async fn demo(options: &Options) -> anyhow::Result<ExitCode> {
     let outcome = match result {
         Ok(outcome) => outcome,
         Err(error) => {
-            let logs = system.logs();
+            eprint!("{}", system.logs());
             system.end().await.ok();
-            return Err(error.context(logs));
+            return Err(error);
         }
     };
     if options.once {
@@ -157,9 +155,9 @@ async fn demo(options: &Options) -> anyhow::Result<ExitCode> {
         () = stop.asked() => None,
     };
     if let Some(error) = gone {
-        let logs = system.logs();
+        eprint!("{}", system.logs());
         system.end().await.ok();
-        return Err(error.context(logs));
+        return Err(error);
     }
     println!();
     system.end().await?;
@@ -191,6 +189,7 @@ struct System {
     hop: Daemon,
     node: Daemon,
     api: Option<Api>,
+    _ports: Vec<ReservedPort>,
 }
 
 impl System {
@@ -205,13 +204,15 @@ impl System {
             say("removing the data of the last demo");
             fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
         }
+        let ports = [MESH, HTTPS, HTTP].map(ReservedPort::prefer);
+        let ports = ports.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
         let layout = Layout {
             dir: dir.to_owned(),
             runtime_dir,
             binaries: Binaries::of_this_build()?,
-            mesh_port: free_port(MESH)?,
-            https_port: free_port(HTTPS)?,
-            http_port: free_port(HTTP)?,
+            mesh_port: ports[0].port(),
+            https_port: ports[1].port(),
+            http_port: ports[2].port(),
             runtime: Runtime::Podman,
         };
         layout.make_dirs()?;
@@ -238,6 +239,7 @@ impl System {
             hop: daemon("hop-1", layout.binaries.node()),
             node: daemon("node-1", layout.binaries.node()),
             api: None,
+            _ports: ports,
             layout,
         })
     }

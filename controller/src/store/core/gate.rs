@@ -125,7 +125,7 @@ mod tests {
         for task in tasks {
             task.await.unwrap();
         }
-        std::mem::take(&mut *order.lock().unwrap())
+        order.lock().unwrap().clone()
     }
 
     #[tokio::test]

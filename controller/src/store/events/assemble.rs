@@ -181,12 +181,17 @@ impl Assembler {
             epochs: HashMap::new(),
             attempts: HashMap::new(),
         });
-        entry.epochs.insert(attempt.unit, epoch);
+        let before = entry.epochs.insert(attempt.unit, epoch);
         let commits = Commits::new(rows.record);
         if let Some((_, older)) = entry.attempts.insert(attempt, (rows.record, Arc::downgrade(&commits)))
             && let Some(older) = older.upgrade()
         {
-            older.fail(Arc::new(Error::Stale));
+            older.fail(Arc::new(match before {
+                Some(shown) if shown != epoch => {
+                    Error::OlderEpoch { unit: attempt.unit, shown, current: epoch }
+                }
+                _ => Error::Stale,
+            }));
         }
         let OpenedRows { record, carry, line, stderr, .. } = rows;
         let _ = reply.send(Ok(Opened { record, carry, line, stderr, commits }));

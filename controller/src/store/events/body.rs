@@ -28,6 +28,13 @@ pub(super) struct Body {
     pub(super) counter: Option<i64>,
 }
 
+impl Body {
+    /// A body with nothing in it.
+    pub(super) fn empty() -> Self {
+        Self { stdout: Bytes::from_static(b"\"\""), event_data: Bytes::from_static(b"{}"), counter: None }
+    }
+}
+
 /// Bodies of events that follow each other, the last of a job: still growing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Tail {

@@ -21,6 +21,10 @@ use super::{Error, EventId, EventStore, GapKind, JobKey};
 
 /// Most events of a page, whatever is asked for.
 const PAGE_MAX: u32 = 10_000;
+/// Bytes of bodies in a page after which further ones are left out; what is asked for first is always there.
+const PAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Blocks that are in memory at a time.
+const BLOCKS_MAX: u64 = 4;
 
 /// A stored event.
 #[derive(Debug, Clone)]
@@ -67,6 +71,8 @@ pub struct Event {
     pub normalised: bool,
     /// The line was too long, and only its beginning is here.
     pub cut: bool,
+    /// Output and data are left out: the page holds too much already. The event alone has them.
+    pub left_out: bool,
 }
 
 impl Event {
@@ -382,6 +388,7 @@ impl NamedRow {
             runner_counter: body.counter,
             normalised: is(flag::NORMALISED),
             cut: is(flag::CUT),
+            left_out: false,
         })
     }
 }
@@ -417,45 +424,39 @@ impl Names {
     }
 }
 
-/// Reads the bodies of rows, block by block.
+/// Reads the bodies of rows, a few blocks at a time.
 async fn with_bodies(reader: &Reader, job: i64, rows: Vec<NamedRow>) -> Result<Vec<Event>, Error> {
-    let mut wanted: BTreeSet<i64> = rows.iter().map(|row| row.counter).collect();
-    let mut bodies = BTreeMap::new();
+    let places: BTreeMap<i64, usize> =
+        rows.iter().enumerate().map(|(place, row)| (row.counter, place)).collect();
+    let mut wanted: BTreeSet<i64> = places.keys().copied().collect();
+    let mut rows: Vec<_> = rows.into_iter().map(Some).collect();
+    let mut events: Vec<Option<Event>> = rows.iter().map(|_| None).collect();
+    let mut bytes = 0;
     while let Some(&counter) = wanted.first() {
-        // As many blocks as hold the next wanted ones, if those stand close together.
-        let last = wanted
-            .range(counter..counter.saturating_add(4 * EVENTS_MAX as i64))
-            .next_back()
-            .copied()
-            .unwrap_or(counter);
-        let blocks = blocks(reader, job, counter..=last).await?;
+        let near = counter.saturating_add(BLOCKS_MAX as i64 * EVENTS_MAX as i64);
+        let last = wanted.range(counter..near).next_back().copied().unwrap_or(counter);
         let mut found = false;
-        for block in &blocks {
-            let of_block: Vec<i64> = wanted
-                .range(block.first()..block.first().saturating_add(EVENTS_MAX as i64))
-                .copied()
-                .collect();
+        for block in blocks(reader, job, counter..=last).await? {
+            let of_block: Vec<i64> = wanted.range(block.first()..=block.last()).copied().collect();
             for counter in of_block {
-                if let Some(body) = block.body(counter) {
-                    bodies.insert(counter, body);
-                    wanted.remove(&counter);
-                    found = true;
-                }
+                found |= wanted.remove(&counter);
+                let body = block.body(counter).ok_or(Error::Damaged("an event without a body"))?;
+                let place = places.get(&counter).copied().unwrap_or(0);
+                let Some(row) = rows.get_mut(place).and_then(Option::take) else { continue };
+                let is_left_out = bytes > PAGE_BYTES_MAX;
+                bytes += body.stdout.len() + body.event_data.len();
+                let body = if is_left_out { Body { counter: body.counter, ..Body::empty() } } else { body };
+                events[place] = Some(Event { left_out: is_left_out, ..row.into_event(job, &body)? });
             }
         }
         if !found {
             return Err(Error::Damaged("a block of events that is not there"));
         }
     }
-    rows.into_iter()
-        .map(|row| {
-            let body = bodies.get(&row.counter).ok_or(Error::Damaged("an event without a body"))?;
-            row.into_event(job, body)
-        })
-        .collect()
+    Ok(events.into_iter().flatten().collect())
 }
 
-/// The blocks that hold these events, in order. Blocks never overlap and hold at most 64 events.
+/// The first few blocks that hold these events, in order. Blocks never overlap and hold at most 64 events.
 pub(super) async fn blocks(
     reader: &Reader,
     job: i64,
@@ -469,7 +470,8 @@ pub(super) async fn blocks(
         .and_where(Expr::col("first").gte(counters.start().saturating_sub(EVENTS_MAX as i64 - 1)))
         .and_where(Expr::col("first").lte(*counters.end()))
         .and_where(Expr::col("last").gte(*counters.start()))
-        .order_by("first", SqlOrder::Asc);
+        .order_by("first", SqlOrder::Asc)
+        .limit(BLOCKS_MAX);
     let rows = reader.rows(statement(&query)).await?;
     rows.iter()
         .map(|row| {

@@ -66,12 +66,15 @@ impl Engine {
             .idle_timeout(Duration::from_secs(60))
             .connect_lazy_with(options);
         let failed = |source| Error::Open { file: path.clone(), source };
+        // In one transaction, so that both are of one moment: a writer may be just making the file.
+        let mut both = pool.begin().await.map_err(failed)?;
         let application =
-            sqlx::query_scalar("PRAGMA application_id").fetch_one(&pool).await.map_err(failed)?;
-        let version = sqlx::query_scalar("PRAGMA user_version").fetch_one(&pool).await.map_err(failed)?;
+            sqlx::query_scalar("PRAGMA application_id").fetch_one(&mut *both).await.map_err(failed)?;
+        let version =
+            sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut *both).await.map_err(failed)?;
+        both.rollback().await.map_err(failed)?;
         check_version(&path, application, version)?;
         if application == 0 {
-            // A writer is just making it.
             return Ok(None);
         }
         Ok(Some(Reader { pool, path: path.into() }))
@@ -393,4 +396,21 @@ pub(super) fn is_transient(error: &Error) -> bool {
     let code = source.code().and_then(|code| code.parse::<i32>().ok()).unwrap_or(0);
     // busy, locked, nomem, readonly, ioerr, full, cantopen, protocol; the low byte is the primary code.
     matches!(code & 0xff, 5..=8 | 10 | 13 | 14 | 15)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sea_query::{Expr, ExprTrait};
+
+    #[test]
+    fn the_index_of_failed_events_is_named_in_the_statement() {
+        let mut query = Query::select();
+        query.column("counter").from(EVENT).and_where(Expr::col("job").eq(1)).and_where(schema::is_failed());
+        let sql = statement(&query).by_failed_index().sql;
+        assert!(sql.contains(r#"FROM "event" INDEXED BY "event_failed" WHERE"#), "{sql}");
+        let index = schema::indexes()[0].to_string(SqliteQueryBuilder);
+        let condition = index.split_once("WHERE ").unwrap().1;
+        assert!(sql.contains(condition), "{sql} does not say {condition}");
+    }
 }

@@ -258,6 +258,25 @@ on_every_engine! {
         assert_eq!(store.summary(key_of("2027-01-01T00:00:00Z")).await.unwrap().events, 0);
     }
 
+    async fn a_page_leaves_out_what_would_not_fit_in_memory(store: EventStore) {
+        let mut session = open(&store, 1, 1).await;
+        let mut spool = Spool::new(attempt(1, 1));
+        for counter in 1..=12 {
+            spool.stdout(format!("{{\"uuid\": \"u\", \"counter\": {counter}, \"event\": \"verbose\", \"stdout\": \"").as_bytes());
+            (0..7).for_each(|_| spool.stdout(&vec![b'x'; 1 << 20]));
+            spool.stdout(b"\"}\n");
+        }
+        for record in spool.records {
+            session.push(record).await.unwrap();
+        }
+        stored(&session).await;
+        let events = store.events(job(1), all()).await.unwrap().events;
+        let left_out: Vec<_> = events.iter().map(|event| event.left_out).collect();
+        assert_eq!(left_out, [vec![false; 10], vec![true; 2]].concat());
+        assert!(events.iter().all(|event| event.stdout.is_empty() == event.left_out));
+        assert_eq!(store.event(job(1), 12).await.unwrap().unwrap().stdout.len(), 7 << 20);
+    }
+
     async fn a_unit_belongs_to_one_job(store: EventStore) {
         drop(open(&store, 1, 1).await);
         let refused = Ingest::new(store.clone()).open(context(1, 2), EPOCH).await.unwrap_err();
@@ -364,6 +383,60 @@ async fn a_locked_file_is_waited_for() {
     execute(&mut other, "COMMIT").await;
     stored(&session).await;
     assert_eq!(store.summary(job(1)).await.unwrap().events, 18);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn after_a_write_that_failed_for_good_sessions_go_on_from_the_cursor() {
+    let dir = TempDir::new().unwrap();
+    let store = EventStore::open(dir.path()).await.unwrap();
+    let mut session = open(&store, 1, 1).await;
+    let mut bystander = open(&store, 2, 2).await;
+    let records = Spool::lines(attempt(1, 1), &captured("flow"), 4);
+    let theirs = Spool::lines(attempt(2, 1), &captured("failed-task"), 4);
+    session.push(records[0].clone()).await.unwrap();
+    session.push(records[1].clone()).await.unwrap();
+    bystander.push(theirs[0].clone()).await.unwrap();
+    stored(&session).await;
+    stored(&bystander).await;
+    let mut other = other_process(dir.path()).await;
+    execute(&mut other, "ALTER TABLE event RENAME TO away").await;
+    for record in &records[2..5] {
+        // The failure may come as early as the second.
+        let _ = session.push(record.clone()).await;
+    }
+    assert!(session.acked().wait_for(|&stored| stored > 2).await.is_err());
+    let error = session.push(records[5].clone()).await.unwrap_err();
+    assert!(
+        !error.is_fenced() && format!("{:?}", std::error::Error::source(&error)).contains("no such table"),
+        "{error:?}"
+    );
+    execute(&mut other, "ALTER TABLE away RENAME TO event").await;
+    for (unit, records) in [(1, &records), (2, &theirs)] {
+        let mut session = open(&store, unit, unit as i64).await;
+        assert_eq!(session.next_record(), if unit == 1 { 3 } else { 2 });
+        for record in &records[session.next_record() as usize - 1..] {
+            session.push(record.clone()).await.unwrap();
+        }
+        stored(&session).await;
+    }
+    for (id, case, count) in [(1, "flow", 65), (2, "failed-task", 16)] {
+        let events = store.events(job(id), all()).await.unwrap().events;
+        assert_eq!(events.len(), count);
+        let lines = captured(case);
+        for event in &events {
+            // Names are right: none made for what was not stored came in between.
+            let said = memchr::memmem::find(&lines, format!("\"uuid\": \"{}\"", event.uuid).as_bytes());
+            assert!(
+                said.is_some()
+                    && lines
+                        .windows(event.task.len() + 2)
+                        .any(|w| w == format!("\"{}\"", event.task).as_bytes())
+            );
+            assert_eq!(event.event_data.get().contains("\"host\": "), !event.host_name.is_empty());
+        }
+        assert_eq!(store.summary(job(id)).await.unwrap().events, count as u64);
+    }
     store.close().await;
 }
 

@@ -62,6 +62,7 @@ pub(super) fn status() -> Status {
             node("hop-1", Role::Hop, 0x10_0001, Some((10, 1))),
             node("node-1", Role::Execution, 0x10_0002, Some((20, 2))),
         ],
+        packets: plexus_mesh::status::PacketCounts::default(),
         problems: vec![],
     }
 }

@@ -99,6 +99,6 @@ mod tests {
     #[test]
     fn the_lost_are_json_too() {
         let text = lost_json(&"x".parse().unwrap(), "no route to node x");
-        assert_eq!(text, r#"{"error":"no route to node x","node":"x","schema_version":1}"#);
+        assert_eq!(text, r#"{"schema_version":1,"node":"x","error":"no route to node x"}"#);
     }
 }

@@ -66,16 +66,24 @@ pub(super) async fn stop_running(dir: &Path) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// Kills whatever an earlier demo left: daemons, shims, containers, private files.
+/// What a demo left: daemons, shims, containers, private files.
+pub(super) fn leftovers(dir: &Path) -> Leftovers {
+    let runtime_dir = runtime_dir(dir);
+    let mut found = Leftovers::find(&[dir, &runtime_dir], &runtime_dir, runtime_dir.exists());
+    // A person's own shell or editor may well be in the folder.
+    found.processes.retain(|(_, line)| {
+        let program = line.split(' ').next().unwrap_or_default();
+        ["plexus-", "podman", "conmon"].iter().any(|ours| program.contains(ours))
+    });
+    found
+}
+
+/// Ends and removes whatever an earlier demo left.
 pub(super) fn sweep(dir: &Path) {
     let runtime_dir = runtime_dir(dir);
     // Twice: a shim may have been starting a container.
     for _ in 0..2 {
-        let mut found = Leftovers::find(dir, &runtime_dir, runtime_dir.exists());
-        // A person's own shell or editor may well name the folder.
-        found
-            .processes
-            .retain(|(_, line)| line.split(' ').next().is_some_and(|program| program.contains("plexus-")));
+        let found = leftovers(dir);
         if found.is_empty() {
             break;
         }

@@ -1,0 +1,262 @@
+//! Closes the gap between jobs as wanted and jobs as they are.
+//!
+//! One task reads every job that is not over, places what waits, and keeps one driver ([`job`]) for each placed unit.
+//! It wakes on a launch or cancel, when a node appears or goes, when a driver ends, and every few seconds. It takes no
+//! input that a restart would lose: everything it needs lies in the database, and each step is committed before it
+//! is acted on. Whatever this controller was doing when it was killed, the next one goes on with.
+
+pub mod job;
+mod load;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use plexus_mesh::Mesh;
+use plexus_proto::id::{Attempt, NodeId, UnitId};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+use uuid::Uuid;
+
+use crate::fleet::Nodes;
+use crate::ingest::Ingest;
+use crate::outcome;
+use crate::schedule::{self, Candidate};
+use crate::store::core::{CoreDb, Error};
+use crate::store::events::EventStore;
+use crate::store::instances;
+use crate::store::units::{self, ActiveJob, Placement, Unit};
+use crate::vault::Vault;
+
+/// Longest time without a look, should a wake-up ever be missed.
+const PERIOD: Duration = Duration::from_secs(5);
+
+/// What every driver needs. Cheap to clone.
+#[derive(Clone)]
+pub struct Context {
+    /// Rows.
+    pub core: CoreDb,
+    /// Events.
+    pub events: EventStore,
+    /// The way in there.
+    pub ingest: Ingest,
+    /// Keys.
+    pub vault: Vault,
+    /// Streams to nodes.
+    pub mesh: Mesh,
+    /// Live nodes.
+    pub nodes: watch::Receiver<Arc<Nodes>>,
+    /// Where manual projects lie.
+    pub projects: PathBuf,
+}
+
+/// The latest time somebody asked to end a job; drivers signal again on each change.
+type CancelSignal = Option<Timestamp>;
+
+struct Driver {
+    cancel: watch::Sender<CancelSignal>,
+}
+
+struct Reconciler {
+    context: Context,
+    drivers: HashMap<i64, Driver>,
+    running: JoinSet<i64>,
+    forgetting: JoinSet<Attempt>,
+    being_forgotten: HashSet<Attempt>,
+    shutdown: CancellationToken,
+}
+
+/// Starts the task; it ends with `shutdown`, leaving units to run on without it.
+pub fn spawn(context: Context, shutdown: CancellationToken) -> tokio::task::JoinHandle<()> {
+    let reconciler = Reconciler {
+        context,
+        drivers: HashMap::new(),
+        running: JoinSet::new(),
+        forgetting: JoinSet::new(),
+        being_forgotten: HashSet::new(),
+        shutdown,
+    };
+    tokio::spawn(reconciler.run())
+}
+
+impl Reconciler {
+    async fn run(mut self) {
+        let mut changed = self.context.core.changed();
+        let mut nodes = self.context.nodes.clone();
+        loop {
+            changed.mark_unchanged();
+            nodes.mark_unchanged();
+            if let Err(error) = self.reconcile().await {
+                tracing::error!(error = &error as &dyn std::error::Error, "cannot look after jobs");
+            }
+            tokio::select! {
+                alive = changed.changed() => if alive.is_err() { break },
+                alive = nodes.changed() => if alive.is_err() { break },
+                Some(done) = self.running.join_next() => self.driver_ended(done),
+                Some(done) = self.forgetting.join_next() => if let Ok(attempt) = done {
+                    self.being_forgotten.remove(&attempt);
+                },
+                () = tokio::time::sleep(PERIOD) => {}
+                () = self.shutdown.cancelled() => break,
+            }
+        }
+        self.running.shutdown().await;
+        self.forgetting.shutdown().await;
+    }
+
+    fn driver_ended(&mut self, done: Result<i64, tokio::task::JoinError>) {
+        match done {
+            Ok(job) => drop(self.drivers.remove(&job)),
+            Err(error) => {
+                // A driver that panicked is a bug; its job is taken up again at the next look.
+                tracing::error!(%error, "driver of a job ended badly");
+                self.drivers.retain(|_, driver| !driver.cancel.is_closed());
+            }
+        }
+    }
+
+    async fn reconcile(&mut self) -> Result<(), Error> {
+        let jobs = units::active_jobs(&self.context.core).await?;
+        let mut waiting = Vec::new();
+        let mut placed = Vec::new();
+        for job in jobs {
+            match (&job.unit, job.cancel_requested_at) {
+                (Some(_), _) => placed.push(job),
+                (None, Some(_)) => self.cancel_unplaced(&job).await?,
+                (None, None) => waiting.push(job),
+            }
+        }
+        let fresh = self.place(&waiting, &placed).await?;
+        for job in placed.into_iter().chain(fresh) {
+            self.drive(job);
+        }
+        self.forget().await
+    }
+
+    async fn cancel_unplaced(&self, job: &ActiveJob) -> Result<(), Error> {
+        units::finish(&self.context.core, job.id, &outcome::without_unit("canceled", "")).await
+    }
+
+    /// Places what waits, oldest first, and stores all placements in one transaction.
+    async fn place(&self, waiting: &[ActiveJob], placed: &[ActiveJob]) -> Result<Vec<ActiveJob>, Error> {
+        if waiting.is_empty() {
+            return Ok(Vec::new());
+        }
+        let core = &self.context.core;
+        let inventories: Vec<i64> = waiting
+            .iter()
+            .chain(placed)
+            .filter_map(|job| job.inventory)
+            .collect::<HashSet<_>>()
+            .into_iter()
+            .collect();
+        let hosts = units::host_counts(core, &inventories).await?;
+        let impact = |job: &ActiveJob| {
+            let hosts = job.inventory.and_then(|id| hosts.get(&id)).copied().unwrap_or(0);
+            schedule::impact(job.forks, hosts)
+        };
+        let live = self.context.nodes.borrow().clone();
+        let mut candidates = candidates(&live, &instances::disabled(core).await?);
+        for job in placed {
+            let node = job.unit.as_ref().and_then(|unit| candidates.get_mut(&unit.node));
+            if let Some(node) = node {
+                node.busy += impact(job);
+            }
+        }
+        let mut placements = Vec::new();
+        for job in waiting {
+            match schedule::place(impact(job), &candidates) {
+                Ok(node) => {
+                    let store = live.get(&node).and_then(|live| live.info.as_ref()).map(|info| info.store);
+                    let (Some(candidate), Some(store)) = (candidates.get_mut(&node), store) else { continue };
+                    candidate.busy += impact(job);
+                    let attempt = Attempt { unit: UnitId(Uuid::now_v7()), number: 1 };
+                    placements.push(Placement { job: job.id, attempt, node, store });
+                }
+                Err(wait) => {
+                    let words = wait.to_string();
+                    if job.explanation != words {
+                        units::explain(core, job.id, &words).await?;
+                    }
+                }
+            }
+        }
+        let stored = self.store(&placements).await?;
+        let unit = |job: &ActiveJob| {
+            let placement = placements.iter().find(|placement| placement.job == job.id)?;
+            Some(Unit {
+                attempt: placement.attempt,
+                job: job.id,
+                node: placement.node.clone(),
+                store: placement.store,
+                state: units::UnitState::Placed,
+            })
+        };
+        let fresh = waiting.iter().filter(|job| stored.contains(&job.id));
+        Ok(fresh.map(|job| ActiveJob { unit: unit(job), ..job.clone() }).collect())
+    }
+
+    async fn store(&self, placements: &[Placement]) -> Result<Vec<i64>, Error> {
+        if placements.is_empty() {
+            return Ok(Vec::new());
+        }
+        units::place(&self.context.core, placements, &self.context.mesh.identity().node).await
+    }
+
+    fn drive(&mut self, job: ActiveJob) {
+        let signal = job.cancel_requested_at;
+        if let Some(driver) = self.drivers.get(&job.id) {
+            driver.cancel.send_if_modified(|known| std::mem::replace(known, signal) != signal);
+            return;
+        }
+        let Some(unit) = job.unit else { return };
+        let (cancel, signals) = watch::channel(signal);
+        self.drivers.insert(job.id, Driver { cancel });
+        let context = self.context.clone();
+        let span = tracing::info_span!("job", id = job.id, unit = %unit.attempt, node = %unit.node);
+        let id = job.id;
+        let work = async move {
+            job::drive(context, unit, job.created, signals).await;
+            id
+        };
+        self.running.spawn(work.instrument(span));
+    }
+
+    /// Tells nodes to drop what they still hold of jobs that are over.
+    async fn forget(&mut self) -> Result<(), Error> {
+        for (unit, created) in units::unforgotten(&self.context.core).await? {
+            let reachable = self.context.nodes.borrow().get(&unit.node).is_some_and(|node| node.reachable);
+            if !reachable
+                || self.drivers.contains_key(&unit.job)
+                || !self.being_forgotten.insert(unit.attempt)
+            {
+                continue;
+            }
+            let context = self.context.clone();
+            self.forgetting.spawn(async move {
+                let attempt = unit.attempt;
+                job::forget(&context, unit, created).await;
+                attempt
+            });
+        }
+        Ok(())
+    }
+}
+
+fn candidates(live: &Nodes, disabled: &std::collections::BTreeSet<NodeId>) -> BTreeMap<NodeId, Candidate> {
+    let candidate = |(name, node): (&NodeId, &crate::fleet::LiveNode)| {
+        let known = node.info.as_ref();
+        let candidate = Candidate {
+            reachable: node.reachable && known.is_some(),
+            enabled: !disabled.contains(name),
+            capacity: known.map_or(0, |info| info.capacity),
+            busy: 0,
+        };
+        (name.clone(), candidate)
+    };
+    live.iter().map(candidate).collect()
+}

@@ -1,0 +1,478 @@
+//! Drives one placed unit to its end: submit, payload, records, last word.
+//!
+//! The driver may be dropped at any await and started again elsewhere: it asks the node where the unit stands and
+//! goes on from there. What cannot be reached is tried again for as long as it takes, and the job says so; what the
+//! node refuses for good ends the job.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use plexus_mesh::MeshStream;
+use plexus_mesh::framed::{self, FrameReader, FrameWriter};
+use plexus_proto::frame::WORK_FRAME_MAX;
+use plexus_proto::id::{Attempt, NodeId, OwnerEpoch};
+use plexus_proto::packet::Class;
+use plexus_proto::work::{
+    Ack, Attach, Finished, RecordMessage, RecordMessageKind, Refusal, RefusalCode, UnitSpec, UnitStatus,
+    UnitStatusState,
+};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use super::{CancelSignal, Context, load};
+use crate::dispatch::{self, CallError, NodeClient, payload};
+use crate::ingest::{self, Session, UnitContext, UnitResult};
+use crate::outcome;
+use crate::payload::private::Private;
+use crate::store::core::Error as StoreError;
+use crate::store::events::JobKey;
+use crate::store::units::{self, Final, Unit, UnitState};
+
+/// Seconds between SIGTERM and the end of the whole process tree: the runner looks every 0.5 s, then packs artifacts.
+const GRACE_SECONDS: u32 = 10;
+/// First pause after a node could not be reached; doubles up to [`PAUSE_MAX`].
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// Longest pause. A node that comes back is noticed sooner, by the mesh.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// Longest wait for the node to end a stream of records that we ended: a round trip on a bad day. The job is over
+/// meanwhile for all who look at its events; its status waits for this.
+const HANG_UP: Duration = Duration::from_secs(2);
+
+/// Why a step did not lead on.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    /// It may work later.
+    #[error("{0}")]
+    Passing(String),
+    /// It never will: the job ends with this.
+    #[error("{0}")]
+    Fatal(String),
+    /// Another controller owns the unit now.
+    #[error("another controller has taken the unit over")]
+    Outranked,
+}
+
+impl From<StoreError> for Trouble {
+    fn from(error: StoreError) -> Self {
+        Self::Passing(chain(&error))
+    }
+}
+
+impl From<load::Error> for Trouble {
+    fn from(error: load::Error) -> Self {
+        if error.is_passing() { Self::Passing(chain(&error)) } else { Self::Fatal(chain(&error)) }
+    }
+}
+
+impl From<ingest::Error> for Trouble {
+    fn from(error: ingest::Error) -> Self {
+        if error.is_fenced() { Self::Outranked } else { Self::Passing(chain(&error)) }
+    }
+}
+
+impl From<framed::Error> for Trouble {
+    fn from(error: framed::Error) -> Self {
+        Self::Passing(chain(&error))
+    }
+}
+
+impl From<CallError> for Trouble {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Refused { refusal, .. } => refused(&refusal),
+            CallError::Unreachable { .. } | CallError::Empty { .. } => Self::Passing(error.to_string()),
+        }
+    }
+}
+
+impl From<payload::Error> for Trouble {
+    fn from(error: payload::Error) -> Self {
+        match error {
+            payload::Error::Refused(refusal) => refused(&refusal),
+            payload::Error::Tree(crate::payload::tree::Error::Changed(_)) => Self::Passing(error.to_string()),
+            payload::Error::Tree(_) => Self::Fatal(chain(&error)),
+            _ => Self::Passing(chain(&error)),
+        }
+    }
+}
+
+fn refused(refusal: &Refusal) -> Trouble {
+    match refusal.code() {
+        RefusalCode::OlderEpoch => Trouble::Outranked,
+        RefusalCode::NodeFull | RefusalCode::ShuttingDown => Trouble::Passing(refusal.message.clone()),
+        _ => Trouble::Fatal(refusal.message.clone()),
+    }
+}
+
+/// The whole chain of causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// Brings the unit to its end and the job to its last word. Returns when that is stored, or when another controller
+/// has taken over.
+pub(super) async fn drive(
+    context: Context,
+    unit: Unit,
+    created: Timestamp,
+    cancel: watch::Receiver<CancelSignal>,
+) {
+    let job = JobKey { id: unit.job, created };
+    let client = NodeClient::new(&context.mesh, &unit.node);
+    let mut driver = Driver { client, context, unit, job, cancel };
+    let mut pause = PAUSE_MIN;
+    loop {
+        let last = match driver.attempt().await {
+            Ok(last) => last,
+            Err(Trouble::Fatal(words)) => outcome::without_unit("error", words),
+            Err(Trouble::Outranked) => {
+                tracing::warn!("another controller has taken the unit over");
+                return;
+            }
+            Err(Trouble::Passing(words)) => {
+                tracing::info!(reason = words, "will try again");
+                driver.explain(&words).await;
+                driver.pause(&mut pause).await;
+                continue;
+            }
+        };
+        match units::finish(&driver.context.core, driver.unit.job, &last).await {
+            Ok(()) => {
+                tracing::info!(status = last.status, "job is over");
+                driver.clear().await;
+                return;
+            }
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "cannot store the end of the job");
+                driver.pause(&mut pause).await;
+            }
+        }
+    }
+}
+
+/// Lets the node drop what it still holds. Pauses when it cannot be reached, so that the caller may simply repeat.
+pub(super) async fn forget(context: &Context, unit: Unit, created: Timestamp) {
+    let client = NodeClient::new(&context.mesh, &unit.node);
+    let forgotten = async {
+        let epoch = units::take(&context.core, unit.attempt).await?;
+        match client.forget(unit.attempt, epoch).await {
+            Ok(_) => {}
+            Err(CallError::Refused { refusal, .. })
+                if matches!(refusal.code(), RefusalCode::UnknownUnit | RefusalCode::OtherStore) => {}
+            Err(CallError::Refused { refusal, .. }) if refusal.code() == RefusalCode::NotFinished => {
+                settle(context, &unit, created, epoch).await?;
+                drop(client.forget(unit.attempt, epoch).await?);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok::<_, Trouble>(units::forgotten(&context.core, unit.attempt).await?)
+    };
+    if let Err(trouble) = forgotten.await {
+        tracing::debug!(unit = %unit.attempt, reason = %trouble, "node has not forgotten the unit yet");
+        sleep(PAUSE_MAX).await;
+    }
+}
+
+/// Stores what the node still holds of a job that is over, and acknowledges it all. The last acknowledgement may have
+/// been lost on the way, or may have died with the controller that owed it.
+async fn settle(
+    context: &Context,
+    unit: &Unit,
+    created: Timestamp,
+    epoch: OwnerEpoch,
+) -> Result<(), Trouble> {
+    let session = open_session(context, unit, JobKey { id: unit.job, created }, epoch).await?;
+    let stream = open_stream(context, &unit.node, dispatch::RECORDS).await?;
+    if session.is_complete() {
+        acknowledge(stream, unit.attempt, epoch, session.next_record()).await
+    } else {
+        read_records(stream, session, unit.attempt, epoch).await.map(drop)
+    }
+}
+
+async fn open_session(
+    context: &Context,
+    unit: &Unit,
+    job: JobKey,
+    epoch: OwnerEpoch,
+) -> Result<Session, Trouble> {
+    let shown = load::shown(context, unit.job).await?;
+    let (key, _) = context.vault.spool_key(unit.attempt, unit.store);
+    let unit = UnitContext {
+        attempt: unit.attempt,
+        job,
+        key,
+        header: shown.image.map(|image| format!("Execution environment: {image}")),
+        masks: shown.secrets,
+    };
+    Ok(context.ingest.open(unit, epoch).await?)
+}
+
+async fn open_stream(context: &Context, node: &NodeId, service: &str) -> Result<MeshStream, Trouble> {
+    let opened = context.mesh.connect(node, service, Class::Bulk).await;
+    opened.map_err(|error| Trouble::Passing(format!("node {node} cannot be reached: {}", chain(&error))))
+}
+
+struct Driver {
+    context: Context,
+    client: NodeClient,
+    unit: Unit,
+    job: JobKey,
+    cancel: watch::Receiver<CancelSignal>,
+}
+
+impl Driver {
+    /// One go at the rest of the unit's life, under an epoch of its own.
+    async fn attempt(&mut self) -> Result<Final, Trouble> {
+        let epoch = units::take(&self.context.core, self.unit.attempt).await?;
+        if !self.is_started(epoch).await? {
+            if self.cancel.borrow().is_some() {
+                // It may have been submitted without our knowing; a canceled unit never starts.
+                match self.client.cancel(self.unit.attempt, epoch).await {
+                    Err(CallError::Refused { refusal, .. }) if refusal.code() == RefusalCode::UnknownUnit => {
+                    }
+                    status => drop(status?),
+                }
+                return Ok(outcome::without_unit("canceled", ""));
+            }
+            self.begin(epoch).await?;
+        }
+        self.follow(epoch).await
+    }
+
+    /// Whether the node has all it needs for the unit and has gone on from there.
+    async fn is_started(&self, epoch: OwnerEpoch) -> Result<bool, Trouble> {
+        if self.unit.state == UnitState::Placed && epoch.counter == 1 {
+            return Ok(false); // nobody has said a word to the node yet
+        }
+        match self.client.status(self.unit.attempt).await {
+            // The node keeps a tombstone of whatever it ever started: this one never started there.
+            Err(CallError::Refused { refusal, .. }) if refusal.code() == RefusalCode::UnknownUnit => {
+                Ok(false)
+            }
+            status => Ok(!needs_payload(&status?)),
+        }
+    }
+
+    /// Submits the unit and sends its payload; the node has started it when this returns.
+    async fn begin(&mut self, epoch: OwnerEpoch) -> Result<(), Trouble> {
+        let loaded = load::everything(&self.context, self.unit.job).await?;
+        let tree = loaded.tree().await?;
+        let (key, key_id) = self.context.vault.spool_key(self.unit.attempt, self.unit.store);
+        let spec = UnitSpec {
+            label: format!("job {}", self.unit.job),
+            image: loaded.image.clone(),
+            pull: loaded.pull.into(),
+            tree: Some(tree.reference()),
+            grace_seconds: GRACE_SECONDS,
+            timeout_seconds: 0,
+            env: Default::default(),
+        };
+        let status = self.client.submit(self.unit.attempt, epoch, self.unit.store, spec).await?;
+        if needs_payload(&status) {
+            let private = Private {
+                options: &loaded.options,
+                inventory: &loaded.inventory,
+                extra_vars: &loaded.extra_vars,
+                machine: loaded.machine.as_ref(),
+                spool_key: &key,
+                spool_key_id: key_id,
+            };
+            let stream = self.open(dispatch::PAYLOAD).await?;
+            let sending = payload::send(stream, self.unit.attempt, epoch, Arc::clone(&tree), private.block());
+            tokio::select! {
+                sent = sending => drop(sent?),
+                trouble = self.pass_on_cancels(epoch) => return Err(trouble),
+            }
+        }
+        units::started(&self.context.core, self.unit.job, self.unit.attempt).await?;
+        self.unit.state = UnitState::Started;
+        Ok(())
+    }
+
+    async fn open(&self, service: &str) -> Result<MeshStream, Trouble> {
+        open_stream(&self.context, &self.unit.node, service).await
+    }
+
+    /// Reads records until the last one is stored, then says what became of the job.
+    async fn follow(&self, epoch: OwnerEpoch) -> Result<Final, Trouble> {
+        let session = open_session(&self.context, &self.unit, self.job, epoch).await?;
+        let result = if session.is_complete() {
+            session.result().await?
+        } else {
+            let stream = self.open(dispatch::RECORDS).await?;
+            tokio::select! {
+                result = read_records(stream, session, self.unit.attempt, epoch) => result?,
+                trouble = self.pass_on_cancels(epoch) => return Err(trouble),
+            }
+        };
+        Ok(outcome::of(&result, self.cancel.borrow().is_some()))
+    }
+
+    /// Passes every request to cancel on to the node, the standing one first. Ends only when the unit is not ours
+    /// any more.
+    async fn pass_on_cancels(&self, epoch: OwnerEpoch) -> Trouble {
+        let mut cancel = self.cancel.clone();
+        loop {
+            let wanted = *cancel.borrow_and_update();
+            let mut pause = PAUSE_MIN;
+            while let Some(since) = wanted {
+                match self.client.cancel(self.unit.attempt, epoch).await.map_err(Trouble::from) {
+                    Ok(_) => break,
+                    Err(Trouble::Outranked) => return Trouble::Outranked,
+                    Err(trouble) => {
+                        self.say(&format!("cancel pending since {since:.0}: {trouble}")).await;
+                        sleep(pause).await;
+                        pause = (pause * 2).min(PAUSE_MAX);
+                    }
+                }
+            }
+            if cancel.changed().await.is_err() {
+                std::future::pending::<()>().await; // the reconciler is shutting down; so will this driver
+            }
+        }
+    }
+
+    /// Drops what was kept only for the last word.
+    async fn clear(&self) {
+        if let Err(error) = self.context.events.discard_staging(self.job, self.unit.attempt).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot drop what was kept of the output"
+            );
+        }
+    }
+
+    async fn explain(&self, words: &str) {
+        let since = *self.cancel.borrow();
+        match since {
+            Some(since) => self.say(&format!("cancel pending since {since:.0}: {words}")).await,
+            None => self.say(&format!("waiting: {words}")).await,
+        }
+    }
+
+    async fn say(&self, words: &str) {
+        if let Err(error) = units::explain(&self.context.core, self.unit.job, words).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot say why the job waits");
+        }
+    }
+
+    /// Waits before the next try: shorter when the node's reachability changes.
+    async fn pause(&mut self, pause: &mut Duration) {
+        let mut nodes = self.context.nodes.clone();
+        nodes.mark_unchanged();
+        tokio::select! {
+            () = sleep(*pause) => {}
+            _ = nodes.changed() => {}
+        }
+        *pause = (*pause * 2).min(PAUSE_MAX);
+    }
+}
+
+fn needs_payload(status: &UnitStatus) -> bool {
+    matches!(&status.state, Some(UnitStatusState::Pending(pending)) if pending.needs_payload)
+}
+
+/// How the unit ended, when the node says so and there is no further record to read: a unit that was canceled or
+/// failed before its worker wrote anything has none.
+fn ended_without_records(status: &UnitStatus, next_record: u64) -> Option<Finished> {
+    match &status.state {
+        Some(UnitStatusState::Finished(finished)) if status.records < next_record => Some(finished.clone()),
+        _ => None,
+    }
+}
+
+/// Feeds records to the session and acknowledges what it has stored, until the unit's last record is.
+async fn read_records(
+    stream: MeshStream,
+    mut session: Session,
+    attempt: Attempt,
+    epoch: OwnerEpoch,
+) -> Result<UnitResult, Trouble> {
+    let (reader, writer) = tokio::io::split(stream);
+    let (mut reader, mut writer) = (FrameReader::new(reader), FrameWriter::new(writer));
+    let from_record = session.next_record();
+    let attach = Attach { unit: Some(attempt.into()), epoch: Some(epoch.into()), from_record };
+    writer.send(&RecordMessage { kind: Some(RecordMessageKind::Attach(attach)) }).await?;
+    let mut stored = session.acked();
+    loop {
+        tokio::select! {
+            message = reader.next::<RecordMessage>(WORK_FRAME_MAX) => {
+                let Some(message) = message? else {
+                    return Err(Trouble::Passing("the node closed the stream of records".to_owned()));
+                };
+                let status = match message.kind {
+                    Some(RecordMessageKind::Record(record)) => {
+                        session.push(record).await?;
+                        continue;
+                    }
+                    Some(RecordMessageKind::Attached(attached)) => attached.status,
+                    Some(RecordMessageKind::Status(status)) => Some(status),
+                    Some(RecordMessageKind::Refusal(refusal)) => return Err(refused(&refusal)),
+                    _ => return Err(Trouble::Passing("the node spoke out of turn".to_owned())),
+                };
+                let ended = status.and_then(|status| ended_without_records(&status, session.next_record()));
+                if let Some(finished) = ended.filter(|_| !session.is_complete()) {
+                    return Ok(UnitResult { finished: Some(finished), ..UnitResult::default() });
+                }
+            }
+            changed = stored.changed() => {
+                if changed.is_err() {
+                    return Ok(session.result().await?); // the writer ended: this says why
+                }
+                let up_to = *stored.borrow_and_update();
+                let ack = Ack { epoch: Some(epoch.into()), up_to };
+                writer.send(&RecordMessage { kind: Some(RecordMessageKind::Ack(ack)) }).await?;
+                crate::crash::Point::AckSent.hit();
+                // The last record may be taken and not stored yet: its own acknowledgement is still to come.
+                if session.is_complete() && up_to + 1 == session.next_record() {
+                    hang_up(&mut reader, &mut writer).await;
+                    return Ok(session.result().await?);
+                }
+            }
+        }
+    }
+}
+
+/// Acknowledges every record before `next_record`, all of which are stored.
+async fn acknowledge(
+    stream: MeshStream,
+    attempt: Attempt,
+    epoch: OwnerEpoch,
+    next_record: u64,
+) -> Result<(), Trouble> {
+    let (reader, writer) = tokio::io::split(stream);
+    let (mut reader, mut writer) = (FrameReader::new(reader), FrameWriter::new(writer));
+    let attach = Attach { unit: Some(attempt.into()), epoch: Some(epoch.into()), from_record: next_record };
+    writer.send(&RecordMessage { kind: Some(RecordMessageKind::Attach(attach)) }).await?;
+    let ack = Ack { epoch: Some(epoch.into()), up_to: next_record - 1 };
+    writer.send(&RecordMessage { kind: Some(RecordMessageKind::Ack(ack)) }).await?;
+    hang_up(&mut reader, &mut writer).await;
+    Ok(())
+}
+
+/// Ends the stream in order and waits for the node to end it too: it has then taken the last acknowledgement. A stream
+/// that is dropped instead is reset, and what is on its way may be lost; the node would hold its spool for longer.
+async fn hang_up<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    reader: &mut FrameReader<R>,
+    writer: &mut FrameWriter<W>,
+) {
+    let ended = async {
+        writer.finish().await?;
+        while reader.next::<RecordMessage>(WORK_FRAME_MAX).await?.is_some() {}
+        Ok::<_, framed::Error>(())
+    };
+    if !matches!(tokio::time::timeout(HANG_UP, ended).await, Ok(Ok(()))) {
+        tracing::debug!("the last acknowledgement may not have arrived");
+    }
+}

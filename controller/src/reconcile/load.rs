@@ -1,0 +1,305 @@
+//! Reads what a job was launched with and turns rows into a payload.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use plexus_proto::work::PullPolicy;
+use sea_query::{Expr, ExprTrait, JoinType, Order, Query};
+use serde_json::{Map, Value};
+
+use super::Context;
+use crate::job::{self, CredentialError};
+use crate::payload::private::{Group, Inventory, JobOptions, MachineCredential};
+use crate::payload::tree::{self, Tree};
+use crate::project;
+use crate::registry::write::parse_variables;
+use crate::store::core::{Error as StoreError, Row};
+use crate::vault::Secret;
+
+/// Why a job cannot be prepared. All but the database's are the job's own fault and end it.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("the database did not answer")]
+    Store(#[from] StoreError),
+    #[error("the job has no project")]
+    NoProject,
+    #[error("project directory {0:?} is not a name below the projects' root")]
+    Outside(String),
+    #[error("project directory {0:?} does not exist on the controller")]
+    NoDirectory(PathBuf),
+    #[error("playbook {playbook:?} is not in the project")]
+    NoPlaybook { playbook: String },
+    #[error(transparent)]
+    Tree(#[from] tree::Error),
+    #[error("{what} is neither a JSON nor a YAML mapping: {detail}")]
+    Variables { what: String, detail: String },
+    #[error(transparent)]
+    Credential(#[from] CredentialError),
+    #[error("the job has no execution environment")]
+    NoImage,
+}
+
+impl Error {
+    /// Trying again may help.
+    pub(super) fn is_passing(&self) -> bool {
+        matches!(self, Self::Store(_) | Self::Credential(CredentialError::Store { .. }))
+    }
+}
+
+/// What stands in a credential for "ask at launch".
+const ASK: &str = "ASK";
+
+/// A job, ready to be sent.
+pub(super) struct Loaded {
+    pub(super) options: JobOptions,
+    pub(super) image: String,
+    pub(super) pull: PullPolicy,
+    pub(super) inventory: Inventory,
+    pub(super) extra_vars: Map<String, Value>,
+    pub(super) machine: Option<MachineCredential>,
+    project: PathBuf,
+}
+
+impl Loaded {
+    /// Reads and hashes the project.
+    pub(super) async fn tree(&self) -> Result<Arc<Tree>, Error> {
+        let root = self.project.clone();
+        let read = tokio::task::spawn_blocking(move || Tree::read(&root)).await;
+        Ok(Arc::new(read.expect("reading a tree does not panic")?))
+    }
+}
+
+/// What ingest must know of a job before its first record, at any time of the job's life.
+pub(super) struct Shown {
+    pub(super) image: Option<String>,
+    pub(super) secrets: Vec<String>,
+}
+
+/// Reads a job's image and the secrets to mask.
+pub(super) async fn shown(context: &Context, job: i64) -> Result<Shown, Error> {
+    let mut select = Query::select();
+    select.column("image").from("unified_jobs").and_where(Expr::col("id").eq(job));
+    let image = match context.core.optional(select).await? {
+        Some(row) => row.value::<Option<String>>("image")?,
+        None => None,
+    };
+    let machine = machine(context, job).await?;
+    Ok(Shown { image, secrets: machine.map(|machine| machine.secrets()).unwrap_or_default() })
+}
+
+const JOB_COLUMNS: [&str; 19] = [
+    "playbook",
+    "job_type",
+    "diff_mode",
+    "forks",
+    "limit",
+    "verbosity",
+    "job_tags",
+    "skip_tags",
+    "start_at_task",
+    "force_handlers",
+    "become_enabled",
+    "timeout",
+    "inventory_id",
+    "scm_revision",
+    "image",
+    "pull",
+    "extra_vars",
+    "name",
+    "launch_type",
+];
+
+/// Reads everything a job was launched with.
+pub(super) async fn everything(context: &Context, id: i64) -> Result<Loaded, Error> {
+    let mut select = Query::select();
+    select.columns(JOB_COLUMNS.map(|column| ("unified_jobs", column)));
+    select
+        .column(("projects", "local_path"))
+        .from("unified_jobs")
+        .left_join("projects", Expr::col(("projects", "id")).equals(("unified_jobs", "project_id")))
+        .and_where(Expr::col(("unified_jobs", "id")).eq(id));
+    let row = context.core.optional(select).await?.ok_or(StoreError::Reference)?;
+    let options = options(id, &row)?;
+    let project = project(context, row.value("local_path")?, &options.playbook)?;
+    let inventory = match options.inventory_id {
+        Some(inventory) => inventory_of(context, inventory).await?,
+        None => Inventory::default(),
+    };
+    let mut extra_vars = meta_variables(id, &row)?;
+    extra_vars.extend(variables("extra_vars of the job", &row.value::<String>("extra_vars")?)?);
+    let image: Option<String> = row.value("image")?;
+    Ok(Loaded {
+        image: image.filter(|image| !image.is_empty()).ok_or(Error::NoImage)?,
+        pull: pull(row.value::<Option<String>>("pull")?.as_deref()),
+        inventory,
+        extra_vars,
+        machine: machine(context, id).await?,
+        project,
+        options,
+    })
+}
+
+fn options(id: i64, row: &Row) -> Result<JobOptions, StoreError> {
+    Ok(JobOptions {
+        job_id: id,
+        playbook: row.value("playbook")?,
+        check: row.value::<String>("job_type")? == "check",
+        diff: row.value("diff_mode")?,
+        forks: row.value("forks")?,
+        limit: row.value("limit")?,
+        verbosity: row.value("verbosity")?,
+        tags: row.value("job_tags")?,
+        skip_tags: row.value("skip_tags")?,
+        start_at_task: row.value("start_at_task")?,
+        force_handlers: row.value("force_handlers")?,
+        r#become: row.value("become_enabled")?,
+        timeout: row.value("timeout")?,
+        inventory_id: row.value("inventory_id")?,
+        project_revision: row.value("scm_revision")?,
+    })
+}
+
+/// What every playbook may ask of its job, under both of AWX's prefixes.
+fn meta_variables(id: i64, row: &Row) -> Result<Map<String, Value>, StoreError> {
+    let values = [
+        ("job_id", Value::from(id)),
+        ("job_launch_type", Value::from(row.value::<String>("launch_type")?)),
+        ("job_template_name", Value::from(row.value::<String>("name")?)),
+        ("inventory_id", Value::from(row.value::<Option<i64>>("inventory_id")?)),
+        ("project_revision", Value::from(row.value::<String>("scm_revision")?)),
+    ];
+    let both = |(name, value): (&str, Value)| {
+        [(format!("awx_{name}"), value.clone()), (format!("tower_{name}"), value)]
+    };
+    Ok(values.into_iter().flat_map(both).collect())
+}
+
+fn pull(policy: Option<&str>) -> PullPolicy {
+    match policy.unwrap_or_default() {
+        "always" => PullPolicy::Always,
+        "missing" => PullPolicy::Missing,
+        "never" => PullPolicy::Never,
+        _ => PullPolicy::Unspecified,
+    }
+}
+
+fn project(context: &Context, local_path: Option<String>, playbook: &str) -> Result<PathBuf, Error> {
+    let local_path = local_path.filter(|path| !path.is_empty()).ok_or(Error::NoProject)?;
+    let Some(root) = project::directory(&context.projects, &local_path) else {
+        return Err(Error::Outside(local_path));
+    };
+    if !root.is_dir() {
+        return Err(Error::NoDirectory(root));
+    }
+    if !project::has_playbook(&context.projects, &local_path, playbook) {
+        return Err(Error::NoPlaybook { playbook: playbook.to_owned() });
+    }
+    Ok(root)
+}
+
+/// Variables as people type them: JSON, YAML, or nothing.
+fn variables(what: &str, text: &str) -> Result<Map<String, Value>, Error> {
+    parse_variables(text).map_err(|detail| Error::Variables { what: what.to_owned(), detail })
+}
+
+async fn inventory_of(context: &Context, id: i64) -> Result<Inventory, Error> {
+    let core = &context.core;
+    let mut select = Query::select();
+    select.column("variables").from("inventories").and_where(Expr::col("id").eq(id));
+    let own: Option<String> = core.optional(select).await?.map(|row| row.value("variables")).transpose()?;
+    let own = variables("variables of the inventory", &own.unwrap_or_default())?;
+    let mut inventory = Inventory { variables: own, ..Inventory::default() };
+
+    let mut select = Query::select();
+    select
+        .columns(["name", "variables"])
+        .from("hosts")
+        .and_where(Expr::col("inventory_id").eq(id))
+        .and_where(Expr::col("enabled").eq(true))
+        .order_by("id", Order::Asc);
+    for row in core.all(select).await? {
+        let name: String = row.value("name")?;
+        let own = variables(&format!("variables of host {name}"), &row.value::<String>("variables")?)?;
+        inventory.hosts.push((name, own));
+    }
+
+    let mut select = Query::select();
+    select
+        .columns(["id", "name", "variables"])
+        .from("groups")
+        .and_where(Expr::col("inventory_id").eq(id))
+        .order_by("id", Order::Asc);
+    let mut places = HashMap::new();
+    for row in core.all(select).await? {
+        let name: String = row.value("name")?;
+        let own = variables(&format!("variables of group {name}"), &row.value::<String>("variables")?)?;
+        places.insert(row.value::<i64>("id")?, inventory.groups.len());
+        inventory.groups.push(Group { name, variables: own, ..Group::default() });
+    }
+    members(context, id, &places, &mut inventory).await?;
+    Ok(inventory)
+}
+
+async fn members(
+    context: &Context,
+    inventory_id: i64,
+    places: &HashMap<i64, usize>,
+    inventory: &mut Inventory,
+) -> Result<(), Error> {
+    let mut select = Query::select();
+    select
+        .column(("group_hosts", "group_id"))
+        .column(("hosts", "name"))
+        .from("group_hosts")
+        .join(JoinType::InnerJoin, "hosts", Expr::col(("hosts", "id")).equals(("group_hosts", "host_id")))
+        .and_where(Expr::col(("hosts", "inventory_id")).eq(inventory_id))
+        .and_where(Expr::col(("hosts", "enabled")).eq(true))
+        .order_by(("hosts", "id"), Order::Asc);
+    for row in context.core.all(select).await? {
+        if let Some(&place) = places.get(&row.value::<i64>("group_id")?) {
+            inventory.groups[place].hosts.push(row.value("name")?);
+        }
+    }
+    let mut select = Query::select();
+    select
+        .column(("group_children", "group_id"))
+        .column(("groups", "name"))
+        .from("group_children")
+        .join(
+            JoinType::InnerJoin,
+            "groups",
+            Expr::col(("groups", "id")).equals(("group_children", "child_id")),
+        )
+        .and_where(Expr::col(("groups", "inventory_id")).eq(inventory_id))
+        .order_by(("groups", "id"), Order::Asc);
+    for row in context.core.all(select).await? {
+        if let Some(&place) = places.get(&row.value::<i64>("group_id")?) {
+            inventory.groups[place].children.push(row.value("name")?);
+        }
+    }
+    Ok(())
+}
+
+/// The job's machine credential, opened, with what the launch brought for it; `None` when it has none.
+async fn machine(context: &Context, id: i64) -> Result<Option<MachineCredential>, Error> {
+    let credentials = job::credentials(&context.core, &context.vault, id).await?;
+    let Some(found) = credentials.into_iter().find(|credential| credential.kind == "ssh") else {
+        return Ok(None);
+    };
+    let asked = job::start_passwords(&context.core, &context.vault, id).await?;
+    let text = |input: &str, prompt: &str| {
+        let stored = found.inputs.get(input).map(Secret::expose).filter(|&text| text != ASK);
+        let text = asked.get(prompt).map(Secret::expose).or(stored);
+        text.unwrap_or_default().to_owned()
+    };
+    Ok(Some(MachineCredential {
+        username: text("username", ""),
+        password: text("password", "ssh_password"),
+        ssh_key_data: text("ssh_key_data", ""),
+        ssh_key_unlock: text("ssh_key_unlock", "ssh_key_unlock"),
+        become_method: text("become_method", ""),
+        become_username: text("become_username", ""),
+        become_password: text("become_password", "become_password"),
+    }))
+}

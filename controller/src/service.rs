@@ -1,0 +1,117 @@
+//! The running controller: opened in order, stopped in the opposite one.
+//!
+//! Everything that can be refused is looked at before the first port is bound: configuration, identity, database,
+//! keys. A controller that says it is ready has its API open; its nodes come and go.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, ensure};
+use plexus_mesh::identity::Credentials;
+use plexus_mesh::local::LocalSocket;
+use plexus_mesh::{Mesh, Peer};
+use plexus_proto::id::Role;
+use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
+
+use crate::config::Config;
+use crate::http::{self, App};
+use crate::https::Doors;
+use crate::ingest::Ingest;
+use crate::reconcile;
+use crate::shown_mesh::ShownMesh;
+use crate::store::core::CoreDb;
+use crate::store::events::EventStore;
+use crate::vault::Vault;
+use crate::{auth, fleet};
+
+/// Environment variable with the administrator's password of a first start. Without it one is made and shown once.
+pub const ADMIN_PASSWORD: &str = "PLEXUS_CONTROLLER_ADMIN_PASSWORD";
+
+/// Runs the controller until `shutdown`.
+///
+/// # Errors
+/// What keeps it from starting, in words for an operator, or what ended it.
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let credentials = Credentials::load(&config.identity_dir)
+        .with_context(|| format!("cannot use the identity in {}", config.identity_dir.display()))?;
+    let identity = credentials.identity().clone();
+    ensure!(
+        identity.role == Role::Controller,
+        "the certificate in {} is for role {}, a controller needs one for role controller: \
+         plexus ca issue --role controller --name {}",
+        config.identity_dir.display(),
+        identity.role,
+        identity.node,
+    );
+    let core = CoreDb::open(&config.data_dir.join("core.sqlite")).await?;
+    let vault = Vault::open(&config.data_dir.join("secret"))?;
+    let events = EventStore::open(&config.data_dir.join("events")).await?;
+    let doors = Doors::open(&config.http, &config.data_dir.join("https")).await?;
+    let mesh = start_mesh(&config, credentials).await?;
+    let socket = LocalSocket::bind(&config.socket).await?;
+
+    let shown = Arc::new(ShownMesh(mesh.clone()));
+    let root = config.projects.root.clone();
+    let app =
+        App::open(core.clone(), vault.clone(), events.clone(), shown, root.clone(), identity.node.as_str())
+            .await?;
+    let wanted = std::env::var(ADMIN_PASSWORD).ok().map(Zeroizing::new);
+    let made = auth::ensure_admin(&core, &app.auth, wanted.as_ref().map(|text| text.as_str())).await?;
+    if let Some(password) = made {
+        println!("admin password: {password}");
+    }
+
+    let ours = shutdown.child_token();
+    let (nodes, fleet) = fleet::spawn(mesh.clone(), core.clone(), ours.clone());
+    let context = reconcile::Context {
+        core: core.clone(),
+        events: events.clone(),
+        ingest: Ingest::new(events.clone()),
+        vault,
+        mesh: mesh.clone(),
+        nodes,
+        projects: root,
+    };
+    let reconciler = reconcile::spawn(context, ours.clone());
+    let local = tokio::spawn(socket.serve(Arc::new(mesh.clone()), ours.clone().cancelled_owned()));
+    tracing::info!(
+        node = %identity.node,
+        cluster = %identity.cluster,
+        https = doors.https().map(tracing::field::display),
+        http = doors.http().map(tracing::field::display),
+        mesh = ?mesh.listen_addresses(),
+        "controller ready"
+    );
+    let served = doors.serve(http::router(app), shutdown.clone()).await;
+
+    ours.cancel();
+    for (what, task) in [("fleet", fleet), ("reconciler", reconciler)] {
+        if let Err(error) = task.await {
+            tracing::error!(what, %error, "task ended badly");
+        }
+    }
+    if let Ok(Err(error)) = local.await {
+        tracing::error!(error = &error as &dyn std::error::Error, "local socket failed");
+    }
+    mesh.shutdown().await;
+    events.close().await;
+    core.close().await;
+    tracing::info!("controller stopped");
+    served.context("the API stopped")
+}
+
+async fn start_mesh(config: &Config, credentials: Credentials) -> anyhow::Result<Mesh> {
+    let peer = |peer: &crate::config::Peer| -> anyhow::Result<Peer> {
+        let name = peer.name.as_deref().map(str::parse).transpose()?;
+        Ok(Peer { address: peer.address.clone(), name, cost: peer.cost })
+    };
+    let peers: anyhow::Result<Vec<Peer>> = config.mesh.peers.iter().map(peer).collect();
+    let mesh = Mesh::start(plexus_mesh::Config {
+        credentials,
+        listen: config.mesh.listen.clone(),
+        peers: peers?,
+        state_dir: config.data_dir.join("mesh"),
+        software: concat!("plexus-controller ", env!("CARGO_PKG_VERSION")).to_owned(),
+    });
+    mesh.await.context("cannot start the mesh node")
+}

@@ -1,0 +1,133 @@
+//! Spare shims before units, and what units leave behind after them.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::shims::{self, Spare};
+use super::{Inner, Supervisor};
+use crate::cgroup;
+use crate::runtime::{self, Kind};
+use crate::unit_dir::{self, UnitDir};
+
+/// Folder of shims that wait for a unit, below the runtime directory.
+const SPARES: &str = "spares";
+/// Longest wait for a spare shim of an earlier life to be gone; it was told when its agent died.
+const SPARE_LIMIT: Duration = Duration::from_secs(1);
+/// How often leftovers are looked for.
+const REAP_PERIOD: Duration = Duration::from_secs(60);
+
+/// What a look for leftovers found.
+struct Reaped {
+    containers: usize,
+    /// Directories of shims that live and belong to no living unit.
+    shims: Vec<PathBuf>,
+}
+
+impl Inner {
+    /// Starts a shim that waits for a launch, in a directory of its own.
+    pub(super) fn spawn_spare(&self) -> std::io::Result<Spare> {
+        let name = format!("{}.{}", self.store, uuid::Uuid::new_v4());
+        let group = (self.runtime.kind() == Kind::Process).then_some(name.as_str());
+        shims::spawn(&self.options.shim_binary, self.options.runtime_dir.join(SPARES).join(&name), group)
+    }
+
+    pub(super) fn take_spare(&self) -> Option<Spare> {
+        self.spare.lock().expect("no code panics under this lock").take()
+    }
+
+    /// Sees to it that the next unit finds a shim waiting: starting one takes longer than starting a worker.
+    pub(super) fn keep_spare(&self) {
+        let mut spare = self.spare.lock().expect("no code panics under this lock");
+        if spare.is_none() && !self.cancel.is_cancelled() {
+            match self.spawn_spare() {
+                Ok(fresh) => *spare = Some(fresh),
+                Err(error) => warn!(error = &error as &dyn std::error::Error, "spare shim cannot be started"),
+            }
+        }
+    }
+
+    /// Removes what spare shims of an earlier life left. They ended with their agent.
+    pub(super) fn remove_spares(&self) {
+        let dir = self.options.runtime_dir.join(SPARES);
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            if let Some(group) = cgroup::noted(&entry.path().join(cgroup::NOTE)) {
+                cgroup::end(&group, SPARE_LIMIT);
+            }
+        }
+        if let Err(error) = self.runtime.remove_tree(&dir) {
+            warn!(error = &error as &dyn std::error::Error, "spare shims of an earlier life left something");
+        }
+    }
+
+    /// Looks for leftovers and removes them. Blocks.
+    fn reap(&self) -> Result<Reaped, runtime::Error> {
+        let containers = self.runtime.reap(&|attempt| self.is_stale(attempt))?;
+        let mut shims = Vec::new();
+        for attempt in unit_dir::list(&self.runtime_units()).unwrap_or_default() {
+            let dir = self.runtime_units().join(attempt.to_string());
+            if !self.is_stale(attempt) {
+                continue;
+            }
+            if shims::is_alive(&dir) {
+                shims.push(dir);
+            } else {
+                self.runtime.end(attempt, &dir)?;
+                self.runtime.remove_tree(&dir)?;
+            }
+        }
+        for attempt in unit_dir::list(&self.units_dir()).unwrap_or_default() {
+            let copy = UnitDir::new(&self.units_dir(), attempt).project();
+            if self.is_stale(attempt) && copy.exists() {
+                self.runtime.remove_tree(&copy)?;
+            }
+        }
+        if self.payloads.load(Ordering::SeqCst) == 0
+            && let Err(error) = self.cache.trim(self.options.work.cache_mib << 20)
+        {
+            warn!(error = &error as &dyn std::error::Error, "tree cache cannot be trimmed");
+        }
+        Ok(Reaped { containers, shims })
+    }
+}
+
+impl Supervisor {
+    /// Ends containers and removes directories that belong to no living unit.
+    pub async fn reap(&self) {
+        self.0.dirty.store(false, Ordering::SeqCst);
+        let inner = self.0.clone();
+        match self.0.blocking(move || inner.reap()).await {
+            Ok(reaped) => {
+                if reaped.containers > 0 {
+                    info!(containers = reaped.containers, "leftover containers removed");
+                }
+                for dir in reaped.shims {
+                    // Its unit is unknown here: whoever submitted it got another store id since.
+                    self.0.dirty.store(true, Ordering::SeqCst);
+                    warn!(dir = %dir.display(), "ending a shim whose unit is unknown");
+                    shims::abort(&dir).await;
+                }
+            }
+            Err(error) => {
+                self.0.dirty.store(true, Ordering::SeqCst);
+                warn!(error = &error as &dyn std::error::Error, "leftovers cannot be removed; trying again");
+            }
+        }
+    }
+
+    pub(super) async fn reap_for_ever(&self) {
+        let mut tick = tokio::time::interval(REAP_PERIOD);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            cgroup::sweep(&self.0.store.to_string());
+            // An idle node starts no engine every minute.
+            if self.0.dirty.load(Ordering::SeqCst) {
+                self.reap().await;
+            }
+        }
+    }
+}

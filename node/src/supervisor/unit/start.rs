@@ -1,0 +1,114 @@
+//! The start of a unit, from its private block to the launch of its worker.
+
+use std::{fs, io};
+
+use plexus_proto::frame::{PRIVATE_FRAME_MAX, WORK_FRAME_MAX};
+use plexus_proto::work::PrivateBlock;
+
+use super::{Task, chain};
+use crate::private;
+use crate::runtime::{Command, Job, Runtime};
+use crate::shim::protocol::{Launch, Order, VERSION};
+use crate::unit_dir::UnitDir;
+
+/// Longest input of a worker: it must fit, with all the rest of a launch, into one frame to the shim.
+const STDIN_MAX: usize = PRIVATE_FRAME_MAX - WORK_FRAME_MAX;
+
+impl Task {
+    /// Takes a spare shim, or starts one.
+    pub(super) async fn take_shim(&mut self) -> io::Result<()> {
+        // Whatever an earlier life left there has no shim: the unit was never started.
+        self.wipe_runtime_dir().await;
+        if let Some(spare) = self.inner.take_spare()
+            && let Some(stream) = spare.adopt(&self.runtime_dir)?
+        {
+            self.talk(stream);
+            return Ok(());
+        }
+        let stream = self.inner.spawn_spare()?.adopt(&self.runtime_dir)?;
+        self.talk(stream.ok_or(io::ErrorKind::BrokenPipe)?);
+        Ok(())
+    }
+
+    /// Lays out the private block, marks the unit as started, and gives the shim its launch.
+    pub(super) async fn start(&mut self, ticket: u64, block: &PrivateBlock) -> Result<(), String> {
+        if block.spool_key.len() != 32 {
+            return Err("the private block has no spool key".to_owned());
+        }
+        if block.stdin.len() > STDIN_MAX {
+            return Err("the worker's input is too long".to_owned());
+        }
+        if self.shim.is_none() {
+            self.take_shim().await.map_err(|error| format!("the unit's shim cannot be started: {error}"))?;
+        }
+        let launch = self.lay_out(ticket, block).await?;
+        // From the mark on, the unit counts as started, whatever happens.
+        let dir = self.dir.clone();
+        self.inner.blocking(move || dir.mark_starting()).await.map_err(|error| chain(&error))?;
+        self.launched = true;
+        if let Some(shim) = &self.shim {
+            shim.order(Order::Launch(Box::new(launch))).await;
+        }
+        Ok(())
+    }
+
+    async fn lay_out(&self, ticket: u64, block: &PrivateBlock) -> Result<Launch, String> {
+        let (runtime, dir, runtime_dir) =
+            (self.inner.runtime.clone(), self.dir.clone(), self.runtime_dir.clone());
+        let (attempt, spec, block) = (self.unit.attempt(), self.spec.clone(), block.clone());
+        let quota = self.inner.options.work.spool_quota_mib << 20;
+        self.inner
+            .blocking(move || {
+                let private = runtime_dir.join("private");
+                let (project, copy) = (dir.project(), dir.path().join(format!("project.{ticket}")));
+                let has_project = copy.exists();
+                if has_project {
+                    fs::rename(&copy, &project)
+                        .map_err(|error| format!("cannot move the working copy: {error}"))?;
+                }
+                private::lay_out(&private, &block.files).map_err(|error| chain(&error))?;
+                let job = Job {
+                    attempt,
+                    spec: &spec,
+                    private: &private,
+                    project: has_project.then_some(&*project),
+                    runtime_dir: &runtime_dir,
+                    secret_env: &block.env,
+                };
+                let command = runtime.command(&job).map_err(|error| chain(&error))?;
+                Ok(launch(&*runtime, &job, command, &block, &dir, quota))
+            })
+            .await
+    }
+}
+
+fn launch(
+    runtime: &dyn Runtime,
+    job: &Job<'_>,
+    command: Command,
+    block: &PrivateBlock,
+    dir: &UnitDir,
+    quota: u64,
+) -> Launch {
+    let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
+    Launch {
+        version: VERSION,
+        unit: job.attempt.unit.0.as_bytes().to_vec().into(),
+        attempt: job.attempt.number,
+        spool_dir: text(&dir.spool()),
+        spool_key: block.spool_key.clone(),
+        spool_key_id: block.spool_key_id,
+        spool_quota: quota,
+        argv: command.argv,
+        env: command.env,
+        cwd: text(&command.cwd),
+        stdin: block.stdin.clone(),
+        grace_seconds: job.spec.grace_seconds,
+        timeout_seconds: job.spec.timeout_seconds,
+        end_argv: command.end_argv,
+        runtime: runtime.kind().as_str().to_owned(),
+        image: job.spec.image.clone(),
+        pull: job.spec.pull,
+        private_dir: text(job.private),
+    }
+}
