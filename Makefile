@@ -39,7 +39,7 @@ demo-stop: ## Stops a running demo, from anywhere
 test: ## Everything that guards a change: format, lints, unit, integration and end-to-end tests, docs
 	@tests/run.sh test
 
-verify: ## The longer proofs: every sample playbook, every captured stream cut at every byte, the crash sweep repeated
+verify: ## The longer proofs: the crash sweep at more passages, the playbooks that run for minutes
 	@tests/run.sh verify
 
 bench: ## Measures and prints a table; SUITE=first

@@ -33,3 +33,8 @@ pub use wait::{Seen, wait_for};
 pub fn install_crypto_provider() {
     rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
 }
+
+/// Whether this is a run of the longer proofs (`make verify`).
+pub fn is_verify() -> bool {
+    std::env::var_os("PLEXUS_VERIFY").is_some()
+}

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on stops there")]
 
-use std::ops::RangeInclusive;
+use std::io::Write as _;
 use std::process::Command;
 use std::time::Duration;
 
@@ -70,15 +70,11 @@ async fn agent_killed_in_mid_job_finishes_it_when_started_again() {
 }
 
 /// Later passages of the same points take minutes; `make verify` goes through them too.
+/// At each point once for each passage: the first record to come by, the second, and in the longer proofs six more.
 #[tokio::test]
 async fn controller_survives_a_crash_at_every_numbered_point() {
-    let passages = if std::env::var_os("PLEXUS_VERIFY").is_some() { 1..=8 } else { 1..=2 };
-    sweep("crash-points", passages).await;
-}
-
-/// Kills the controller at each point, once for each passage: the second record to come by, the third, …
-async fn sweep(name: &str, passages: RangeInclusive<u32>) {
-    let mut replay = Replay::start(name, CASE, LINES).await.unwrap();
+    let passages = if plexus_tests::is_verify() { 1..=8 } else { 1..=2 };
+    let mut replay = Replay::start("crash-points", CASE, LINES).await.unwrap();
     let points = crash_points(&replay.cluster);
     let expected = replay.undisturbed().await.unwrap();
     let (mut survived, mut wrong) = (0, Vec::new());
@@ -95,7 +91,9 @@ async fn sweep(name: &str, passages: RangeInclusive<u32>) {
         }
     }
     let all = survived + wrong.len();
-    println!("crash points survived: {survived}/{all}, at {} points", points.len());
+    // Not println!, which the test harness keeps to itself when all is well.
+    writeln!(std::io::stderr(), "crash points survived: {survived}/{all} (points: {})", points.len())
+        .unwrap();
     assert!(wrong.is_empty(), "{survived}/{all} crash points survived\n{}", wrong.join("\n"));
     replay.finish().await.unwrap();
 }

@@ -5,10 +5,10 @@ use std::time::Duration;
 use plexus_tests::{Cluster, JobOptions, Recap, Samples, demo_image, plain};
 use serde_json::json;
 
-/// Longest job of the table on a machine that also compiles.
-const JOB: Duration = Duration::from_secs(180);
+/// Longest wait for one job of the table on a machine that also compiles; the longest one runs for minutes, beside others.
+const JOB: Duration = Duration::from_secs(1200);
 
-/// One row of `tests/fixtures/playbooks/README.md`.
+/// One row of `tests/fixtures/playbooks/README.md`. The rows that run for minutes are for the longer proofs.
 struct Case {
     playbook: &'static str,
     inventory: &'static str,
@@ -29,7 +29,7 @@ fn table() -> Vec<Case> {
         set(&mut options);
         options
     };
-    vec![
+    let mut table = vec![
         case("facts.yml", "two-hosts.ini", "web1: ok=4; web2: ok=4", 23),
         case("webapp.yml", "two-hosts.ini", "web1: ok=9 changed=5; web2: ok=9 changed=5", 60),
         Case {
@@ -95,8 +95,26 @@ fn table() -> Vec<Case> {
                 423,
             )
         },
-    ]
+    ];
+    if plexus_tests::is_verify() {
+        let ten = |ok: &'static str, playbook, events, options| Case {
+            options,
+            ..case(playbook, "ten-hosts.ini", ok, events)
+        };
+        table.push(ten(HUNDRED, "chatty.yml", 2_103, option(&|o| o.tags = Some("small".into()))));
+        table.push(ten(THOUSAND, "chatty.yml", 21_003, JobOptions::default()));
+        let items = option(&|o| o.extra_vars = Some("loop_count: 1000".into()));
+        table.push(ten(ONE, "chatty-loop.yml", 10_024, items));
+    }
+    table
 }
+
+const ONE: &str = "node01: ok=1; node02: ok=1; node03: ok=1; node04: ok=1; node05: ok=1; \
+                   node06: ok=1; node07: ok=1; node08: ok=1; node09: ok=1; node10: ok=1";
+const HUNDRED: &str = "node01: ok=100; node02: ok=100; node03: ok=100; node04: ok=100; node05: ok=100; \
+                       node06: ok=100; node07: ok=100; node08: ok=100; node09: ok=100; node10: ok=100";
+const THOUSAND: &str = "node01: ok=1000; node02: ok=1000; node03: ok=1000; node04: ok=1000; node05: ok=1000; \
+                        node06: ok=1000; node07: ok=1000; node08: ok=1000; node09: ok=1000; node10: ok=1000";
 
 #[tokio::test]
 async fn sample_playbooks_give_the_recap_and_event_count_of_their_readme() {
