@@ -16,6 +16,7 @@ mod fleet;
 mod generic;
 mod inventories;
 mod jobs;
+mod later;
 mod launch;
 mod login;
 mod mesh;
@@ -190,7 +191,7 @@ async fn version_two(call: &Call, segments: &[&str]) -> Answer {
             Some(resource) if resource.path != "job_host_summaries" => {
                 generic::collection(call, resource).await
             }
-            _ => Err(ApiError::no_such_page()),
+            _ => later::list(call, path).unwrap_or_else(|| Err(ApiError::no_such_page())),
         },
         [path, id] => match registry::by_path(path) {
             Some(resource) => generic::object(call, resource, id).await,

@@ -20,6 +20,10 @@ use crate::config::Http;
 /// How long requests under way may take once the server is to stop.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// Among the extensions of a request that came in encrypted.
+#[derive(Debug, Clone, Copy)]
+pub struct Encrypted;
+
 /// Why a door does not open.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -102,7 +106,7 @@ impl Doors {
     /// # Errors
     /// [`Error::Serve`] if a server stops by itself.
     pub async fn serve(self, router: Router, shutdown: CancellationToken) -> Result<(), Error> {
-        let https_router = router.clone();
+        let https_router = router.clone().layer(axum::Extension(Encrypted));
         let stop = shutdown.clone();
         let https = async move {
             let Some((listener, address, tls)) = self.https else { return Ok(()) };
@@ -229,7 +233,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let doors = doors(dir.path()).await.unwrap();
         let address = doors.http().unwrap();
-        let router = Router::new().route("/", axum::routing::get(|| async { "here" }));
+        let here = |encrypted: Option<axum::Extension<Encrypted>>| async move {
+            if encrypted.is_some() { "encrypted" } else { "here" }
+        };
+        let router = Router::new().route("/", axum::routing::get(here));
         let stop = CancellationToken::new();
         let serving = tokio::spawn(doors.serve(router, stop.clone()));
         let answer = tokio::task::spawn_blocking(move || {

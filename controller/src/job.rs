@@ -50,9 +50,12 @@ pub struct Credential {
     pub flags: BTreeMap<String, bool>,
 }
 
+/// States of a job that has not ended.
+pub const ACTIVE: [&str; 4] = ["new", "pending", "waiting", "running"];
+
 /// Whether a job with this status has not ended.
 pub fn is_active(status: &str) -> bool {
-    matches!(status, "new" | "pending" | "waiting" | "running")
+    ACTIVE.contains(&status)
 }
 
 /// The first line of a job's output: what it ran in.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Method, StatusCode, header, request::Parts};
@@ -14,9 +15,13 @@ use serde_json::{Map, Value};
 use super::App;
 use super::error::ApiError;
 use crate::auth::{By, Principal, User};
+use crate::https::Encrypted;
 
 /// Longest body that is read: variables of an inventory may be long, nothing else is.
 const MAX_BODY: usize = 4 << 20;
+
+/// Longest that a body may take to arrive.
+const BODY_TIME: Duration = Duration::from_secs(60);
 
 /// Query parameters that are read.
 const MAX_PARAMETERS: usize = 256;
@@ -37,6 +42,8 @@ pub(super) struct Call {
     pub(super) headers: HeaderMap,
     /// Its body.
     pub(super) body: Bytes,
+    /// Whether it came in encrypted, here or at a proxy in front of us.
+    pub(super) encrypted: bool,
     who: Result<Option<Principal>, ApiError>,
     allow: OnceLock<&'static str>,
 }
@@ -49,13 +56,21 @@ impl Call {
     pub(super) async fn read(app: App, parts: Parts, body: Body) -> Result<Self, ApiError> {
         let body = match parts.method {
             Method::GET | Method::HEAD | Method::OPTIONS => Bytes::new(),
-            _ => whole(body).await?,
+            _ => match tokio::time::timeout(BODY_TIME, whole(body)).await {
+                Ok(body) => body?,
+                Err(_) => {
+                    let words = "The body of the request took too long.".to_owned();
+                    return Err(ApiError::Detail(StatusCode::REQUEST_TIMEOUT, words));
+                }
+            },
         };
         let method = if parts.method == Method::HEAD { Method::GET } else { parts.method };
         let path = parts.uri.path().to_owned();
         let segments =
             path.split('/').filter(|part| !part.is_empty()).map(|part| decode(part, false)).collect();
         let query = pairs(parts.uri.query().unwrap_or_default());
+        let encrypted = parts.extensions.get::<Encrypted>().is_some()
+            || parts.headers.get("x-forwarded-proto").is_some_and(|proto| proto == "https");
         let who = identify(&app, &parts.headers).await;
         Ok(Self {
             app,
@@ -65,6 +80,7 @@ impl Call {
             query,
             headers: parts.headers,
             body,
+            encrypted,
             who,
             allow: OnceLock::new(),
         })

@@ -13,6 +13,7 @@ use super::{Answer, generic, ok};
 use crate::registry::read::{BASE, Record};
 use crate::registry::write::Draft;
 use crate::registry::{INSTANCES, UNIFIED_JOBS};
+use crate::store::core::WriteTx;
 
 pub(super) struct Instances;
 
@@ -24,6 +25,14 @@ impl Rules for Instances {
                 let words = "Ensure this value is between 0 and 1.";
                 return Err(ApiError::field("capacity_adjustment", words));
             }
+            Ok(())
+        })
+    }
+
+    /// A node that was switched on or off is one more or less to place jobs on.
+    fn written<'a>(&'a self, _: &'a Call, tx: &'a mut WriteTx, _: i64, _: &'a Draft) -> Rule<'a> {
+        Box::pin(async move {
+            tx.wake();
             Ok(())
         })
     }

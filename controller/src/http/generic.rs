@@ -10,6 +10,7 @@ use super::error::{ApiError, json_response};
 use super::rules::{self, Rules};
 use super::{Answer, done, ok};
 use crate::auth::User;
+use crate::job;
 use crate::registry::read::{self, BASE, Record};
 use crate::registry::write::{Draft, Errors};
 use crate::registry::{Access, By, Kind, Resource, SubList, filter, options};
@@ -421,6 +422,7 @@ async fn delete(call: &Call, resource: &'static Resource, id: &str) -> Answer {
     }
     rules::of(resource).may_delete(call, &record).await?;
     let mut tx = call.app.db.begin(Class::Intent).await?;
+    not_in_use(&mut tx, resource, record.id).await?;
     let mut gone = Query::delete();
     gone.from_table(resource.table.parent.unwrap_or(resource.table.name));
     gone.and_where(Expr::col("id").eq(record.id));
@@ -440,6 +442,29 @@ async fn delete(call: &Call, resource: &'static Resource, id: &str) -> Answer {
             .unwrap_or_default());
     }
     done()
+}
+
+/// What jobs under way are made of may not go. Clients cancel the jobs that are named, and come again.
+async fn not_in_use(tx: &mut WriteTx, resource: &Resource, id: i64) -> Result<(), ApiError> {
+    let column = match resource.path {
+        "job_templates" => "job_template_id",
+        "projects" => "project_id",
+        "inventories" => "inventory_id",
+        "organizations" => "organization_id",
+        _ => return Ok(()),
+    };
+    let mut query = Query::select();
+    query.columns(["kind", "id"]).from("unified_jobs").and_where(Expr::col(column).eq(id));
+    query.and_where(Expr::col("status").is_in(job::ACTIVE)).limit(MAX_PAGE);
+    let mut active = Vec::new();
+    for row in tx.all(&query).await? {
+        active.push(json!({"type": row.at::<String>(0)?, "id": row.at::<i64>(1)?}));
+    }
+    if active.is_empty() {
+        return Ok(());
+    }
+    let words = json!({"error": "Resource is being used by running jobs.", "active_jobs": active});
+    Err(ApiError::Body(StatusCode::CONFLICT, words))
 }
 
 async fn attach(

@@ -4,20 +4,25 @@
 //! kept short, for many jobs a second are launched by it: the template comes with everything it points to in one
 //! query, and the image is resolved with one more.
 
+mod image;
+
 use axum::http::Method;
-use sea_query::{Expr, ExprTrait, InsertStatement, JoinType, Order, Query, SelectStatement};
+use image::{Chain, add_chain, by_id, inventory_default, resolve};
+use sea_query::{Expr, ExprTrait, InsertStatement, Order, Query};
 use serde_json::{Map, Value, json};
 
 use super::call::Call;
 use super::error::ApiError;
 use super::templates::{Attached, MAX_CREDENTIALS, attached, known, one_of_a_kind};
-use super::{Answer, generic, ok, settings};
+use super::{Answer, generic, ok};
 use crate::project;
 use crate::registry::field::Kind;
 use crate::registry::read::{self, BASE, Record};
 use crate::registry::write::{self, parse_variables, taken};
-use crate::registry::{Field, INVENTORIES, JOB_TEMPLATES, JOBS, options};
-use crate::store::core::{Class, CoreDb, Error as StoreError, Row};
+use crate::registry::{Field, JOB_TEMPLATES, JOBS, options};
+use crate::store::core::{Class, CoreDb, Error as StoreError};
+
+pub(super) use image::resolved;
 
 /// What a launch may be asked: the field, and the flag of the template that allows it.
 const PROMPTS: &[(&str, &str)] = &[
@@ -47,25 +52,6 @@ struct Template {
     record: Record,
     local_path: String,
     chain: Chain,
-}
-
-/// Where an image may come from, in the order of choice.
-#[derive(Debug, Clone, Copy, Default)]
-struct Chain {
-    template: Option<i64>,
-    project: Option<i64>,
-    project_organization: Option<i64>,
-    inventory_organization: Option<i64>,
-}
-
-/// The image a job runs in, and why this one.
-struct Environment {
-    id: i64,
-    name: String,
-    description: String,
-    image: String,
-    pull: String,
-    reason: String,
 }
 
 pub(super) async fn launch(call: &Call, id: &str) -> Answer {
@@ -298,130 +284,6 @@ async fn template(call: &Call, id: &str) -> Result<Template, ApiError> {
     let record = read::record(&JOB_TEMPLATES, true, &row)?;
     let local_path = row.value::<Option<String>>("l_path")?.unwrap_or_default();
     Ok(Template { record, local_path, chain: Chain::read(&row)? })
-}
-
-/// Joins what decides the image to a query of job templates that goes by [`BASE`].
-fn add_chain(query: &mut SelectStatement) {
-    let on = |alias: &'static str, from: &'static str, column: &'static str| {
-        Expr::col((alias, "id")).equals((from, column))
-    };
-    let parent = "bp";
-    query.join_as(JoinType::LeftJoin, "projects", "lp", on("lp", BASE, "project_id"));
-    query.join_as(JoinType::LeftJoin, "unified_job_templates", "lpu", on("lpu", BASE, "project_id"));
-    query.join_as(JoinType::LeftJoin, "organizations", "lpo", on("lpo", "lpu", "organization_id"));
-    query.join_as(JoinType::LeftJoin, "inventories", "li", on("li", BASE, "inventory_id"));
-    query.join_as(JoinType::LeftJoin, "organizations", "lio", on("lio", "li", "organization_id"));
-    query.expr_as(Expr::col(("lp", "local_path")), "l_path");
-    query.expr_as(Expr::col((parent, "execution_environment_id")), "l_template");
-    query.expr_as(Expr::col(("lp", "default_environment_id")), "l_project");
-    query.expr_as(Expr::col(("lpo", "default_environment_id")), "l_project_organization");
-    query.expr_as(Expr::col(("lio", "default_environment_id")), "l_inventory_organization");
-}
-
-impl Chain {
-    fn read(row: &Row) -> Result<Self, StoreError> {
-        Ok(Self {
-            template: row.value("l_template")?,
-            project: row.value("l_project")?,
-            project_organization: row.value("l_project_organization")?,
-            inventory_organization: row.value("l_inventory_organization")?,
-        })
-    }
-}
-
-async fn inventory_default(db: &CoreDb, inventory: i64) -> Result<Option<i64>, ApiError> {
-    let mut query = read::source(&INVENTORIES, BASE);
-    query.column(("o", "default_environment_id"));
-    let organization = Expr::col(("o", "id")).equals((BASE, "organization_id"));
-    query.join_as(JoinType::LeftJoin, "organizations", "o", organization);
-    query.and_where(Expr::col((BASE, "id")).eq(inventory));
-    match db.optional(&query).await? {
-        Some(row) => Ok(row.at(0)?),
-        None => {
-            let words = format!("Invalid pk \"{inventory}\" - object does not exist.");
-            Err(ApiError::field("inventory", words))
-        }
-    }
-}
-
-/// Chooses the image as AWX does: template, project, the project's organization, the inventory's, the setting, then
-/// the newest that belongs to everybody, those of the setting first.
-async fn resolve(db: &CoreDb, chain: Chain) -> Result<Option<Environment>, ApiError> {
-    let steps = [
-        (chain.template, "the job template names it"),
-        (chain.project, "it is the default of the project"),
-        (chain.project_organization, "it is the default of the project's organization"),
-        (chain.inventory_organization, "it is the default of the inventory's organization"),
-    ];
-    for (id, reason) in steps {
-        if let Some(id) = id
-            && let Some(environment) = by_id(db, id, reason.to_owned()).await?
-        {
-            return Ok(Some(environment));
-        }
-    }
-    let default = settings::setting(db, "DEFAULT_EXECUTION_ENVIRONMENT").await?;
-    if let Some(id) = default.as_i64()
-        && let Some(environment) = by_id(db, id, "it is the default of all".to_owned()).await?
-    {
-        return Ok(Some(environment));
-    }
-    let mut query = environments("it is the newest that belongs to everybody");
-    query.and_where(Expr::col("organization_id").is_null()).and_where(Expr::col("managed").eq(false));
-    query.order_by("created", Order::Desc).order_by("id", Order::Desc).limit(1);
-    let listed = settings::setting(db, "GLOBAL_JOB_EXECUTION_ENVIRONMENTS").await?;
-    let images: Vec<&str> =
-        listed.as_array().into_iter().flatten().filter_map(|item| item["image"].as_str()).collect();
-    if !images.is_empty() {
-        let mut preferred = query.clone();
-        preferred.and_where(Expr::col("image").is_in(images));
-        if let Some(row) = db.optional(&preferred).await? {
-            return Ok(Some(Environment::read(&row)?));
-        }
-    }
-    Ok(db.optional(&query).await?.map(|row| Environment::read(&row)).transpose()?)
-}
-
-fn environments(reason: &str) -> SelectStatement {
-    let mut query = Query::select();
-    query.columns(["id", "name", "description", "image", "pull"]).expr(Expr::val(reason));
-    query.from("execution_environments");
-    query
-}
-
-async fn by_id(db: &CoreDb, id: i64, reason: String) -> Result<Option<Environment>, ApiError> {
-    let mut query = environments(&reason);
-    query.and_where(Expr::col("id").eq(id));
-    Ok(db.optional(&query).await?.map(|row| Environment::read(&row)).transpose()?)
-}
-
-impl Environment {
-    fn read(row: &Row) -> Result<Self, StoreError> {
-        Ok(Self {
-            id: row.at(0)?,
-            name: row.at(1)?,
-            description: row.at(2)?,
-            image: row.at(3)?,
-            pull: row.at(4)?,
-            reason: row.at(5)?,
-        })
-    }
-}
-
-/// The image a job of this template would run in now, as `resolved_environment` shows it.
-pub(super) async fn resolved(db: &CoreDb, template: i64) -> Result<Value, ApiError> {
-    let mut query = read::source(&JOB_TEMPLATES, BASE);
-    query.and_where(Expr::col((BASE, "id")).eq(template));
-    add_chain(&mut query);
-    let Some(row) = db.optional(&query).await? else { return Ok(Value::Null) };
-    Ok(resolve(db, Chain::read(&row)?).await?.map_or(Value::Null, |environment| {
-        json!({
-            "id": environment.id,
-            "name": environment.name,
-            "description": environment.description,
-            "image": environment.image,
-        })
-    }))
 }
 
 /// The template's credentials with the chosen ones in the place of those of the same type.

@@ -30,7 +30,7 @@ pub(super) async fn login(call: &Call) -> Answer {
     let key = call.app.auth.begin_session(user.id).await?;
     let mut response = redirect(text("next"));
     let headers = response.headers_mut();
-    let secure = if forwarded_https(call) { "; Secure" } else { "" };
+    let secure = if call.encrypted { "; Secure" } else { "" };
     let age = SESSION.as_secs();
     let session = format!("{SESSION_COOKIE}={key}; HttpOnly; Max-Age={age}; Path=/; SameSite=Lax{secure}");
     let cookies = [
@@ -71,11 +71,6 @@ fn redirect(next: &str) -> Response {
     *response.status_mut() = StatusCode::FOUND;
     response.headers_mut().insert(header::LOCATION, target.unwrap_or(HeaderValue::from_static("/api/")));
     response
-}
-
-/// Whether a proxy in front of us speaks HTTPS with the browser.
-fn forwarded_https(call: &Call) -> bool {
-    call.headers.get("x-forwarded-proto").is_some_and(|proto| proto == "https")
 }
 
 fn page(call: &Call, status: StatusCode, message: &str) -> Answer {

@@ -104,9 +104,7 @@ pub(super) async fn ping(call: &Call) -> Answer {
     query.columns(["hostname", "node_type", "uuid", "capacity", "version", "last_seen"]).from("instances");
     query.order_by("hostname", sea_query::Order::Asc);
     let mut instances = Vec::new();
-    let mut capacity = 0;
     for row in call.app.db.all(&query).await? {
-        capacity += row.value::<i64>("capacity")?;
         instances.push(json!({
             "node": row.value::<String>("hostname")?,
             "node_type": row.value::<String>("node_type")?,
@@ -117,27 +115,27 @@ pub(super) async fn ping(call: &Call) -> Answer {
         }));
     }
     let mut query = Query::select();
-    query.column(("g", "name")).column(("i", "hostname"));
+    query.column(("g", "name")).columns([("i", "hostname"), ("i", "capacity")]);
     query.from_as(INSTANCE_GROUPS.table.name, "g");
     let member = Expr::col(("m", "instance_group_id")).equals(("g", "id"));
     query.join_as(sea_query::JoinType::LeftJoin, "instance_group_members", "m", member);
     let instance = Expr::col(("i", "id")).equals(("m", "instance_id"));
     query.join_as(sea_query::JoinType::LeftJoin, "instances", "i", instance);
     query.order_by(("g", "id"), sea_query::Order::Asc);
-    let mut groups: Vec<(String, Vec<String>)> = Vec::new();
+    let mut groups: Vec<Value> = Vec::new();
     for row in call.app.db.all(&query).await? {
         let (name, host) = (row.at::<String>(0)?, row.at::<Option<String>>(1)?);
-        if groups.last().is_none_or(|(last, _)| *last != name) {
-            groups.push((name, Vec::new()));
+        if groups.last().is_none_or(|last| last["name"] != name.as_str()) {
+            groups.push(json!({"name": name, "capacity": 0, "instances": []}));
         }
-        if let (Some((_, hosts)), Some(host)) = (groups.last_mut(), host) {
-            hosts.push(host);
+        if let (Some(group), Some(host)) = (groups.last_mut(), host) {
+            let capacity = row.at::<Option<i64>>(2)?.unwrap_or(0);
+            group["capacity"] = (group["capacity"].as_i64().unwrap_or(0) + capacity).into();
+            if let Some(instances) = group["instances"].as_array_mut() {
+                instances.push(host.into());
+            }
         }
     }
-    let groups: Vec<Value> = groups
-        .into_iter()
-        .map(|(name, instances)| json!({"name": name, "capacity": capacity, "instances": instances}))
-        .collect();
     ok(json!({
         "ha": false,
         "version": API_VERSION,

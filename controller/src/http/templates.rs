@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use axum::http::StatusCode;
 use sea_query::{Expr, ExprTrait, JoinType, Order, Query, SelectStatement};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::call::Call;
 use super::error::ApiError;
@@ -103,6 +103,12 @@ impl Rules for JobTemplates {
 
     fn fill<'a>(&'a self, call: &'a Call, records: &'a mut [Record], detail: bool) -> Rule<'a> {
         Box::pin(async move { fill(call, &mut records.iter_mut().collect::<Vec<_>>(), detail).await })
+    }
+
+    /// Credentials given at creation are taken, but not announced: whoever exports a template would take the list for a
+    /// field that names one object.
+    fn options(&self, fields: &mut Map<String, Value>) {
+        fields.shift_remove("credentials");
     }
 
     fn may_attach<'a>(&'a self, tx: &'a mut WriteTx, _: &'a str, id: i64, member: i64) -> Rule<'a> {

@@ -142,6 +142,17 @@ async fn a_session_needs_the_token_to_write() {
 }
 
 #[tokio::test]
+async fn a_session_that_came_in_encrypted_stays_so() {
+    let api = Api::new().await;
+    let router = router(api.app.clone()).layer(axum::Extension(crate::https::Encrypted));
+    let form = Body::from("username=admin&password=pw");
+    let request = Request::post("/api/login/").header("content-type", "application/x-www-form-urlencoded");
+    let reply = router.oneshot(request.body(form).unwrap()).await.unwrap();
+    let session = reply.headers().get("set-cookie").unwrap().to_str().unwrap();
+    assert!(session.starts_with("awx_sessionid=") && session.ends_with("; Secure"), "{session}");
+}
+
+#[tokio::test]
 async fn a_wrong_login_gives_no_session_and_no_redirect_leads_away() {
     let api = Api::new().await;
     let reply = log_in(&api, "username=admin&password=wrong&next=/api/").await;

@@ -57,7 +57,9 @@ async fn every_field_survives_every_type() {
     ];
     for resource in registry::ALL.iter().filter(|resource| resource.verbs.create) {
         for field in resource.fields {
-            for value in &odd {
+            // Each user costs a password's hash, so these meet fewer values.
+            let step = if resource.path == "users" { 5 } else { 1 };
+            for value in odd.iter().step_by(step) {
                 let mut body = json!({"name": "n", "username": "n", "password": "p", "organization": 1, "inventory": 1,
                                       "project": 1, "playbook": "site.yml", "credential_type": 1, "image": "ee", "kind": "cloud"});
                 body[field.name] = value.clone();

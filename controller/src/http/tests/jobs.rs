@@ -73,6 +73,14 @@ async fn a_job_keeps_what_it_was_launched_with() {
     let api = Api::new().await;
     let template = api.template("web").await;
     let job = launch(&api, template, json!({})).await.json["url"].as_str().unwrap().to_owned();
+    for path in ["/api/v2/projects/1/", "/api/v2/inventories/1/", "/api/v2/organizations/1/"] {
+        let reply = api.call("DELETE", path, json!(null)).await;
+        assert_eq!(
+            (reply.status.as_u16(), &reply.json["active_jobs"]),
+            (409, &json!([{"type": "job", "id": 1}]))
+        );
+    }
+    api.post(&format!("{job}cancel/"), json!({})).await;
     assert_eq!(
         api.call("DELETE", &format!("/api/v2/job_templates/{template}/"), json!(null)).await.status,
         204
