@@ -14,7 +14,7 @@ SUITE ?= first
 RELEASE = cargo build --release -p plexus -p plexus-node -p plexus-controller -p xtask
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo demo-stop test verify bench fmt
+.PHONY: help setup build demo demo-stop test verify bench sim fmt
 
 help: ## Lists the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -47,6 +47,11 @@ bench: ## Measures and prints a table; SUITE=first
 	@$(RELEASE)
 	@cargo build --release -p plexus-mesh --examples
 	@"$$TARGET/release/xtask" bench --suite $(SUITE)
+
+sim: ## Lives troubled lives of a simulated mesh; SECONDS=60 SEED=0 NODES=40
+	@deploy/setup/setup.sh rust
+	@$(RELEASE)
+	@"$$TARGET/release/xtask" sim --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0) --nodes $(or $(NODES),40)
 
 fmt: ## Formats the source
 	@cargo fmt

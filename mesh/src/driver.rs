@@ -2,20 +2,20 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use plexus_proto::id::{Address, NodeId};
 use plexus_proto::link::{LinkMessageKind, SignedAnnouncement};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use crate::forward::{Overlay, Table};
+use crate::forward::{Exit, Overlay};
 use crate::identity::{Credentials, Verifier};
 use crate::link::{LinkHandle, code, message};
-use crate::routing::{Effect, Input, LinkId, Router, Routes, VerifiedAnnouncement};
+use crate::routing::{Effect, Input, LinkId, NextHop, Route, RouteChange, Router, VerifiedAnnouncement};
 use crate::session::Sessions;
 use crate::view::{Directory, NodeView, View};
 use crate::vouch::Vouched;
@@ -26,6 +26,9 @@ const INBOX: usize = 256;
 /// Events handled before what came of them is published.
 const BATCH: usize = 256;
 
+/// Pause between two publications of the map, per node in it: making one takes about a tenth of it.
+const SHOW_PER_NODE: Duration = Duration::from_micros(20);
+
 /// What happens to a node's routing.
 #[derive(Debug)]
 pub(crate) enum Event {
@@ -35,6 +38,16 @@ pub(crate) enum Event {
     LinkDown(LinkId),
     /// A neighbour's router speaks.
     Heard(LinkId, LinkMessageKind),
+    /// Somebody here wants to reach a node that is not known. The sender is dropped when it can be looked up again, be it
+    /// found or not.
+    Lookup(Sought, oneshot::Sender<()>),
+}
+
+/// A node to be found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Sought {
+    Name(NodeId),
+    Address(Address),
 }
 
 /// Sends events to the driver.
@@ -42,6 +55,12 @@ pub(crate) enum Event {
 pub(crate) struct DriverHandle(mpsc::Sender<Event>);
 
 impl DriverHandle {
+    /// Asks who has that address, unless the inbox is full.
+    pub(crate) fn seek(&self, address: Address) {
+        let (reply, _) = oneshot::channel();
+        let _ = self.0.try_send(Event::Lookup(Sought::Address(address), reply));
+    }
+
     /// Waits while the inbox is full. After the driver's end events go nowhere.
     pub(crate) async fn send(&self, event: Event) {
         let _ = self.0.send(event).await;
@@ -76,9 +95,14 @@ pub(crate) struct Driver {
     sessions: Arc<Sessions>,
     published: Published,
     links: Links,
-    routes: Arc<Routes>,
+    /// The way that packets take to each node, and since when.
+    routed: HashMap<Address, (NextHop, u32, Instant)>,
+    /// Nodes looked up, and who waits for each.
+    sought: Vec<(Sought, oneshot::Sender<()>)>,
     /// Something that the view shows has changed.
     stale: bool,
+    /// When it was published last.
+    shown: Instant,
     /// The same moment by both clocks: makes times of the router readable.
     anchor: (Instant, Timestamp),
 }
@@ -102,8 +126,10 @@ impl Driver {
             sessions,
             published,
             links: BTreeMap::new(),
-            routes: Arc::default(),
+            routed: HashMap::new(),
+            sought: Vec::new(),
             stale: true,
+            shown: now,
             anchor: (now, Timestamp::now()),
         }
     }
@@ -111,8 +137,7 @@ impl Driver {
     /// Runs until `cancel`.
     pub(crate) async fn run(mut self, mut inbox: Inbox, cancel: CancellationToken) {
         loop {
-            self.settle();
-            let due = self.router.poll_timeout();
+            let due = [self.router.poll_timeout(), self.settle()].into_iter().flatten().min();
             tokio::select! {
                 () = cancel.cancelled() => break,
                 event = inbox.0.recv() => {
@@ -126,7 +151,7 @@ impl Driver {
                 () = sleep_until(due) => self.router.handle_timeout(Instant::now()),
             }
         }
-        self.overlay.route(Table::default());
+        self.overlay.close();
     }
 
     fn handle(&mut self, event: Event) {
@@ -157,9 +182,23 @@ impl Driver {
                     }
                 }
             }
-            Event::Heard(link, LinkMessageKind::Digest(digest)) => Input::Digest { link, digest },
-            Event::Heard(link, LinkMessageKind::Want(want)) => Input::Want { link, want },
-            Event::Heard(..) => return,
+            Event::Heard(link, kind) => match Input::heard(link, kind) {
+                Some(input) => input,
+                None => return,
+            },
+            // There is nobody to ask who knows more.
+            Event::Lookup(..) if self.router.keeps_map() => return,
+            Event::Lookup(sought, reply) => {
+                let (mut addresses, mut names) = (Vec::new(), Vec::new());
+                match sought.clone() {
+                    Sought::Name(name) => names.push(name),
+                    Sought::Address(address) => addresses.push(address),
+                }
+                self.sought.retain(|(_, reply)| !reply.is_closed());
+                self.sought.push((sought, reply));
+                self.stale = true;
+                Input::Lookup { addresses, names }
+            }
         };
         self.router.handle(input, now);
         self.apply(now);
@@ -184,7 +223,11 @@ impl Driver {
                     }
                 }
                 Effect::Sign { body } => self.sign(body, now),
-                Effect::Routes(routes) => self.reroute(routes),
+                Effect::Routes(changes) => self.reroute(changes, now),
+                Effect::Doubt { .. } => {}
+                Effect::Unknown(node) => {
+                    self.sought.retain(|(sought, _)| *sought != Sought::Name(node.clone()))
+                }
             }
         }
     }
@@ -200,31 +243,52 @@ impl Driver {
     }
 
     /// Puts new routes to use, and makes sessions whose way has changed send at once.
-    fn reroute(&mut self, routes: Arc<Routes>) {
-        let mut table = Table::default();
-        let mut changed: Vec<Address> = Vec::new();
-        for (address, route) in routes.iter() {
-            let Some(link) = self.links.get(&route.next.link) else { continue };
-            table.next.insert(address, link.egress.clone());
-            if self.routes.get(address).is_none_or(|before| before.next != route.next) {
-                changed.push(address);
+    fn reroute(&mut self, changes: Vec<RouteChange>, now: Instant) {
+        let exit = |route: Route| {
+            let link = self.links.get(&route.next.link)?;
+            Some(Exit { next: link.egress.clone() })
+        };
+        let exits = changes.iter().map(|&(address, route)| (address, route.and_then(exit))).collect();
+        self.overlay.route(exits);
+        self.stale = true;
+        for (address, route) in changes {
+            let Some(route) = route else {
+                self.routed.remove(&address);
+                continue;
+            };
+            let before = self.routed.insert(address, (route.next, route.path, now));
+            match before {
+                Some((next, path, since)) if (next, path) == (route.next, route.path) => {
+                    self.routed.insert(address, (next, path, since));
+                }
+                _ => self.sessions.kick(address),
             }
         }
-        self.overlay.route(table);
-        self.routes = routes;
-        self.stale = true;
-        changed.into_iter().for_each(|address| self.sessions.kick(address));
     }
 
-    /// Does what is left to do and publishes, when something has changed.
-    fn settle(&mut self) {
-        self.apply(Instant::now());
-        if !std::mem::take(&mut self.stale) {
-            return;
+    /// Does what is left to do and publishes, when something has changed; says when to come back. A large map that
+    /// changes all the time is published at a measured pace.
+    fn settle(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        self.apply(now);
+        if !self.stale {
+            return None;
         }
+        let pause =
+            SHOW_PER_NODE * u32::try_from(self.published.view.borrow().nodes.len()).unwrap_or(u32::MAX);
+        let due = self.shown + pause;
+        if now < due {
+            return Some(due);
+        }
+        (self.stale, self.shown) = (false, now);
         let view = self.view();
         self.published.directory.store(Arc::new(self.directory()));
         self.published.links.store(Arc::new(self.links.clone()));
+        let known = self.published.directory.load();
+        self.sought.retain(|(sought, _)| match sought {
+            Sought::Name(name) => known.by_name(name).is_none(),
+            Sought::Address(address) => known.by_address(*address).is_none(),
+        });
         self.published.view.send_if_modified(|current| {
             let changed = **current != view;
             if changed {
@@ -233,6 +297,7 @@ impl Driver {
             }
             changed
         });
+        None
     }
 
     fn directory(&self) -> Directory {
@@ -252,15 +317,22 @@ impl Driver {
             }
             let name = |(address, &cost): (&Address, &u32)| Some(((*names.get(address)?).clone(), cost));
             let next = known.route.map(|route| route.next);
-            let neighbor =
-                next.and_then(|next| self.links.get(&next.link)).map(|link| link.neighbor.node.clone());
+            let neighbor = |next: NextHop| Some(self.links.get(&next.link)?.neighbor.node.clone());
+            let backup = known.route.and_then(|route| route.backup);
+            let software = match known.software {
+                "" => self.links.values().find(|link| link.neighbor == *known.identity),
+                _ => None,
+            };
+            let software = software.map_or(known.software, |link| &link.software);
             let node = NodeView {
                 identity: known.identity.clone(),
                 reachable: known.reachable,
                 cost: next.map(|next| next.cost),
                 hops: next.map(|next| next.hops),
-                next_hop: neighbor,
-                software: known.software.to_owned(),
+                next_hop: next.and_then(neighbor),
+                backup: backup.and_then(|backup| Some((neighbor(backup)?, backup.cost))),
+                routed_since: self.routed.get(&known.identity.address).map(|(.., at)| self.timestamp(*at)),
+                software: software.to_owned(),
                 since: self.timestamp(known.since),
                 neighbors: known.links.iter().filter_map(name).collect(),
             };

@@ -3,7 +3,7 @@
 //! The forwarding table is a snapshot that the driver replaces; a packet is handled in the task of the link that
 //! brought it and never waits. At its origin a packet meets a full queue as back-pressure, on a hop as a drop.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -16,10 +16,56 @@ use plexus_proto::packet::{Class, HEADER_LEN, HOP_LIMIT, Header, Probe};
 
 use crate::link::egress::{Counter, Egress, Full};
 
-/// Where packets for whom go now.
-#[derive(Debug, Default)]
-pub(crate) struct Table {
-    pub(crate) next: HashMap<Address, Arc<Egress>, BuildHasherDefault<AddressHasher>>,
+/// Where packets for whom go now. In parts, so that a change of one route in ten thousand copies few of them.
+#[derive(Debug)]
+struct Table {
+    parts: [ArcSwap<Part>; PARTS],
+}
+
+type Part = HashMap<Address, Exit, BuildHasherDefault<AddressHasher>>;
+
+/// With ten thousand routes a part holds about forty.
+const PARTS: usize = 256;
+
+/// The way out towards a destination.
+#[derive(Debug, Clone)]
+pub(crate) struct Exit {
+    pub(crate) next: Arc<Egress>,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self { parts: std::array::from_fn(|_| ArcSwap::default()) }
+    }
+}
+
+impl Table {
+    /// The way out now, if there is one.
+    fn exit(&self, destination: Address) -> Option<Arc<Egress>> {
+        let part = self.parts[Self::part(destination)].load();
+        Some(part.get(&destination)?.next.clone())
+    }
+
+    fn change(&self, changes: Vec<(Address, Option<Exit>)>) {
+        let mut parts: BTreeMap<usize, Part> = BTreeMap::new();
+        for (address, exit) in changes {
+            let at = Self::part(address);
+            let part = parts.entry(at).or_insert_with(|| Part::clone(&self.parts[at].load()));
+            match exit {
+                Some(exit) => part.insert(address, exit),
+                None => part.remove(&address),
+            };
+        }
+        parts.into_iter().for_each(|(at, part)| self.parts[at].store(Arc::new(part)));
+    }
+
+    fn clear(&self) {
+        self.parts.iter().for_each(|part| part.store(Arc::default()));
+    }
+
+    fn part(address: Address) -> usize {
+        address.0 as usize % PARTS
+    }
 }
 
 /// Addresses are handed out by us in sequence, so spreading their bits is all that is needed.
@@ -63,7 +109,7 @@ pub(crate) struct Drops {
 pub(crate) struct Overlay {
     address: Address,
     transits: bool,
-    table: ArcSwap<Table>,
+    table: Table,
     /// Senders that wait for a route.
     stranded: Mutex<Vec<Waker>>,
     local: OnceLock<Arc<dyn Local>>,
@@ -77,10 +123,10 @@ impl Overlay {
         Self {
             address: identity.address,
             transits: identity.role == Role::Hop,
-            table: ArcSwap::default(),
+            table: Table::default(),
             stranded: Mutex::default(),
             local: OnceLock::new(),
-            answers: Allowance::default(),
+            answers: Allowance::of(ANSWERS_PER_SECOND),
             drops: Drops::default(),
             forwarded: Counter::default(),
         }
@@ -95,15 +141,25 @@ impl Overlay {
         let _ = self.local.set(local);
     }
 
-    /// Replaces the forwarding table, and wakes who waits for a route.
-    pub(crate) fn route(&self, table: Table) {
-        self.table.store(Arc::new(table));
+    /// Changes routes, and wakes who waits for one.
+    pub(crate) fn route(&self, changes: Vec<(Address, Option<Exit>)>) {
+        self.table.change(changes);
+        self.wake_stranded();
+    }
+
+    /// Forgets all routes: nothing is sent any more.
+    pub(crate) fn close(&self) {
+        self.table.clear();
+        self.wake_stranded();
+    }
+
+    fn wake_stranded(&self) {
         let stranded = std::mem::take(&mut *self.stranded.lock().expect("no code panics under this lock"));
         stranded.into_iter().for_each(Waker::wake);
     }
 
     pub(crate) fn has_route(&self, destination: Address) -> bool {
-        self.table.load().next.contains_key(&destination)
+        self.table.exit(destination).is_some()
     }
 
     /// Sends `bodies` of this node's own, each of `size` bytes but for the last, to `destination`, all or none.
@@ -119,8 +175,7 @@ impl Overlay {
         bodies: &[u8],
         size: usize,
     ) -> Result<(), Full> {
-        let table = self.table.load();
-        let egress = table.next.get(&destination).ok_or(Full)?;
+        let egress = self.table.exit(destination).ok_or(Full)?;
         let header =
             Header { class, ecn, rekey: false, hop_limit: HOP_LIMIT, source: self.address, destination }
                 .encode();
@@ -137,12 +192,12 @@ impl Overlay {
         class: Class,
         context: &mut Context<'_>,
     ) -> Poll<()> {
-        if let Some(egress) = self.table.load().next.get(&destination) {
+        if let Some(egress) = self.table.exit(destination) {
             return egress.poll_ready(class, context);
         }
         let mut stranded = self.stranded.lock().expect("no code panics under this lock");
         // A table that came since the look above has found nobody to wake.
-        if self.table.load().next.contains_key(&destination) {
+        if self.has_route(destination) {
             return Poll::Ready(());
         }
         let waker = context.waker();
@@ -154,8 +209,7 @@ impl Overlay {
 
     /// Sends a probe. Returns false if there is no route.
     pub(crate) fn probe(&self, destination: Address, hop_limit: u8, probe: Probe) -> bool {
-        let table = self.table.load();
-        let Some(egress) = table.next.get(&destination) else { return false };
+        let Some(egress) = self.table.exit(destination) else { return false };
         let header = Header {
             class: Class::Probe,
             ecn: 0,
@@ -210,8 +264,7 @@ impl Overlay {
             self.drops.expired.add(1);
             return self.explain(header, packet, |nonce| Probe::HopLimitExceeded { nonce });
         }
-        let table = self.table.load();
-        let Some(egress) = table.next.get(&header.destination) else {
+        let Some(egress) = self.table.exit(header.destination) else {
             self.drops.unroutable.add(1);
             let destination = header.destination;
             return self.explain(header, packet, |nonce| Probe::NoRoute { nonce, destination });
@@ -262,19 +315,25 @@ impl Slab {
     }
 }
 
-/// Probe answers of this second: a flood of probes must not become a flood of answers.
-#[derive(Debug, Default)]
-struct Allowance {
+/// What may still be done in this second: a flood of probes, say, must not become a flood of answers.
+#[derive(Debug)]
+pub(crate) struct Allowance {
+    each_second: u64,
     /// Second since start in the upper half, answers given in it in the lower.
     state: AtomicU64,
     start: OnceLock<std::time::Instant>,
 }
 
-/// Answers per second: a hundred people tracing at once.
+/// Answers to probes per second: a hundred people tracing at once.
 const ANSWERS_PER_SECOND: u64 = 2000;
 
 impl Allowance {
-    fn take(&self) -> bool {
+    pub(crate) fn of(each_second: u64) -> Self {
+        Self { each_second, state: AtomicU64::default(), start: OnceLock::new() }
+    }
+
+    /// Whether there is any left.
+    pub(crate) fn take(&self) -> bool {
         let now = std::time::Instant::now();
         let second = now.saturating_duration_since(*self.start.get_or_init(|| now)).as_secs();
         self.take_at(second)
@@ -283,7 +342,7 @@ impl Allowance {
     fn take_at(&self, second: u64) -> bool {
         let step = |state: u64| {
             let given = if state >> 32 == second { state & 0xffff_ffff } else { 0 };
-            (given < ANSWERS_PER_SECOND).then_some(second << 32 | (given + 1))
+            (given < self.each_second).then_some(second << 32 | (given + 1))
         };
         self.state.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step).is_ok()
     }
@@ -366,7 +425,7 @@ mod tests {
 
     #[test]
     fn answers_to_probes_are_rationed_by_the_second() {
-        let allowance = Allowance::default();
+        let allowance = Allowance::of(ANSWERS_PER_SECOND);
         let given = |second| (0..5000).filter(|_| allowance.take_at(second)).count() as u64;
         assert_eq!((given(1), given(1), given(2)), (ANSWERS_PER_SECOND, 0, ANSWERS_PER_SECOND));
     }

@@ -9,18 +9,18 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use plexus_proto::id::{Address, Identity, NodeId};
+use plexus_proto::id::{Address, Identity, NodeId, Role};
 use plexus_proto::packet::{Class, Header, Probe};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::info;
 
 use crate::config::Config;
-use crate::driver::{self, Driver, Links, Published};
+use crate::driver::{self, Driver, DriverHandle, Event, Links, Published, Sought};
 use crate::endpoint::Endpoints;
 use crate::error::{ConnectError, ListenError, SessionError, StartError};
-use crate::forward::{Local, Overlay};
+use crate::forward::{Allowance, Local, Overlay};
 use crate::link::code;
 use crate::link::dial::keep_linked;
 use crate::node::{self, Dialed, Node, random_u64};
@@ -33,6 +33,12 @@ use crate::{epoch, install_crypto_provider};
 
 /// Longest wait in [`Mesh::shutdown`] for neighbours to acknowledge the end.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Longest wait for a hop that is asked who somebody is.
+const LOOKUP: Duration = Duration::from_secs(2);
+
+/// Senders that a node without a map asks about each second.
+const STRANGERS_PER_SECOND: u64 = 16;
 
 /// A running mesh node. Clones are cheap; when the last one is dropped, or [`shutdown`](Mesh::shutdown) is called, its
 /// links close.
@@ -73,7 +79,6 @@ impl Mesh {
         let sessions =
             Sessions::start(overlay.clone(), services.clone(), &credentials, directory.clone(), &cancel);
         let probes = Arc::new(Probes::default());
-        overlay.attach(Arc::new(Arrivals { sessions: Arc::downgrade(&sessions), probes: probes.clone() }));
 
         let (view_sender, view) = watch::channel(Arc::default());
         let published = Published { view: view_sender, directory: directory.clone(), links: links.clone() };
@@ -81,6 +86,13 @@ impl Mesh {
         let driver =
             Driver::new(credentials, epoch, software.clone(), overlay.clone(), sessions.clone(), published);
         let (driver_handle, inbox) = driver::channel();
+        overlay.attach(Arc::new(Arrivals {
+            sessions: Arc::downgrade(&sessions),
+            probes: probes.clone(),
+            directory: directory.clone(),
+            strangers: (identity.role == Role::Execution).then(|| driver_handle.clone()),
+            asked: Allowance::of(STRANGERS_PER_SECOND),
+        }));
 
         let node = Arc::new(Node {
             identity,
@@ -146,7 +158,7 @@ impl Mesh {
         if self.0.node.cancel.is_cancelled() {
             return Err(ConnectError::ShuttingDown);
         }
-        let Some(peer) = self.0.directory.load().by_name(node).cloned() else {
+        let Some(peer) = self.find(node).await else {
             return Err(ConnectError::Unknown { node: named() });
         };
         if !self.0.node.overlay.has_route(peer.address) {
@@ -156,6 +168,22 @@ impl Mesh {
             SessionError::ShuttingDown => ConnectError::ShuttingDown,
             source => ConnectError::Session { node: named(), source },
         })
+    }
+
+    /// The node of that name. An execution node, which keeps no map, asks its hops.
+    pub(crate) async fn find(&self, node: &NodeId) -> Option<Identity> {
+        if let Some(known) = self.0.directory.load().by_name(node) {
+            return Some(known.clone());
+        }
+        self.look_up(Sought::Name(node.clone())).await;
+        self.0.directory.load().by_name(node).cloned()
+    }
+
+    /// Asks for a node that is not known. Returns when there is an answer, or no hope of one.
+    pub(crate) async fn look_up(&self, sought: Sought) {
+        let (reply, answered) = oneshot::channel();
+        self.0.node.driver.send(Event::Lookup(sought, reply)).await;
+        let _ = tokio::time::timeout(LOOKUP, answered).await;
     }
 
     /// Offers `service` to the nodes that `allow` names, until the listener is dropped.
@@ -191,11 +219,23 @@ struct Arrivals {
     /// Weak, for sessions hold the overlay that holds this.
     sessions: std::sync::Weak<Sessions>,
     probes: Arc<Probes>,
+    directory: Arc<ArcSwap<Directory>>,
+    /// Whom to ask about senders that are not known; nobody where a map is kept.
+    strangers: Option<DriverHandle>,
+    asked: Allowance,
 }
 
 impl Local for Arrivals {
     fn deliver(&self, header: &Header, packet: Bytes) -> bool {
-        self.sessions.upgrade().is_some_and(|sessions| sessions.deliver(header, packet))
+        let delivered = self.sessions.upgrade().is_some_and(|sessions| sessions.deliver(header, packet));
+        if let Some(driver) = self.strangers.as_ref().filter(|_| !delivered)
+            && self.directory.load().by_address(header.source).is_none()
+            && self.asked.take()
+        {
+            // It will send its packet again, and then be known.
+            driver.seek(header.source);
+        }
+        delivered
     }
 
     fn probed(&self, from: Address, reply: Probe) {

@@ -79,6 +79,8 @@
 pub mod ca;
 pub mod identity;
 pub mod routing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 mod config;
 mod endpoint;

@@ -6,20 +6,26 @@
 //! [`handle_timeout`](Router::handle_timeout) when [`poll_timeout`](Router::poll_timeout) says so.
 //!
 //! * A node announces its own links only, signed, versioned by epoch (persisted, one higher at each start) and
-//!   sequence. Newer announcements are kept and passed on once to all other links; who sends an older one is
-//!   sent the newer. Should an origin lose its epoch and give one version twice, the greater bytes count until it
-//!   meets its earlier self and goes above it.
-//! * What a flood missed is repaired by digests, when a link comes up, soon after somebody new came within reach,
-//!   and every [`DIGEST_PERIOD`]: a neighbor asks for what it holds older or not at all. A digest names only origins that its sender can reach, so nothing that
-//!   left the mesh is handed around for ever.
+//!   sequence. Hops and controllers keep the newest of everybody; hops pass it on once, to hops and controllers. Who
+//!   sends an older one is sent the newer. Should an origin lose its epoch and give one version twice, the greater
+//!   bytes count until it meets its earlier self and goes above it.
+//! * What a flood missed is repaired by digests, when a link comes up, soon after somebody new came within reach, and
+//!   every [`DIGEST_PERIOD`]: a sum first, and only where sums differ what they are of. A digest covers only
+//!   origins that can be reached, so nothing that left the mesh is handed around for ever.
 //! * A link counts when both its ends announce it. Only hops transit.
-//! * In this form every node keeps the whole map.
+//! * Execution nodes keep no map: hops tell them what controllers cost, and whom else they ask for.
+//! * A link that fell silent counts as one of the greatest cost: it is left at once if there is any other way, and
+//!   nobody becomes unreachable because a machine was busy. For [`PRESUMED`] the neighbour behind it is presumed
+//!   dead, for nobody else may have noticed yet.
 //!
 //! After quiet all maps are equal where they matter, and costs are positive: each step of a route brings its
 //! packet strictly nearer, so there are no loops.
 
 mod announcement;
-mod paths;
+mod digest;
+mod graph;
+mod table;
+mod told;
 mod wants;
 
 use std::cmp::Ordering;
@@ -27,11 +33,16 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use plexus_proto::id::Role;
 use plexus_proto::id::{Address, Identity, NodeId};
-use plexus_proto::link::{Digest, DigestEntry, LinkMessageKind, SignedAnnouncement, Want};
+use plexus_proto::link::{Ask, Digest, LinkMessageKind, SignedAnnouncement, Told, Want};
 
 pub use announcement::{AnnouncementError, LINKS_MAX, VerifiedAnnouncement, Version};
-use announcement::{clamp_cost, clamp_software};
+use announcement::{COST_MAX, clamp_cost, clamp_software};
+use digest::Islands;
+use graph::{Graph, Length, Tree};
+pub use table::{NextHop, Route, RouteChange, Routes};
+use told::{Asked, Telling};
 use wants::{WANT_BATCH, Wants};
 
 /// How often neighbors compare what they hold. A flood that was lost on a full queue is repaired within it.
@@ -40,16 +51,15 @@ pub const DIGEST_PERIOD: Duration = Duration::from_secs(30);
 const DIGEST_SOON: Duration = Duration::from_millis(250);
 /// How long an origin is remembered that cannot be reached.
 pub const FORGET_AFTER: Duration = Duration::from_secs(60 * 60);
-/// Entries in one digest: a frame between neighbors holds 256 KiB, an entry at most 34 bytes.
-const DIGEST_BATCH: usize = 4096;
+/// How long a neighbor is taken for dead whose link was lost or fell silent: until its other neighbors have noticed,
+/// who look at once when they hear of it.
+pub const PRESUMED: Duration = Duration::from_secs(1);
 /// Origins kept at most. Strangers cannot fill it: each origin is a certified node.
 const ORIGINS_MAX: usize = 1 << 16;
 /// Own announcements that may go out at once; a start with a few links, or a change of several, waits for nothing.
 const SIGN_BURST: u32 = 8;
 /// Then one in this time: a link that flaps must not flood the mesh.
 const SIGN_PERIOD: Duration = Duration::from_millis(250);
-/// Time between computations of all routes, per origin known. Computing takes well below a tenth of it.
-const COMPUTE_PER_ORIGIN: Duration = Duration::from_micros(10);
 
 /// One live link of this process: several may lead to one neighbor. Never used again in a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -72,6 +82,13 @@ pub enum Input {
         /// Which.
         link: LinkId,
     },
+    /// A link that is up has fallen silent, or is heard again.
+    LinkSilent {
+        /// Which.
+        link: LinkId,
+        /// Whether nothing is heard.
+        silent: bool,
+    },
     /// A neighbor passed on an announcement; the shell has verified it.
     Announcement {
         /// From where.
@@ -93,11 +110,46 @@ pub enum Input {
         /// Which.
         want: Want,
     },
+    /// A hop tells a node without a map the way.
+    Told {
+        /// From where.
+        link: LinkId,
+        /// What.
+        told: Told,
+    },
+    /// A node without a map asks for it.
+    Ask {
+        /// From where.
+        link: LinkId,
+        /// For whom.
+        ask: Ask,
+    },
+    /// Somebody here wants to reach nodes that are not known. Where a map is kept there is nothing more to know.
+    Lookup {
+        /// By address.
+        addresses: Vec<Address>,
+        /// By name; what becomes of each is an announcement or [`Effect::Unknown`].
+        names: Vec<NodeId>,
+    },
     /// The body of an [`Effect::Sign`], signed.
     Signed {
         /// Our own announcement.
         announcement: VerifiedAnnouncement,
     },
+}
+
+impl Input {
+    /// The input that a neighbor's message is; none if it is not for the router, or an announcement, which has to be
+    /// verified first.
+    pub fn heard(link: LinkId, message: LinkMessageKind) -> Option<Self> {
+        match message {
+            LinkMessageKind::Digest(digest) => Some(Self::Digest { link, digest }),
+            LinkMessageKind::Want(want) => Some(Self::Want { link, want }),
+            LinkMessageKind::Told(told) => Some(Self::Told { link, told }),
+            LinkMessageKind::Ask(ask) => Some(Self::Ask { link, ask }),
+            _ => None,
+        }
+    }
 }
 
 /// What a router wants done.
@@ -115,57 +167,15 @@ pub enum Effect {
         /// Encoded announcement.
         body: Vec<u8>,
     },
-    /// The table changed; this is the new one.
-    Routes(Arc<Routes>),
-}
-
-/// One way out towards a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NextHop {
-    /// The link to send on.
-    pub link: LinkId,
-    /// Sum of the costs on the way, at most `u32::MAX`.
-    pub cost: u32,
-    /// Links crossed on the way.
-    pub hops: u32,
-}
-
-/// How to reach a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Route {
-    /// The cheapest way.
-    pub next: NextHop,
-    /// The cheapest way that leaves by another link, if there is one. It may lead through nodes that would
-    /// send the packet back; the hop limit ends that.
-    pub second: Option<NextHop>,
-}
-
-/// The forwarding table: every node that can be reached, but not this one.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Routes {
-    table: BTreeMap<Address, Route>,
-}
-
-impl Routes {
-    /// How to reach `destination`; `None` when no live way is known.
-    pub fn get(&self, destination: Address) -> Option<&Route> {
-        self.table.get(&destination)
-    }
-
-    /// Every route, by address.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = (Address, &Route)> {
-        self.table.iter().map(|(&address, route)| (address, route))
-    }
-
-    /// How many nodes can be reached.
-    pub fn len(&self) -> usize {
-        self.table.len()
-    }
-
-    /// Whether nobody can be reached.
-    pub fn is_empty(&self) -> bool {
-        self.table.is_empty()
-    }
+    /// These routes are others now.
+    Routes(Vec<RouteChange>),
+    /// Somebody else has lost the neighbor at the end of this link: see at once whether it lives.
+    Doubt {
+        /// Which link.
+        link: LinkId,
+    },
+    /// No hop knows this name.
+    Unknown(NodeId),
 }
 
 /// A node that announced itself, or this one.
@@ -193,7 +203,16 @@ pub struct KnownNode<'a> {
 struct Link {
     peer: Identity,
     cost: u32,
+    silent: bool,
     wants: Wants,
+    telling: Telling,
+    since: Instant,
+}
+
+impl Link {
+    fn cost_now(&self) -> u32 {
+        if self.silent { COST_MAX } else { self.cost }
+    }
 }
 
 #[derive(Debug)]
@@ -201,6 +220,8 @@ struct Origin {
     newest: VerifiedAnnouncement,
     reachable: bool,
     since: Instant,
+    /// When its newest announcement came.
+    heard: Instant,
 }
 
 /// The router of one node.
@@ -210,13 +231,30 @@ pub struct Router {
     software: String,
     started: Instant,
     links: BTreeMap<LinkId, Link>,
-    /// Every other node's newest announcement.
+    /// When the youngest of them came up.
+    newest_link: Instant,
+    /// The newest announcement of every other node, or where no map is kept of those that matter here.
     origins: BTreeMap<Address, Origin>,
     own: Own,
-    routes: Arc<Routes>,
-    computed: Instant,
-    /// When routes are due to be computed again; `None` while they are right.
-    compute_at: Option<Instant>,
+    /// Neighbors taken for dead until then.
+    presumed: BTreeMap<Address, Instant>,
+    graph: Graph,
+    /// By neighboring hop.
+    trees: BTreeMap<Address, Tree>,
+    /// Destinations whose routes are to be looked at again, or all of them.
+    stale: BTreeSet<Address>,
+    all_stale: bool,
+    own_edges_changed: bool,
+    /// Counts rounds of computing, and changes of what digests are about.
+    generation: u32,
+    revision: u64,
+    routes: Routes,
+    islands: Islands,
+    /// Origins that every node without a map is told of.
+    controllers: BTreeSet<Address>,
+    /// Who is asked for by which links.
+    askers: BTreeMap<Address, BTreeSet<LinkId>>,
+    asked: Asked,
     digest_at: Instant,
     effects: VecDeque<Effect>,
 }
@@ -228,6 +266,8 @@ struct Own {
     version: Version,
     /// What it says.
     links: BTreeMap<Address, u32>,
+    /// What is true now; what we count with ourselves.
+    now: BTreeMap<Address, u32>,
     /// That version, once it came back signed.
     signed: Option<VerifiedAnnouncement>,
     /// Another one is due: something changed since.
@@ -243,6 +283,7 @@ impl Router {
         let own = Own {
             version: Version { epoch, sequence: 0 },
             links: BTreeMap::new(),
+            now: BTreeMap::new(),
             signed: None,
             stale: true,
             tokens: SIGN_BURST,
@@ -253,11 +294,22 @@ impl Router {
             software: clamp_software(software),
             started: now,
             links: BTreeMap::new(),
+            newest_link: now,
             origins: BTreeMap::new(),
             own,
-            routes: Arc::default(),
-            computed: now,
-            compute_at: None,
+            presumed: BTreeMap::new(),
+            graph: Graph::default(),
+            trees: BTreeMap::new(),
+            stale: BTreeSet::new(),
+            all_stale: false,
+            own_edges_changed: false,
+            generation: 0,
+            revision: 1,
+            routes: Routes::default(),
+            islands: Islands::default(),
+            controllers: BTreeSet::new(),
+            askers: BTreeMap::new(),
+            asked: Asked::default(),
             digest_at: now + DIGEST_PERIOD,
             effects: VecDeque::new(),
         };
@@ -270,33 +322,38 @@ impl Router {
         match input {
             Input::LinkUp { link, peer, cost } => self.on_link_up(link, peer, cost, now),
             Input::LinkDown { link } => self.on_link_down(link, now),
+            Input::LinkSilent { link, silent } => self.on_link_silent(link, silent, now),
             Input::Announcement { link, announcement } => self.on_announcement(link, announcement, now),
             Input::Digest { link, digest } => self.on_digest(link, &digest, now),
             Input::Want { link, want } => self.on_want(link, &want),
+            Input::Told { link, told } => self.on_told(link, &told),
+            Input::Ask { link, ask } => self.on_ask(link, &ask),
+            Input::Lookup { addresses, names } => self.on_lookup(&addresses, &names),
             Input::Signed { announcement } => self.on_signed(announcement),
         }
         self.sign_if_due(now);
-        self.compute_if_due(now);
+        self.compute_if_stale(now);
     }
 
     /// Does what is due at `now`; harmless when nothing is.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.revive(now);
         if now >= self.digest_at {
             self.digest_at = now + DIGEST_PERIOD;
-            self.origins.retain(|_, o| o.reachable || now.saturating_duration_since(o.since) < FORGET_AFTER);
+            self.forget(now);
             let links: Vec<LinkId> = self.links.keys().copied().collect();
             for link in links {
                 self.send_digest(link);
             }
         }
         self.sign_if_due(now);
-        self.compute_if_due(now);
+        self.compute_if_stale(now);
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) has something to do next.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let sign_at = self.own.stale.then(|| self.own.refilled + SIGN_PERIOD);
-        [Some(self.digest_at), sign_at, self.compute_at].into_iter().flatten().min()
+        [Some(self.digest_at), sign_at, self.presumed.values().min().copied()].into_iter().flatten().min()
     }
 
     /// The next thing to do. Drained until `None` after every call that takes the time.
@@ -309,7 +366,18 @@ impl Router {
         &self.routes
     }
 
-    /// This node, then every node whose announcement is kept, by address.
+    /// Whether this node keeps the map of the mesh; hops and controllers do.
+    pub fn keeps_map(&self) -> bool {
+        self.me.role != Role::Execution
+    }
+
+    /// Whether `signed` says, from `origin`, what is held already; then there is nothing in it to verify.
+    pub fn holds(&self, origin: Address, signed: &SignedAnnouncement) -> bool {
+        self.origins.get(&origin).is_some_and(|known| known.newest.signed.body == signed.body)
+    }
+
+    /// This node, then every node whose announcement is kept, by address. A node without a map lists its neighbors
+    /// too, whom it knows from their links.
     pub fn nodes(&self) -> impl Iterator<Item = KnownNode<'_>> {
         let me = KnownNode {
             identity: &self.me,
@@ -331,7 +399,27 @@ impl Router {
             route: self.routes.get(address).copied(),
             since: origin.since,
         });
-        std::iter::once(me).chain(others)
+        std::iter::once(me).chain(others).chain(self.neighbors_met())
+    }
+
+    fn neighbors_met(&self) -> impl Iterator<Item = KnownNode<'_>> {
+        static NO_LINKS: BTreeMap<Address, u32> = BTreeMap::new();
+        let mut met: BTreeMap<Address, &Link> = BTreeMap::new();
+        for link in self.links.values().filter(|_| !self.keeps_map()) {
+            if !self.origins.contains_key(&link.peer.address) {
+                met.entry(link.peer.address).or_insert(link);
+            }
+        }
+        met.into_iter().map(|(address, link)| KnownNode {
+            identity: &link.peer,
+            software: "",
+            services: &[],
+            version: Version { epoch: 0, sequence: 0 },
+            links: &NO_LINKS,
+            reachable: true,
+            route: self.routes.get(address).copied(),
+            since: link.since,
+        })
     }
 
     /// The node of that name; the reachable one, should an earlier holder of the name be remembered too.
@@ -343,23 +431,81 @@ impl Router {
         if peer.address == self.me.address {
             return; // A link to ourselves leads nowhere.
         }
-        self.links.insert(link, Link { peer, cost: clamp_cost(cost), wants: Wants::default() });
-        self.send_digest(link);
-        self.links_changed(now);
+        let role = peer.role;
+        let new = Link {
+            peer,
+            cost: clamp_cost(cost),
+            silent: false,
+            wants: Wants::default(),
+            telling: Telling::default(),
+            since: now,
+        };
+        let neighbor = new.peer.address;
+        self.links.insert(link, new);
+        self.newest_link = now;
+        if self.presumed.remove(&neighbor).is_some() {
+            self.weigh_all(neighbor);
+        }
+        self.links_changed();
+        self.compute_if_stale(now);
+        // The neighbor is told what we are as soon as that is signed anew, or now if nothing changed.
+        if let Some(own) = self.own.signed.as_ref().map(|own| Arc::clone(&own.signed))
+            && !self.own.stale
+            && self.shows_own(role)
+        {
+            self.send_announcement(link, &own);
+        }
+        if self.compares_islands(link) {
+            self.send_digest(link);
+        }
+        self.ask_again(link);
     }
 
     fn on_link_down(&mut self, link: LinkId, now: Instant) {
-        if self.links.remove(&link).is_some() {
-            self.links_changed(now);
+        let Some(gone) = self.links.remove(&link) else { return };
+        self.unask(link, &gone.telling);
+        self.presume_dead(&gone.peer, now);
+        self.links_changed();
+    }
+
+    fn on_link_silent(&mut self, link: LinkId, silent: bool, now: Instant) {
+        let Some(known) = self.links.get_mut(&link).filter(|known| known.silent != silent) else { return };
+        known.silent = silent;
+        let peer = known.peer.clone();
+        if silent {
+            self.presume_dead(&peer, now);
+        } else if self.presumed.remove(&peer.address).is_some() {
+            self.weigh_all(peer.address);
+        }
+        self.links_changed();
+    }
+
+    /// Takes a hop for dead to which no live link is left.
+    fn presume_dead(&mut self, peer: &Identity, now: Instant) {
+        let lives = |link: &Link| link.peer.address == peer.address && !link.silent;
+        if peer.role == Role::Hop && self.keeps_map() && !self.links.values().any(lives) {
+            self.presumed.insert(peer.address, now + PRESUMED);
+            self.weigh_all(peer.address);
         }
     }
 
-    fn links_changed(&mut self, now: Instant) {
-        if self.neighbors() != self.own.links {
+    fn revive(&mut self, now: Instant) {
+        let over: Vec<Address> =
+            self.presumed.iter().filter(|(_, until)| **until <= now).map(|(&hop, _)| hop).collect();
+        for hop in over {
+            self.presumed.remove(&hop);
+            self.weigh_all(hop);
+        }
+    }
+
+    fn links_changed(&mut self) {
+        let now = self.neighbors();
+        if now != self.own.links {
             self.own.stale = true;
         }
-        // No packet may wait for, nor go to, a link that has just changed.
-        self.compute_at = Some(now);
+        let before = std::mem::replace(&mut self.own.now, now);
+        self.weigh_differences(self.me.address, &before);
+        (self.all_stale, self.own_edges_changed) = (true, true);
     }
 
     fn on_announcement(&mut self, link: LinkId, new: VerifiedAnnouncement, now: Instant) {
@@ -376,28 +522,51 @@ impl Router {
         match held.map(|held| (new.order().cmp(&held.order()), Arc::clone(&held.signed))) {
             Some((Ordering::Equal, _)) => return,
             Some((Ordering::Less, newer)) => {
-                self.send_announcement(link, &newer);
+                if self.keeps_map() {
+                    self.send_announcement(link, &newer);
+                }
                 return;
             }
             Some((Ordering::Greater, _)) => {}
+            None if !self.keeps_map() && !self.cares_for(&new.identity) => return,
             None if self.make_room() => {}
             None => return,
         }
-        self.flood(&new.signed, Some(link));
-        let graph_changed = match self.origins.get_mut(&address) {
-            Some(known) => {
-                let changed =
-                    known.newest.links != new.links || known.newest.identity.role != new.identity.role;
-                known.newest = new;
-                changed
+        self.pass_on(&new.signed, link);
+        self.keep(new, now);
+    }
+
+    fn keep(&mut self, new: VerifiedAnnouncement, now: Instant) {
+        let address = new.identity.address;
+        let role = new.identity.role;
+        if self.origins.get(&address).is_some_and(|known| known.newest.identity.role != role) {
+            self.drop_origin(address); // Enrolled anew as something else.
+        }
+        self.revision += 1;
+        if role == Role::Controller {
+            self.controllers.insert(address);
+        }
+        let origin = Origin { newest: new, reachable: false, since: now, heard: now };
+        match self.origins.insert(address, origin) {
+            Some(before) => {
+                if let Some(known) = self.origins.get_mut(&address) {
+                    (known.reachable, known.since) = (before.reachable, before.since);
+                }
+                self.weigh_differences(address, &before.newest.links);
+                if self.me.role == Role::Hop {
+                    self.retell(std::iter::once(address));
+                }
             }
             None => {
-                self.origins.insert(address, Origin { newest: new, reachable: false, since: now });
-                true
+                self.weigh_differences(address, &BTreeMap::new());
+                self.stale.insert(address);
+                if !self.keeps_map()
+                    && self.routes.get(address).is_some()
+                    && let Some(known) = self.origins.get_mut(&address)
+                {
+                    known.reachable = true;
+                }
             }
-        };
-        if graph_changed {
-            self.compute_soon(now);
         }
     }
 
@@ -429,28 +598,20 @@ impl Router {
         {
             return; // Overtaken by a newer one, which is being signed.
         }
-        self.flood(&announcement.signed, None);
+        let signed = Arc::clone(&announcement.signed);
         self.own.signed = Some(announcement);
+        self.revision += 1;
+        let links: Vec<LinkId> =
+            self.links.iter().filter(|(_, l)| self.shows_own(l.peer.role)).map(|(&id, _)| id).collect();
+        for link in links {
+            self.send_announcement(link, &signed);
+        }
     }
 
-    fn on_digest(&mut self, link: LinkId, digest: &Digest, now: Instant) {
-        let Some(from) = self.links.get_mut(&link) else { return };
-        let differs = |entry: &&DigestEntry| {
-            let theirs = Version { epoch: entry.epoch, sequence: entry.sequence };
-            let (ours, check) = if entry.origin == self.me.address.0 {
-                (self.own.version, self.own.signed.as_ref().map(|own| own.check))
-            } else {
-                match self.origins.get(&Address(entry.origin)) {
-                    Some(known) => (known.newest.version, Some(known.newest.check)),
-                    None => return true,
-                }
-            };
-            ours < theirs || ours == theirs && check != Some(entry.check)
-        };
-        let lacking = digest.entries.iter().filter(differs).map(|entry| entry.origin);
-        if let Some(want) = from.wants.add(lacking, now) {
-            self.effects.push_back(Effect::Send { link, message: LinkMessageKind::Want(want) });
-        }
+    /// Whether a neighbor of that role keeps our announcement. Nodes without a map know their neighbors by their
+    /// links, and of controllers behind a hop they are told.
+    fn shows_own(&self, role: Role) -> bool {
+        role != Role::Execution
     }
 
     fn on_want(&mut self, link: LinkId, want: &Want) {
@@ -471,47 +632,173 @@ impl Router {
         }
     }
 
+    fn want(&mut self, link: LinkId, lacking: impl Iterator<Item = u32>, now: Instant) {
+        let Some(from) = self.links.get_mut(&link) else { return };
+        if let Some(want) = from.wants.add(lacking, now) {
+            self.send(link, LinkMessageKind::Want(want));
+        }
+    }
+
+    fn forget(&mut self, now: Instant) {
+        let forgotten = |o: &Origin| !o.reachable && now.saturating_duration_since(o.since) >= FORGET_AFTER;
+        let gone: Vec<Address> = self
+            .origins
+            .iter()
+            .filter(|(_, origin)| forgotten(origin))
+            .map(|(&address, _)| address)
+            .collect();
+        gone.into_iter().for_each(|address| self.drop_origin(address));
+    }
+
     /// Room for one more origin: at the limit, whoever has been unreachable longest is forgotten.
     fn make_room(&mut self) -> bool {
         if self.origins.len() < ORIGINS_MAX {
             return true;
         }
         let gone = self.origins.iter().filter(|(_, o)| !o.reachable).min_by_key(|(_, o)| o.since);
-        let gone = gone.map(|(&address, _)| address);
-        gone.is_some_and(|address| self.origins.remove(&address).is_some())
+        let Some(gone) = gone.map(|(&address, _)| address) else { return false };
+        self.drop_origin(gone);
+        true
+    }
+
+    fn drop_origin(&mut self, address: Address) {
+        let Some(gone) = self.origins.remove(&address) else { return };
+        let hop = gone.newest.identity.role == Role::Hop;
+        for &other in gone.newest.links.keys() {
+            match (hop, self.is_hop(other)) {
+                (true, true) => self.graph.link_hops(address, other, Length::NONE),
+                (true, false) => self.graph.link_leaf(other, address, Length::NONE),
+                (false, true) => self.graph.link_leaf(address, other, Length::NONE),
+                (false, false) => {}
+            }
+        }
+        self.controllers.remove(&address);
+        self.stale.insert(address);
+        self.revision += 1;
     }
 
     /// Least cost to each neighbor, over all links to it.
     fn neighbors(&self) -> BTreeMap<Address, u32> {
         let mut neighbors = BTreeMap::new();
         for link in self.links.values() {
-            let least = neighbors.entry(link.peer.address).or_insert(link.cost);
-            *least = link.cost.min(*least);
+            let cost = link.cost_now();
+            neighbors
+                .entry(link.peer.address)
+                .and_modify(|least: &mut u32| *least = cost.min(*least))
+                .or_insert(cost);
         }
         neighbors
     }
 
-    fn flood(&mut self, signed: &Arc<SignedAnnouncement>, except: Option<LinkId>) {
-        let links: Vec<LinkId> = self.links.keys().copied().filter(|&link| Some(link) != except).collect();
-        for link in links {
+    /// Puts the links of `node` into the graph that are not as in `before`.
+    fn weigh_differences(&mut self, node: Address, before: &BTreeMap<Address, u32>) {
+        if !self.keeps_map() {
+            return;
+        }
+        let empty = BTreeMap::new();
+        let now = if node == self.me.address {
+            &self.own.now
+        } else {
+            self.origins.get(&node).map_or(&empty, |known| &known.newest.links)
+        };
+        let changed: BTreeSet<Address> =
+            now.keys().chain(before.keys()).filter(|at| now.get(at) != before.get(at)).copied().collect();
+        let lost: Vec<Address> = changed
+            .iter()
+            .filter(|at| now.get(at).is_none_or(|cost| *cost == COST_MAX) && before.contains_key(at))
+            .copied()
+            .collect();
+        changed.into_iter().for_each(|other| self.weigh(node, other));
+        if node != self.me.address && self.is_hop(node) {
+            lost.into_iter().for_each(|hop| self.doubt(hop));
+        }
+    }
+
+    /// Somebody else has lost `neighbor`.
+    fn doubt(&mut self, neighbor: Address) {
+        let links = self.links.iter().filter(|(_, link)| link.peer.address == neighbor);
+        let links: Vec<LinkId> = links.map(|(&id, _)| id).collect();
+        links.into_iter().for_each(|link| self.effects.push_back(Effect::Doubt { link }));
+    }
+
+    /// Puts every link of `node` into the graph again.
+    fn weigh_all(&mut self, node: Address) {
+        let others: Vec<Address> =
+            self.origins.get(&node).map_or(vec![], |known| known.newest.links.keys().copied().collect());
+        others.into_iter().for_each(|other| self.weigh(node, other));
+        self.all_stale = true;
+    }
+
+    fn weigh(&mut self, a: Address, b: Address) {
+        let length = self.edge(a, b);
+        match (self.is_hop(a), self.is_hop(b)) {
+            (true, true) => self.graph.link_hops(a, b, length),
+            (true, false) => self.graph.link_leaf(b, a, length),
+            (false, true) => self.graph.link_leaf(a, b, length),
+            (false, false) => {}
+        }
+        if a == self.me.address || b == self.me.address {
+            self.all_stale = true;
+            self.own_edges_changed = true;
+        }
+    }
+
+    fn is_hop(&self, node: Address) -> bool {
+        let role = |known: &Origin| known.newest.identity.role;
+        let role =
+            if node == self.me.address { Some(self.me.role) } else { self.origins.get(&node).map(role) };
+        role == Some(Role::Hop)
+    }
+
+    /// Length of a link: the dearer of what its ends say, so that both directions take the same way; none unless
+    /// both announce it.
+    fn edge(&self, a: Address, b: Address) -> Length {
+        match (self.says(a, b), self.says(b, a)) {
+            (Some(there), Some(back)) => self.presumption(a, b).plus(Length::link(there.max(back))),
+            _ => Length::NONE,
+        }
+    }
+
+    fn presumption(&self, a: Address, b: Address) -> Length {
+        let dead = self.presumed.contains_key(&a) || self.presumed.contains_key(&b);
+        if dead { Length::told(COST_MAX, 0) } else { Length::ZERO }
+    }
+
+    /// What `node` says that its link to `other` costs.
+    fn says(&self, node: Address, other: Address) -> Option<u32> {
+        if node == self.me.address {
+            return self.own.now.get(&other).copied();
+        }
+        self.origins.get(&node)?.newest.links.get(&other).copied()
+    }
+
+    /// Length of the first step over `link`, if both ends announce it.
+    fn first(&self, link: LinkId) -> Option<Length> {
+        let known = self.links.get(&link)?;
+        let back = self.says(known.peer.address, self.me.address)?;
+        let cost = known.cost_now().max(back);
+        Some(self.presumption(self.me.address, known.peer.address).plus(Length::link(cost)))
+    }
+
+    /// Passes news on, which is a hop's to do.
+    fn pass_on(&mut self, signed: &Arc<SignedAnnouncement>, from: LinkId) {
+        if self.me.role != Role::Hop {
+            return;
+        }
+        let others = self.links.iter().filter(|(id, link)| **id != from && link.peer.role != Role::Execution);
+        let others: Vec<LinkId> = others.map(|(&id, _)| id).collect();
+        for link in others {
             self.send_announcement(link, signed);
         }
     }
 
     fn send_announcement(&mut self, link: LinkId, signed: &SignedAnnouncement) {
         // The bytes inside are shared, not copied.
-        let message = LinkMessageKind::Announcement(signed.clone());
-        self.effects.push_back(Effect::Send { link, message });
+        self.send(link, LinkMessageKind::Announcement(signed.clone()));
     }
 
-    fn send_digest(&mut self, link: LinkId) {
-        let reachable = self.origins.values().filter(|known| known.reachable).map(|known| &known.newest);
-        let entries: Vec<DigestEntry> =
-            self.own.signed.iter().chain(reachable).map(|held| held.entry()).collect();
-        for entries in entries.chunks(DIGEST_BATCH) {
-            let message = LinkMessageKind::Digest(Digest { entries: entries.to_vec() });
-            self.effects.push_back(Effect::Send { link, message });
-        }
+    fn send(&mut self, link: LinkId, message: LinkMessageKind) {
+        self.effects.push_back(Effect::Send { link, message });
     }
 
     fn sign_if_due(&mut self, now: Instant) {
@@ -519,40 +806,16 @@ impl Router {
             return;
         }
         self.own.stale = false;
-        self.own.links = self.neighbors();
+        self.own.links = self.own.now.clone();
         self.own.version = self.own.version.next();
         self.own.signed = None;
         let body = announcement::encode(self.me.address, self.own.version, &self.own.links, &self.software);
         self.effects.push_back(Effect::Sign { body });
     }
 
-    /// Routes follow at once after quiet, and at a measured pace while a large map is pouring in.
-    fn compute_soon(&mut self, now: Instant) {
-        let pause = COMPUTE_PER_ORIGIN * u32::try_from(self.origins.len()).unwrap_or(u32::MAX);
-        let due = (self.computed + pause).max(now);
-        self.compute_at = Some(self.compute_at.map_or(due, |at| at.min(due)));
-    }
-
-    fn compute_if_due(&mut self, now: Instant) {
-        if self.compute_at.is_none_or(|at| now < at) {
-            return;
-        }
-        self.compute_at = None;
-        self.computed = now;
-        let table = paths::Map { me: &self.me, links: &self.links, origins: &self.origins }.routes();
-        for (address, origin) in &mut self.origins {
-            let reachable = table.contains_key(address);
-            if reachable != origin.reachable {
-                origin.reachable = reachable;
-                origin.since = now;
-                if reachable {
-                    self.digest_at = self.digest_at.min(now + DIGEST_SOON);
-                }
-            }
-        }
-        if table != self.routes.table {
-            self.routes = Arc::new(Routes { table });
-            self.effects.push_back(Effect::Routes(Arc::clone(&self.routes)));
+    fn compute_if_stale(&mut self, now: Instant) {
+        if self.all_stale || !self.stale.is_empty() || self.graph.has_changed() {
+            self.compute(now);
         }
     }
 }

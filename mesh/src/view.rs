@@ -25,6 +25,10 @@ pub struct NodeView {
     pub hops: Option<u32>,
     /// Neighbour that leads to it.
     pub next_hop: Option<NodeId>,
+    /// Neighbour that leads to it when that one falls silent, and the cost of that way.
+    pub backup: Option<(NodeId, u32)>,
+    /// Since when packets have gone this way.
+    pub routed_since: Option<Timestamp>,
     /// Program and version, as the node says itself.
     pub software: String,
     /// Since when it has been reachable, or not.

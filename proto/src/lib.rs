@@ -35,8 +35,8 @@ mod generated {
 pub mod link {
     pub use crate::generated::link_message::Kind as LinkMessageKind;
     pub use crate::generated::{
-        AnnouncedLink, Announcement, Digest, DigestEntry, Hello, LinkClose, LinkMessage, Probe, ProbeReply,
-        SignedAnnouncement, StreamOpen, Want,
+        AnnouncedLink, Announcement, Ask, Digest, DigestEntry, Hello, LinkClose, LinkMessage, Probe,
+        ProbeReply, SignedAnnouncement, StreamOpen, Told, ToldRoute, Want,
     };
 }
 

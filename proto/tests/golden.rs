@@ -105,7 +105,14 @@ fn link_messages() {
     };
     check("link-announcement", link(LinkMessageKind::Announcement(signed)));
     let entries = vec![DigestEntry { origin: 0x0001_0002, epoch: 3, sequence: 4, check: 5 }];
-    check("link-digest", link(LinkMessageKind::Digest(Digest { entries })));
+    check("link-digest", link(LinkMessageKind::Digest(Digest { sum: 9, buckets: vec![1, 2], entries })));
+    let routes = vec![ToldRoute { destination: 0x0001_0002, cost: 20, hops: 2, path: 7 }];
+    check(
+        "link-told",
+        link(LinkMessageKind::Told(Told { routes, whole: true, unknown: vec!["node-9".into()] })),
+    );
+    let ask = Ask { addresses: vec![0x0001_0002], names: vec!["node-9".into()], all: true };
+    check("link-ask", link(LinkMessageKind::Ask(ask)));
     check("link-want", link(LinkMessageKind::Want(Want { origins: vec![0x0001_0002] })));
     check("link-probe", link(LinkMessageKind::Probe(Probe { nonce: 5 })));
     check("link-probe-reply", link(LinkMessageKind::ProbeReply(ProbeReply { nonce: 5 })));

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use plexus_proto::id::{Address, Identity, NodeId};
 
 use super::Mesh;
+use crate::driver::Sought;
 use crate::link::LinkHandle;
 use crate::local::Answers;
 use crate::node::Progress;
@@ -47,7 +48,7 @@ impl Mesh {
     /// # Errors
     /// A node that is unknown, out of reach, or silent.
     pub async fn ping(&self, node: &NodeId, timeout: Duration) -> Result<Ping, QueryError> {
-        let to = self.probe_target(node)?;
+        let to = self.probe_target(node).await?;
         match self.0.probes.ping(&self.0.node.overlay, to, timeout).await {
             Ok(echoed) => Ok(Ping {
                 schema_version: SCHEMA_VERSION,
@@ -67,7 +68,7 @@ impl Mesh {
     /// # Errors
     /// A node that is unknown or out of reach, or silence all the way.
     pub async fn trace(&self, node: &NodeId, timeout: Duration) -> Result<Trace, QueryError> {
-        let to = self.probe_target(node)?;
+        let to = self.probe_target(node).await?;
         let traced = match self.0.probes.trace(&self.0.node.overlay, to, timeout).await {
             Ok(traced) => traced,
             Err(Failure::NoRoute) => return Err(QueryError::Unreachable(node.clone())),
@@ -76,6 +77,7 @@ impl Mesh {
         if traced.hops.is_empty() {
             return Err(QueryError::Timeout { node: node.clone(), timeout });
         }
+        self.learn_names(&traced.hops).await;
         let hops: Vec<TraceHop> = traced.hops.into_iter().map(|hop| self.trace_hop(hop)).collect();
         let error = (!traced.reached).then(|| match hops.last().and_then(|hop| hop.node.as_ref()) {
             Some(last) => format!("no answer from beyond {last}"),
@@ -92,13 +94,21 @@ impl Mesh {
     }
 
     /// The address of a node that probes can be sent to.
-    fn probe_target(&self, node: &NodeId) -> Result<Address, QueryError> {
+    async fn probe_target(&self, node: &NodeId) -> Result<Address, QueryError> {
         if self.0.node.cancel.is_cancelled() {
             return Err(QueryError::ShuttingDown);
         }
-        let directory = self.0.directory.load();
-        let known = directory.by_name(node).ok_or_else(|| QueryError::UnknownNode(node.clone()))?;
+        let known = self.find(node).await.ok_or_else(|| QueryError::UnknownNode(node.clone()))?;
         Ok(known.address)
+    }
+
+    /// Learns the names of those on the way whom a node without a map does not know.
+    async fn learn_names(&self, hops: &[Option<(Address, Duration)>]) {
+        let directory = self.0.directory.load_full();
+        let strangers = hops.iter().flatten().map(|(address, _)| *address);
+        let strangers = strangers.filter(|address| directory.by_address(*address).is_none());
+        let asked = strangers.map(|address| self.look_up(Sought::Address(address)));
+        futures_util::future::join_all(asked).await;
     }
 
     fn trace_hop(&self, hop: Option<(Address, Duration)>) -> TraceHop {

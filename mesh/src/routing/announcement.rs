@@ -14,7 +14,7 @@ const SOFTWARE_MAX: usize = 128;
 /// Most services, and the longest name of one in bytes.
 const SERVICES_MAX: usize = 64;
 /// Costs count from 1, so that every link makes a path longer, to this, so that no sum overflows.
-const COST_MAX: u32 = 1 << 16;
+pub(super) const COST_MAX: u32 = 1 << 16;
 
 /// Age of an announcement among those of its origin: epochs first, then sequences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,9 +54,13 @@ pub enum AnnouncementError {
     TooBig(&'static str),
 }
 
-/// An announcement whose chain and signature the caller has verified.
+/// An announcement whose chain and signature the caller has verified. Clones share what it says.
 #[derive(Debug, Clone)]
-pub struct VerifiedAnnouncement {
+pub struct VerifiedAnnouncement(Arc<Content>);
+
+#[derive(Debug)]
+/// What an announcement says; nothing outside the router looks into it.
+pub struct Content {
     pub(super) identity: Identity,
     pub(super) version: Version,
     /// Least cost to each neighbor.
@@ -97,7 +101,7 @@ impl VerifiedAnnouncement {
             let cost = clamp_cost(link.cost);
             links.entry(neighbor).and_modify(|least: &mut u32| *least = cost.min(*least)).or_insert(cost);
         }
-        Ok(Self {
+        Ok(Self(Arc::new(Content {
             identity,
             version: Version { epoch: body.epoch, sequence: body.sequence },
             links,
@@ -105,7 +109,7 @@ impl VerifiedAnnouncement {
             services: body.services,
             check: fnv1a(&signed.body),
             signed: Arc::new(signed),
-        })
+        })))
     }
 
     /// Who said it.
@@ -132,6 +136,14 @@ impl VerifiedAnnouncement {
     /// The bytes that were signed, with signature and chain, as they are passed on.
     pub fn signed(&self) -> &SignedAnnouncement {
         &self.signed
+    }
+}
+
+impl std::ops::Deref for VerifiedAnnouncement {
+    type Target = Content;
+
+    fn deref(&self) -> &Content {
+        &self.0
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use plexus_mesh::framed::{FrameReader, FrameWriter};
 use plexus_mesh::identity::peer_identity;
-use plexus_mesh::routing::{Effect, Input, LinkId, Router, Routes, VerifiedAnnouncement};
+use plexus_mesh::routing::{Effect, Input, LinkId, Router, VerifiedAnnouncement};
 use plexus_mesh::{ConnectError, Credentials, SessionError};
 use plexus_proto::frame::LINK_FRAME_MAX;
 use plexus_proto::id::{Address, Role};
@@ -143,7 +143,6 @@ struct HostileHop {
 struct State {
     credentials: Credentials,
     router: Router,
-    routes: Arc<Routes>,
     links: BTreeMap<LinkId, Neighbor>,
     harm: Harm,
     seen: Vec<Bytes>,
@@ -167,7 +166,6 @@ impl HostileHop {
         let state = Arc::new(Mutex::new(State {
             credentials,
             router: Router::new(me, 1, "hostile".to_owned(), Instant::now()),
-            routes: Arc::default(),
             links: BTreeMap::new(),
             harm,
             seen: Vec::new(),
@@ -256,9 +254,11 @@ async fn neighbor(incoming: quinn::Incoming, link: LinkId, state: Arc<Mutex<Stat
                 let announcement = VerifiedAnnouncement::new(identity, signed).unwrap();
                 Input::Announcement { link, announcement }
             }
-            Some(LinkMessageKind::Digest(digest)) => Input::Digest { link, digest },
-            Some(LinkMessageKind::Want(want)) => Input::Want { link, want },
-            _ => continue,
+            Some(kind) => match Input::heard(link, kind) {
+                Some(input) => input,
+                None => continue,
+            },
+            None => continue,
         };
         state.lock().unwrap().handle(input);
     }
@@ -289,7 +289,7 @@ impl State {
                         VerifiedAnnouncement::new(self.credentials.identity().clone(), signed).unwrap();
                     self.router.handle(Input::Signed { announcement }, Instant::now());
                 }
-                Effect::Routes(routes) => self.routes = routes,
+                Effect::Routes(_) | Effect::Doubt { .. } | Effect::Unknown(_) => {}
             }
         }
     }
@@ -297,7 +297,7 @@ impl State {
     fn forward(state: &Arc<Mutex<Self>>, packet: Bytes) {
         let mut this = state.lock().unwrap();
         let header = Header::decode(&packet).unwrap();
-        let Some(&route) = this.routes.get(header.destination) else { return };
+        let Some(&route) = this.router.routes().get(header.destination) else { return };
         if header.class == Class::Probe {
             return this.send(route.next.link, packet);
         }
@@ -349,7 +349,7 @@ impl State {
                 while let Ok(length) = answers.recv(&mut body).await {
                     let back = Header { source: asked.destination, destination: asked.source, ..asked };
                     let state = state.lock().unwrap();
-                    let Some(route) = state.routes.get(asked.source) else { continue };
+                    let Some(route) = state.router.routes().get(asked.source) else { continue };
                     state.send(route.next.link, back.packet(&body[..length]));
                 }
             });

@@ -7,6 +7,7 @@ mod demo;
 mod pages;
 mod probe;
 mod report;
+mod sim;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -30,6 +31,8 @@ enum Command {
     Bench(bench::Options),
     /// Checks links and commands of the documentation.
     Docs,
+    /// Lives troubled lives of a simulated mesh, or measures quiet ones.
+    Sim(sim::Options),
     /// Says how many tests ran and names those that were skipped.
     TestReport(report::Options),
     /// What a bench starts in place of a worker: writes when it began.
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Command::DemoStop(options) => demo::stop(&options),
         Command::Docs => pages::run(),
         Command::TestReport(options) => report::run(&options),
+        Command::Sim(options) => sim::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Probe(options) => probe::run(&options, began),
         Command::Capture(options) => probe::capture(&options),
