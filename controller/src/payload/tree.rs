@@ -130,7 +130,9 @@ impl Trees {
 fn snapshot(root: &Path, walk: walk::Walk, before: Option<&Snapshot>) -> Result<Snapshot, Error> {
     let known = |path: &str, stamp: &Stamp| {
         let content = before?.contents.get(path)?;
-        (content.stamp == *stamp && stamp.is_settled()).then(|| content.clone())
+        let chunks = content.chunks.clone();
+        // Read when another change could still have hidden behind the same times: then it is read again.
+        (content.stamp == *stamp && content.stamp.is_settled()).then_some(Content { stamp: *stamp, chunks })
     };
     let (mut contents, mut unknown) = (HashMap::new(), Vec::new());
     for (path, seen) in &walk.seen {
