@@ -105,6 +105,7 @@ pub mod local;
 pub mod status;
 
 mod error;
+mod events;
 mod handle;
 mod view;
 
