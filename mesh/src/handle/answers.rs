@@ -144,7 +144,7 @@ fn peer(peer: &crate::Peer, progress: Progress) -> PeerStatus {
         Progress::Linked(node) => (Some(node), true, None),
         Progress::Failed(error) => (peer.name.clone(), false, Some(error)),
     };
-    PeerStatus { address: peer.address.clone(), node, linked, error }
+    PeerStatus { address: peer.label().to_owned(), node, linked, error }
 }
 
 fn link(link: &LinkHandle) -> LinkStatus {
