@@ -62,7 +62,7 @@ impl Mesh {
     /// An address that cannot be had, or a state folder that cannot be written.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         install_crypto_provider();
-        let Config { credentials, listen, peers, state_dir, software } = config;
+        let Config { credentials, listen, peers, state_dir, software, .. } = config;
         let identity = credentials.identity().clone();
         let endpoints = Endpoints::bind(&listen, &credentials)?;
         let epoch = epoch::next(&state_dir)?;

@@ -154,7 +154,7 @@ fn peer(peer: &crate::Peer, progress: Progress) -> PeerStatus {
         Progress::Linked(node) => (Some(node), true, None),
         Progress::Failed(error) => (peer.name.clone(), false, Some(error)),
     };
-    PeerStatus { address: peer.address.clone(), node, linked, error, since: None }
+    PeerStatus { address: peer.label().to_owned(), node, linked, error, since: None }
 }
 
 fn link(link: &LinkHandle) -> LinkStatus {
