@@ -66,7 +66,10 @@ pub mod local {
     pub use crate::generated::local_client::LocalClient;
     pub use crate::generated::local_query::Kind as LocalQueryKind;
     pub use crate::generated::local_server::{Local, LocalServer};
-    pub use crate::generated::{LocalAnswer, LocalQuery, NodesQuery, PingQuery, StatusQuery, TraceQuery};
+    pub use crate::generated::{
+        ActQuery, EventsQuery, LinksQuery, LocalAnswer, LocalQuery, NetcheckQuery, NodesQuery, PingQuery,
+        RoutesQuery, StatusQuery, TraceQuery,
+    };
 }
 
 /// What may be secret shows nothing of itself.

@@ -261,6 +261,12 @@ fn local_messages() {
     check("local-ping", query(LocalQueryKind::Ping(ping)));
     let trace = TraceQuery { node: "node-1".into(), timeout_ms: 1000 };
     check("local-trace", query(LocalQueryKind::Trace(trace)));
+    check("local-routes", query(LocalQueryKind::Routes(RoutesQuery {})));
+    check("local-links", query(LocalQueryKind::Links(LinksQuery {})));
+    check("local-events", query(LocalQueryKind::Events(EventsQuery { after: 7, wait_ms: 1000 })));
+    let netcheck = NetcheckQuery { from: "hop-1".into(), to: "node-1".into() };
+    check("local-netcheck", query(LocalQueryKind::Netcheck(netcheck)));
+    check("local-act", query(LocalQueryKind::Act(ActQuery { json: "{\"action\":\"reload\"}".into() })));
     check("local-answer", LocalAnswer { json: "{}".into() });
 }
 
