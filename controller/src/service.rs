@@ -6,9 +6,9 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
+use plexus_mesh::Mesh;
 use plexus_mesh::identity::Credentials;
 use plexus_mesh::local::LocalSocket;
-use plexus_mesh::{Mesh, Peer};
 use plexus_proto::id::Role;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
@@ -78,6 +78,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         mesh: mesh.clone(),
         nodes,
         projects: root,
+        trees: Arc::default(),
     };
     let reconciler = reconcile::spawn(context, ours.clone());
     let local = tokio::spawn(socket.serve(Arc::new(mesh.clone()), ours.clone().cancelled_owned()));
@@ -108,17 +109,16 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
 }
 
 async fn start_mesh(config: &Config, credentials: Credentials) -> anyhow::Result<Mesh> {
-    let peer = |peer: &crate::config::Peer| -> anyhow::Result<Peer> {
-        let name = peer.name.as_deref().map(str::parse).transpose()?;
-        Ok(Peer { address: peer.address.clone(), name, cost: peer.cost })
-    };
-    let peers: anyhow::Result<Vec<Peer>> = config.mesh.peers.iter().map(peer).collect();
     let mesh = Mesh::start(plexus_mesh::Config {
-        credentials,
         listen: config.mesh.listen.clone(),
-        peers: peers?,
-        state_dir: config.data_dir.join("mesh"),
-        software: concat!("plexus-controller ", env!("CARGO_PKG_VERSION")).to_owned(),
+        peers: config.mesh.peers(),
+        kinds: config.mesh.kinds.clone(),
+        mtu: config.mesh.mtu,
+        ..plexus_mesh::Config::new(
+            credentials,
+            config.data_dir.join("mesh"),
+            concat!("plexus-controller ", env!("CARGO_PKG_VERSION")),
+        )
     });
     mesh.await.context("cannot start the mesh node")
 }

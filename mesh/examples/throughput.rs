@@ -202,13 +202,10 @@ fn report(mib: usize, seconds: f64, processes: Vec<Process>) -> Result<()> {
 // The roles. Each prints what others need to know, and its CPU time when its input closes.
 
 fn config(folder: &Path, listen: Option<&str>, peers: &[&str]) -> Result<Config> {
-    let peer = |address: &&str| Peer { address: (*address).to_owned(), name: None, cost: 10 };
     Ok(Config {
-        credentials: Credentials::load(folder)?,
         listen: listen.map(str::parse).transpose()?.into_iter().collect(),
-        peers: peers.iter().map(peer).collect(),
-        state_dir: folder.join("state"),
-        software: "throughput".to_owned(),
+        peers: peers.iter().map(|address| Peer::new(*address)).collect(),
+        ..Config::new(Credentials::load(folder)?, folder.join("state"), "throughput")
     })
 }
 

@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::driver::{self, Driver, Links, Published};
 use crate::endpoint::Endpoints;
 use crate::error::{ConnectError, ListenError, SessionError, StartError};
+use crate::events::Journal;
 use crate::forward::{Local, Overlay};
 use crate::link::code;
 use crate::link::dial::keep_linked;
@@ -47,6 +48,7 @@ struct Handle {
     probes: Arc<Probes>,
     directory: Arc<ArcSwap<Directory>>,
     links: Arc<ArcSwap<Links>>,
+    journal: Arc<Journal>,
     view: watch::Receiver<Arc<View>>,
     tasks: TaskTracker,
     _cancel: DropGuard,
@@ -60,7 +62,7 @@ impl Mesh {
     /// An address that cannot be had, or a state folder that cannot be written.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         install_crypto_provider();
-        let Config { credentials, listen, peers, state_dir, software } = config;
+        let Config { credentials, listen, peers, state_dir, software, .. } = config;
         let identity = credentials.identity().clone();
         let endpoints = Endpoints::bind(&listen, &credentials)?;
         let epoch = epoch::next(&state_dir)?;
@@ -70,13 +72,19 @@ impl Mesh {
         let services = Arc::new(Services::new(identity.clone()));
         let directory: Arc<ArcSwap<Directory>> = Arc::default();
         let links: Arc<ArcSwap<Links>> = Arc::default();
+        let journal: Arc<Journal> = Arc::default();
         let sessions =
             Sessions::start(overlay.clone(), services.clone(), &credentials, directory.clone(), &cancel);
         let probes = Arc::new(Probes::default());
         overlay.attach(Arc::new(Arrivals { sessions: Arc::downgrade(&sessions), probes: probes.clone() }));
 
         let (view_sender, view) = watch::channel(Arc::default());
-        let published = Published { view: view_sender, directory: directory.clone(), links: links.clone() };
+        let published = Published {
+            view: view_sender,
+            directory: directory.clone(),
+            links: links.clone(),
+            journal: journal.clone(),
+        };
         let (verifier, expires) = (credentials.verifier(), credentials.expires());
         let driver =
             Driver::new(credentials, epoch, software.clone(), overlay.clone(), sessions.clone(), published);
@@ -110,6 +118,7 @@ impl Mesh {
             probes,
             directory,
             links,
+            journal,
             view,
             tasks,
             _cancel: cancel.drop_guard(),

@@ -215,7 +215,7 @@ pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, dialed: bool) -> Con
         }
     };
     tasks.shutdown().await;
-    node.driver.send(Event::LinkDown(id)).await;
+    node.driver.send(Event::LinkDown(id, reason.to_string())).await;
     match &reason {
         ConnectionError::LocallyClosed => debug!(peer = %neighbor.node, "link closed"),
         reason => warn!(peer = %neighbor.node, error = reason as &dyn std::error::Error, "link lost"),

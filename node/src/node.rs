@@ -132,16 +132,11 @@ impl Node {
 }
 
 fn mesh_config(config: &Config, credentials: Credentials) -> plexus_mesh::Config {
-    let peers = config.mesh.peers.iter().map(|peer| plexus_mesh::Peer {
-        address: peer.address.clone(),
-        name: peer.name.clone(),
-        cost: peer.cost,
-    });
     plexus_mesh::Config {
-        credentials,
         listen: config.mesh.listen.clone(),
-        peers: peers.collect(),
-        state_dir: config.data_dir.join("mesh"),
-        software: SOFTWARE.to_owned(),
+        peers: config.mesh.peers(),
+        kinds: config.mesh.kinds.clone(),
+        mtu: config.mesh.mtu,
+        ..plexus_mesh::Config::new(credentials, config.data_dir.join("mesh"), SOFTWARE)
     }
 }

@@ -7,12 +7,12 @@ use plexus_proto::id::{Address, Identity, NodeId};
 
 use super::Mesh;
 use crate::link::LinkHandle;
-use crate::local::Answers;
+use crate::local::{ActError, Answers};
 use crate::node::Progress;
 use crate::probe::Failure;
 use crate::status::{
-    LinkStatus, NodeStatus, PacketCounts, PeerStatus, Ping, QueryError, SCHEMA_VERSION, Status, Trace,
-    TraceHop, millis,
+    LinkFacts, LinkStatus, MeshEvents, NodeStatus, PacketCounts, PeerStatus, Ping, QueryError,
+    SCHEMA_VERSION, Status, Trace, TraceHop, millis,
 };
 use crate::view::NodeView;
 
@@ -91,6 +91,12 @@ impl Mesh {
         })
     }
 
+    /// What happened after event number `after`: links, nodes and routes, as this node saw them. If nothing has happened
+    /// yet, waits for it no longer than `wait`. The last thousand events are kept.
+    pub async fn events(&self, after: u64, wait: Duration) -> MeshEvents {
+        self.0.journal.after(after, wait, &self.identity().node).await
+    }
+
     /// The address of a node that probes can be sent to.
     fn probe_target(&self, node: &NodeId) -> Result<Address, QueryError> {
         if self.0.node.cancel.is_cancelled() {
@@ -136,6 +142,10 @@ impl Answers for Mesh {
     async fn trace(&self, node: NodeId, timeout: Duration) -> Result<Trace, QueryError> {
         Self::trace(self, &node, timeout).await
     }
+
+    async fn events(&self, after: u64, wait: Duration) -> Result<MeshEvents, ActError> {
+        Ok(Self::events(self, after, wait).await)
+    }
 }
 
 fn peer(peer: &crate::Peer, progress: Progress) -> PeerStatus {
@@ -144,7 +154,7 @@ fn peer(peer: &crate::Peer, progress: Progress) -> PeerStatus {
         Progress::Linked(node) => (Some(node), true, None),
         Progress::Failed(error) => (peer.name.clone(), false, Some(error)),
     };
-    PeerStatus { address: peer.address.clone(), node, linked, error }
+    PeerStatus { address: peer.label().to_owned(), node, linked, error, since: None }
 }
 
 fn link(link: &LinkHandle) -> LinkStatus {
@@ -158,6 +168,7 @@ fn link(link: &LinkHandle) -> LinkStatus {
         rtt_ms: millis(link.rtt()),
         software: link.software.clone(),
         since: link.since,
+        more: LinkFacts::default(),
     }
 }
 
@@ -175,5 +186,7 @@ fn node_status(known: &NodeView, this: &Identity) -> NodeStatus {
         software: known.software.clone(),
         since: known.since,
         neighbors: known.neighbors.clone(),
+        backup_next_hop: None,
+        backup_cost: None,
     }
 }

@@ -62,7 +62,7 @@ pub(crate) async fn keep_linked(node: Arc<Node>, index: usize) {
                 dialed.set(Progress::Failed(chain(&error)));
                 let wait = backoff.next(true, random_u64());
                 warn!(
-                    address = peer.address,
+                    address = peer.label(),
                     peer = peer.name.as_ref().map(tracing::field::display),
                     error = &error as &dyn std::error::Error,
                     advice = error.advice(),
@@ -77,13 +77,13 @@ pub(crate) async fn keep_linked(node: Arc<Node>, index: usize) {
                 // Once loud, then quiet: a hop may be away for days.
                 if silent {
                     debug!(
-                        address = peer.address,
+                        address = peer.label(),
                         error = &error as &dyn std::error::Error,
                         "peer does not answer"
                     );
                 } else {
                     info!(
-                        address = peer.address,
+                        address = peer.label(),
                         error = &error as &dyn std::error::Error,
                         "peer does not answer, dialing on"
                     );
@@ -107,8 +107,8 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 /// One attempt: every address of the name in turn.
 async fn dial(node: &Node, peer: &Peer) -> Result<Greeted, Error> {
-    let resolve = |source| Error::Resolve { address: peer.address.clone(), source };
-    let addresses: Vec<SocketAddr> = tokio::net::lookup_host(&peer.address).await.map_err(resolve)?.collect();
+    let resolve = |source| Error::Resolve { address: peer.label().to_owned(), source };
+    let addresses: Vec<SocketAddr> = tokio::net::lookup_host(peer.label()).await.map_err(resolve)?.collect();
     let nothing = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
     let mut failure = resolve(nothing);
     for address in addresses {

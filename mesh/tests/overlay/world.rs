@@ -47,13 +47,11 @@ impl World {
         listen: &[SocketAddr],
         peers: &[SocketAddr],
     ) -> Config {
-        let peer = |address: &SocketAddr| Peer { address: address.to_string(), name: None, cost: 10 };
+        let own = self.credentials(role, name);
         Config {
-            credentials: self.credentials(role, name),
             listen: listen.to_vec(),
-            peers: peers.iter().map(peer).collect(),
-            state_dir: self.of(name).join("state"),
-            software: format!("test {name}"),
+            peers: peers.iter().map(|address| Peer::new(address.to_string())).collect(),
+            ..Config::new(own, self.of(name).join("state"), format!("test {name}"))
         }
     }
 
