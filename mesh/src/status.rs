@@ -63,6 +63,9 @@ pub struct PeerStatus {
     pub linked: bool,
     /// Why the last attempt failed, while there is no link.
     pub error: Option<String>,
+    /// Since when there has been a link, or none.
+    #[serde(with = "text_option", default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
 }
 
 /// What became of overlay packets since the daemon started, by number.
@@ -108,6 +111,15 @@ pub struct LinkStatus {
     /// Since when it is up.
     #[serde(with = "text")]
     pub since: Timestamp,
+    /// What carries its packets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<LinkKind>,
+    /// Largest packet that it carries, in bytes; none: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// Share of packets lost on the way to the neighbor, 0 to 1, as far as it is known.
+    #[serde(default)]
+    pub loss: f64,
 }
 
 /// A node as one daemon sees it.
@@ -376,6 +388,7 @@ mod tests {
                 node: Some("hop-1".parse().unwrap()),
                 linked: true,
                 error: None,
+                since: None,
             }],
             links: vec![LinkStatus {
                 peer: "hop-1".parse().unwrap(),
@@ -387,6 +400,9 @@ mod tests {
                 rtt_ms: 0.25,
                 software: "plexus-node 0.1.0".into(),
                 since: Timestamp::UNIX_EPOCH,
+                kind: Some(LinkKind::Sealed),
+                mtu: Some(1432),
+                loss: 0.0,
             }],
             nodes: vec![node("hop-1", true)],
             packets: PacketCounts::default(),
@@ -396,7 +412,7 @@ mod tests {
 
     #[test]
     fn shapes_are_stable() {
-        let text = r#"{"schema_version":1,"node":"node-1","role":"execution","mesh":"demo","cluster":"main","address":"00100002","software":"plexus-node 0.1.0","certificate_expires":"1970-01-31T00:00:00Z","listen":["127.0.0.1:7323"],"peers":[{"address":"hop.example.org:7323","node":"hop-1","linked":true,"error":null}],"links":[{"peer":"hop-1","role":"hop","address":"00100001","remote":"[::1]:7323","dialed":true,"cost":10,"rtt_ms":0.25,"software":"plexus-node 0.1.0","since":"1970-01-01T00:00:00Z"}],"nodes":[{"node":"hop-1","role":"hop","cluster":"main","address":"00100001","this":false,"reachable":true,"cost":10,"hops":1,"next_hop":null,"software":"plexus-node 0.1.0","since":"1970-01-01T00:00:00Z","neighbors":{}}],"packets":{"forwarded":0,"malformed":0,"forged":0,"unroutable":0,"expired":0,"unwanted":0,"congested":0},"problems":[]}"#;
+        let text = r#"{"schema_version":1,"node":"node-1","role":"execution","mesh":"demo","cluster":"main","address":"00100002","software":"plexus-node 0.1.0","certificate_expires":"1970-01-31T00:00:00Z","listen":["127.0.0.1:7323"],"peers":[{"address":"hop.example.org:7323","node":"hop-1","linked":true,"error":null}],"links":[{"peer":"hop-1","role":"hop","address":"00100001","remote":"[::1]:7323","dialed":true,"cost":10,"rtt_ms":0.25,"software":"plexus-node 0.1.0","since":"1970-01-01T00:00:00Z","kind":"sealed","mtu":1432,"loss":0.0}],"nodes":[{"node":"hop-1","role":"hop","cluster":"main","address":"00100001","this":false,"reachable":true,"cost":10,"hops":1,"next_hop":null,"software":"plexus-node 0.1.0","since":"1970-01-01T00:00:00Z","neighbors":{}}],"packets":{"forwarded":0,"malformed":0,"forged":0,"unroutable":0,"expired":0,"unwanted":0,"congested":0},"problems":[]}"#;
         assert_eq!(serde_json::to_string(&status()).unwrap(), text);
         assert_eq!(serde_json::from_str::<Status>(text).unwrap(), status());
 
