@@ -13,8 +13,10 @@ use crate::identity;
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An address to listen on cannot be had.
-    #[error("cannot listen on udp {address}")]
+    #[error("cannot listen on {protocol} {address}")]
     Listen {
+        /// `udp` or `tcp`.
+        protocol: &'static str,
         /// As configured.
         address: SocketAddr,
         /// What the system says.

@@ -30,9 +30,9 @@ impl Mesh {
             cluster: identity.cluster.clone(),
             address: identity.address,
             software: node.software.clone(),
-            certificate_expires: node.expires,
+            certificate_expires: node.credentials.load().expires(),
             listen: self.listen_addresses(),
-            peers: node.dialed.iter().map(|dialed| peer(&dialed.peer, dialed.progress())).collect(),
+            peers: node.peers().iter().map(|dialed| peer(&dialed.peer, dialed.progress())).collect(),
             links: self.0.links.load().values().map(link).collect(),
             nodes: view.nodes.values().map(|known| node_status(known, identity)).collect(),
             packets: self.packets(),
@@ -148,13 +148,13 @@ impl Answers for Mesh {
     }
 }
 
-fn peer(peer: &crate::Peer, progress: Progress) -> PeerStatus {
+fn peer(peer: &crate::Peer, (progress, since): (Progress, Timestamp)) -> PeerStatus {
     let (node, linked, error) = match progress {
         Progress::Begun => (peer.name.clone(), false, None),
         Progress::Linked(node) => (Some(node), true, None),
         Progress::Failed(error) => (peer.name.clone(), false, Some(error)),
     };
-    PeerStatus { address: peer.label().to_owned(), node, linked, error, since: None }
+    PeerStatus { address: peer.label().to_owned(), node, linked, error, since: Some(since) }
 }
 
 fn link(link: &LinkHandle) -> LinkStatus {
@@ -168,7 +168,13 @@ fn link(link: &LinkHandle) -> LinkStatus {
         rtt_ms: millis(link.rtt()),
         software: link.software.clone(),
         since: link.since,
-        more: LinkFacts::default(),
+        more: LinkFacts {
+            kind: Some(link.kind().to_string()),
+            mtu: link.mtu().and_then(|mtu| mtu.try_into().ok()),
+            loss: link.lost(),
+            bandwidth: link.bandwidth,
+            ..LinkFacts::default()
+        },
     }
 }
 
