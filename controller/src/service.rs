@@ -71,6 +71,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         mesh: mesh.clone(),
         nodes,
         projects: root,
+        trees: Arc::default(),
     };
     let reconciler = reconcile::spawn(context, ours.clone());
     let local = tokio::spawn(socket.serve(Arc::new(mesh.clone()), ours.clone().cancelled_owned()));
