@@ -133,7 +133,7 @@ impl Batch {
     /// Slots that are no packets, or packets of several headers.
     pub(crate) fn checked(buffer: BytesMut, stride: usize) -> Result<Self, Error> {
         let least = HEADER_LEN + ROOM;
-        if stride < least || (buffer.len() % stride != 0 && buffer.len() % stride < least) {
+        if stride < least || (1..least).contains(&(buffer.len() % stride)) {
             return Err(Error::Short(stride));
         }
         let batch = Self::of_slots(buffer, stride)?;

@@ -42,6 +42,12 @@ pub enum StartError {
     },
 }
 
+/// An error with its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
 /// A stream to a node that did not open.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {

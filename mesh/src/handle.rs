@@ -31,7 +31,7 @@ use crate::session::Sessions;
 use crate::stream::MeshStream;
 use crate::view::{Directory, View};
 use crate::{epoch, install_crypto_provider};
-use reload::Fixed;
+use reload::{Fixed, Sources};
 pub use reload::{ReloadError, ReloadReport};
 
 /// Longest wait in [`Mesh::shutdown`] for neighbours to acknowledge the end.
@@ -54,6 +54,7 @@ struct Handle {
     view: watch::Receiver<Arc<View>>,
     tasks: TaskTracker,
     fixed: tokio::sync::Mutex<Fixed>,
+    sources: Sources,
     _cancel: DropGuard,
 }
 
@@ -136,6 +137,7 @@ impl Mesh {
             view,
             tasks,
             fixed: tokio::sync::Mutex::new(fixed),
+            sources: Sources::default(),
             _cancel: cancel.drop_guard(),
         }));
         info!(node = %mesh.identity().node, listen = ?mesh.listen_addresses(), epoch, "mesh started");

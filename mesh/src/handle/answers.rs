@@ -5,13 +5,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use plexus_proto::id::{Address, Identity, NodeId};
 
-use super::Mesh;
+use super::{Mesh, ReloadError};
 use crate::link::LinkHandle;
 use crate::local::{ActError, Answers};
 use crate::node::Progress;
 use crate::probe::Failure;
 use crate::status::{
-    LinkFacts, LinkStatus, MeshEvents, NodeStatus, PacketCounts, PeerStatus, Ping, QueryError,
+    LinkFacts, LinkStatus, MeshEvents, NodeStatus, PacketCounts, PeerStatus, Ping, QueryError, Reloaded,
     SCHEMA_VERSION, Status, Trace, TraceHop, millis,
 };
 use crate::view::NodeView;
@@ -141,6 +141,14 @@ impl Answers for Mesh {
 
     async fn trace(&self, node: NodeId, timeout: Duration) -> Result<Trace, QueryError> {
         Self::trace(self, &node, timeout).await
+    }
+
+    async fn reload(&self) -> Result<Reloaded, ActError> {
+        let report = self.reload_again().await.map_err(|error| match error {
+            ReloadError::NoSource => ActError::NotOffered("reload"),
+            refused => ActError::Refused(crate::error::chain(&refused)),
+        })?;
+        Ok(Reloaded { schema_version: SCHEMA_VERSION, changed: report.lines(), needs_restart: Vec::new() })
     }
 
     async fn events(&self, after: u64, wait: Duration) -> Result<MeshEvents, ActError> {

@@ -2,11 +2,11 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::Mesh;
 use crate::config::{Config, Peer};
@@ -35,6 +35,17 @@ pub struct ReloadReport {
 }
 
 impl ReloadReport {
+    /// What changed, one line each.
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        lines.extend(self.listening.iter().map(|address| format!("listening on {address}")));
+        lines.extend(self.closed.iter().map(|address| format!("no longer listening on {address}")));
+        lines.extend(self.added.iter().map(|peer| format!("dialing {peer}")));
+        lines.extend(self.removed.iter().map(|peer| format!("no longer dialing {peer}")));
+        lines.extend(self.credentials.then(|| "new certificates".to_owned()));
+        lines
+    }
+
     /// Whether everything was so already.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
@@ -43,26 +54,7 @@ impl ReloadReport {
 
 impl fmt::Display for ReloadReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut parts = Vec::new();
-        let addresses = |addresses: &[SocketAddr]| {
-            addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-        };
-        if !self.listening.is_empty() {
-            parts.push(format!("listening on {}", addresses(&self.listening)));
-        }
-        if !self.closed.is_empty() {
-            parts.push(format!("closed {}", addresses(&self.closed)));
-        }
-        if !self.added.is_empty() {
-            parts.push(format!("dialing {}", self.added.join(", ")));
-        }
-        if !self.removed.is_empty() {
-            parts.push(format!("no longer dialing {}", self.removed.join(", ")));
-        }
-        if self.credentials {
-            parts.push("new certificates".to_owned());
-        }
-        if parts.is_empty() { f.write_str("nothing changed") } else { f.write_str(&parts.join("; ")) }
+        if self.is_empty() { f.write_str("nothing changed") } else { f.write_str(&self.lines().join("; ")) }
     }
 }
 
@@ -83,12 +75,55 @@ pub enum ReloadError {
     /// An address to listen on that cannot be had.
     #[error("cannot take new listeners")]
     Listen(#[source] StartError),
+    /// The new settings cannot be read, or make no sense; the text says which and why.
+    #[error("{0}")]
+    Source(String),
+    /// Nobody has said where new settings come from.
+    #[error("this daemon has no configuration to read again")]
+    NoSource,
     /// This mesh is shutting down.
     #[error("mesh is shutting down")]
     ShuttingDown,
 }
 
+/// Reads settings anew, and says in words why that fails.
+pub(super) type Source = Box<dyn Fn() -> Result<Config, String> + Send + Sync>;
+
+/// Where new settings come from.
+#[derive(Default)]
+pub(super) struct Sources(OnceLock<Source>);
+
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Sources")
+    }
+}
+
 impl Mesh {
+    /// Says where [`reload_again`](Self::reload_again) and the local door read new settings; once, the first one counts.
+    pub fn reload_from(&self, source: impl Fn() -> Result<Config, String> + Send + Sync + 'static) {
+        let _ = self.0.sources.0.set(Box::new(source));
+    }
+
+    /// Reads settings anew and [`reload`](Self::reload)s them.
+    ///
+    /// # Errors
+    /// As `reload`, and what the source says.
+    pub async fn reload_again(&self) -> Result<ReloadReport, ReloadError> {
+        let source = self.0.sources.0.get().ok_or(ReloadError::NoSource)?;
+        self.reload(source().map_err(ReloadError::Source)?).await
+    }
+
+    /// Reloads at each signal, until the stream of signals ends, and logs what came of it.
+    pub async fn reload_at(&self, mut signals: tokio::signal::unix::Signal) {
+        while signals.recv().await.is_some() {
+            // What changed is logged by the reload.
+            if let Err(error) = self.reload_again().await {
+                warn!(error = &error as &dyn std::error::Error, "settings not reloaded, the old ones stay");
+            }
+        }
+    }
+
     /// Takes new peers, listeners and certificates, all of them or none. What did not change is not touched: its links
     /// stay up, whatever certificate they were made with. Returns what changed.
     ///

@@ -9,6 +9,7 @@ use tracing::{debug, info, warn};
 use super::connect::connect;
 use super::{End, Greeted, Origin, code, run};
 use crate::config::{LinkKind, Peer};
+use crate::error::chain;
 use crate::node::{Dialed, Node, Progress, random_u64};
 
 /// First wait after a link was lost; doubles up to [`LONGEST`], so that a neighbour that comes back is linked within
@@ -170,12 +171,6 @@ fn ended(task: Result<End, tokio::task::JoinError>) -> End {
 /// Anything from nothing to `most`.
 fn jitter(most: Duration) -> Duration {
     most.mul_f64(random_u64() as f64 / u64::MAX as f64)
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[cfg(test)]
