@@ -63,9 +63,16 @@ pub async fn run(config: Config, file: &Path, shutdown: CancellationToken) -> an
 
     let shown = Arc::new(ShownMesh(mesh.clone()));
     let root = config.projects.root.clone();
-    let app =
-        App::open(core.clone(), vault.clone(), events.clone(), shown, root.clone(), identity.node.as_str())
-            .await?;
+    let app = App::open(
+        core.clone(),
+        vault.clone(),
+        events.clone(),
+        shown,
+        root.clone(),
+        identity.node.as_str(),
+        shutdown.clone(),
+    )
+    .await?;
     let wanted = std::env::var(ADMIN_PASSWORD).ok().map(Zeroizing::new);
     let made = auth::ensure_admin(&core, &app.auth, wanted.as_ref().map(|text| text.as_str())).await?;
     if let Some(password) = made {

@@ -97,7 +97,8 @@ fn compare(words: &[&str]) -> Result<()> {
         let bare = measure_direct(mib, None)?;
         let ours = measure_mesh(hops, mib, None, link)?;
         ratios.push(ours.total() / bare.total());
-        (mesh.push(ours), direct.push(bare));
+        mesh.push(ours);
+        direct.push(bare);
     }
     ratios.sort_by(f64::total_cmp);
     let list = |all: &[Measured]| all.iter().map(Measured::json).collect::<Vec<_>>().join(",");
