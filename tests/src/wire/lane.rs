@@ -77,7 +77,7 @@ impl<T: Copy> Lane<T> {
         }
         let mut arrives = passed + shape.delay;
         if !shape.jitter.is_zero() {
-            arrives = arrives + shape.jitter.mul_f64(2.0 * self.draws.part());
+            arrives += shape.jitter.mul_f64(2.0 * self.draws.part());
             arrives = arrives.checked_sub(shape.jitter).unwrap_or(arrives).max(passed);
         }
         if self.draws.happens(shape.reorder) {
