@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use plexus_mesh::MeshSection;
 use serde::Deserialize;
 
 /// Why a configuration is not taken. Each names the file, and where it can the line and the key.
@@ -54,7 +55,7 @@ pub struct Config {
     pub identity_dir: PathBuf,
     /// Links to the mesh.
     #[serde(default)]
-    pub mesh: Mesh,
+    pub mesh: MeshSection,
     /// The API.
     #[serde(default)]
     pub http: Http,
@@ -67,30 +68,6 @@ pub struct Config {
     /// What is told, and how.
     #[serde(default)]
     pub log: Log,
-}
-
-/// Links to the mesh.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Mesh {
-    /// Addresses to listen on; none: this node only dials.
-    pub listen: Vec<SocketAddr>,
-    /// Neighbors to dial.
-    pub peers: Vec<Peer>,
-}
-
-/// A neighbor to dial.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Peer {
-    /// `host:port`; the name is looked up at each dial.
-    pub address: String,
-    /// The certified name it must have; none: whoever the mesh certified.
-    #[serde(default)]
-    pub name: Option<String>,
-    /// What this link costs, against others.
-    #[serde(default = "default_cost")]
-    pub cost: u32,
 }
 
 /// The API.
@@ -185,10 +162,6 @@ fn default_identity_dir() -> PathBuf {
 }
 
 /// A link costs ten unless told otherwise, so there is room for better ones.
-fn default_cost() -> u32 {
-    10
-}
-
 impl Config {
     /// Reads and checks the file.
     ///
@@ -241,20 +214,8 @@ impl Config {
                 return wrong(key, "must not be empty".to_owned());
             }
         }
-        for peer in &self.mesh.peers {
-            if !peer.address.rsplit_once(':').is_some_and(|(host, port)| {
-                !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
-            }) {
-                return wrong("mesh.peers.address", format!("{:?} is not host:port", peer.address));
-            }
-            if peer.cost == 0 {
-                return wrong("mesh.peers.cost", "must be at least 1".to_owned());
-            }
-            if let Some(name) = &peer.name
-                && let Err(error) = name.parse::<plexus_proto::id::NodeId>()
-            {
-                return wrong("mesh.peers.name", error.to_string());
-            }
+        if let Err((key, message)) = self.mesh.check() {
+            return wrong(key, message);
         }
         match &self.execution.nodes {
             Nodes::Word(word) if word == "auto" => self.execution.nodes = Nodes::Auto,
@@ -288,7 +249,7 @@ mod tests {
         let config = Config::load(&file).unwrap();
         assert_eq!(config.data_dir, Path::new("/var/lib/plexus/controller"));
         assert_eq!(config.http.http, Some("127.0.0.1:8052".parse().unwrap()));
-        assert_eq!(config.mesh.peers[0].address, "hop.example.org:7323");
+        assert_eq!(config.mesh.peers[0].address.as_deref(), Some("hop.example.org:7323"));
         assert_eq!(config.execution.nodes, Nodes::Auto);
     }
 

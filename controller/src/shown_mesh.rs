@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use plexus_mesh::Mesh;
-use plexus_mesh::local::Answers;
+use plexus_mesh::local::{ActError, Answers};
 use plexus_mesh::status::QueryError;
 use plexus_proto::id::NodeId;
 use serde::Serialize;
@@ -40,6 +40,30 @@ impl MeshView for ShownMesh {
 
     fn trace(&self, node: NodeId, timeout: Duration) -> BoxFuture<'_, Result<Value, MeshError>> {
         async move { answer(Answers::trace(&self.0, node, timeout).await) }.boxed()
+    }
+
+    fn routes(&self) -> Value {
+        document(&Answers::routes(&self.0))
+    }
+
+    fn mesh_links(&self) -> Value {
+        document(&Answers::links(&self.0))
+    }
+
+    fn events(&self, after: u64, wait: Duration) -> BoxFuture<'_, Result<Value, MeshError>> {
+        async move { acted(Answers::events(&self.0, after, wait).await) }.boxed()
+    }
+
+    fn netcheck(&self, from: Option<NodeId>, to: NodeId) -> BoxFuture<'_, Result<Value, MeshError>> {
+        async move { acted(Answers::netcheck(&self.0, from, to).await) }.boxed()
+    }
+}
+
+fn acted(result: Result<impl Serialize, ActError>) -> Result<Value, MeshError> {
+    match result {
+        Ok(value) => Ok(document(&value)),
+        Err(ActError::Query(error)) => answer(Err::<Value, _>(error)),
+        Err(error) => Err(MeshError::Failed(error.to_string())),
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
+use crate::events::{EventKind, Journal};
 use crate::forward::{Exit, Overlay};
 use crate::identity::{Credentials, Verifier};
 use crate::link::{LinkHandle, code, message};
@@ -34,13 +35,15 @@ const SHOW_PER_NODE: Duration = Duration::from_micros(20);
 pub(crate) enum Event {
     /// A link has said hello.
     LinkUp(Box<LinkHandle>),
-    /// A link is gone.
-    LinkDown(LinkId),
+    /// A link is gone, and why.
+    LinkDown(LinkId, String),
     /// A neighbour's router speaks.
     Heard(LinkId, LinkMessageKind),
     /// Somebody here wants to reach a node that is not known. The sender is dropped when it can be looked up again, be it
     /// found or not.
     Lookup(Sought, oneshot::Sender<()>),
+    /// Our certificate, or whom we trust, is another.
+    Credentials(Box<Credentials>),
 }
 
 /// A node to be found.
@@ -84,6 +87,7 @@ pub(crate) struct Published {
     pub(crate) view: watch::Sender<Arc<View>>,
     pub(crate) directory: Arc<ArcSwap<Directory>>,
     pub(crate) links: Arc<ArcSwap<Links>>,
+    pub(crate) journal: Arc<Journal>,
 }
 
 pub(crate) struct Driver {
@@ -159,13 +163,20 @@ impl Driver {
         let input = match event {
             Event::LinkUp(link) => {
                 self.supersede(&link);
+                let text = format!("link to {} at {} is up", link.neighbor.node, link.remote_address());
+                let peer = link.neighbor.node.clone();
+                self.published.journal.record(EventKind::LinkUp, Some(peer), text);
                 let input = Input::LinkUp { link: link.id, peer: link.neighbor.clone(), cost: link.cost };
                 self.links.insert(link.id, *link);
                 self.stale = true;
                 input
             }
-            Event::LinkDown(link) => {
-                self.links.remove(&link);
+            Event::LinkDown(link, why) => {
+                if let Some(gone) = self.links.remove(&link) {
+                    let peer = gone.neighbor.node;
+                    let text = format!("link to {peer} is down: {why}");
+                    self.published.journal.record(EventKind::LinkDown, Some(peer), text);
+                }
                 self.stale = true;
                 Input::LinkDown { link }
             }
@@ -199,6 +210,12 @@ impl Driver {
                 self.stale = true;
                 Input::Lookup { addresses, names }
             }
+            Event::Credentials(credentials) => {
+                self.verifier = credentials.verifier();
+                self.vouched = Vouched::default();
+                self.credentials = *credentials;
+                return;
+            }
         };
         self.router.handle(input, now);
         self.apply(now);
@@ -211,6 +228,10 @@ impl Driver {
         };
         for known in self.links.values().filter(stale) {
             known.close(code::SUPERSEDED, "neighbour has started anew");
+        }
+        let this = self.credentials.identity().address;
+        for duplicate in self.links.values().filter_map(|known| link.duplicate(known, this)) {
+            duplicate.close(code::DUPLICATE, "both ends dialed");
         }
     }
 
@@ -292,7 +313,7 @@ impl Driver {
         self.published.view.send_if_modified(|current| {
             let changed = **current != view;
             if changed {
-                log_changes(current, &view);
+                tell_changes(current, &view, &self.published.journal);
                 *current = Arc::new(view);
             }
             changed
@@ -347,14 +368,26 @@ impl Driver {
     }
 }
 
-fn log_changes(before: &View, after: &View) {
+/// Logs and writes down who came, who went, and whose way changed.
+fn tell_changes(before: &View, after: &View, journal: &Journal) {
     for (node, now) in &after.nodes {
-        let was = before.nodes.get(node).is_some_and(|known| known.reachable);
-        match (was, now.reachable) {
-            (false, true) => info!(%node, cost = now.cost, "node reachable"),
-            (true, false) => info!(%node, "node unreachable"),
-            _ => {}
-        }
+        let known = before.nodes.get(node);
+        let via = || now.next_hop.as_ref().map_or_else(String::new, |next| format!(" through {next}"));
+        let (kind, text) = match (known.is_some_and(|known| known.reachable), now.reachable) {
+            (false, true) => {
+                info!(%node, cost = now.cost, "node reachable");
+                (EventKind::NodeReachable, format!("{node} can be reached{}", via()))
+            }
+            (true, false) => {
+                info!(%node, "node unreachable");
+                (EventKind::NodeUnreachable, format!("{node} cannot be reached any more"))
+            }
+            (true, true) if known.is_some_and(|known| known.next_hop != now.next_hop) => {
+                (EventKind::RouteChanged, format!("the way to {node} leads{}", via()))
+            }
+            _ => continue,
+        };
+        journal.record(kind, Some(node.clone()), text);
     }
 }
 

@@ -41,17 +41,11 @@
 //! let config = |role, name: &str| -> Result<Config, Box<dyn std::error::Error>> {
 //!     let own = folder.path().join(name);
 //!     authority.issue(role, &name.parse()?, &own, Duration::from_secs(3600))?;
-//!     Ok(Config {
-//!         credentials: Credentials::load(&own)?,
-//!         listen: vec![],
-//!         peers: vec![],
-//!         state_dir: own.join("state"),
-//!         software: "example 1".into(),
-//!     })
+//!     Ok(Config::new(Credentials::load(&own)?, own.join("state"), "example 1"))
 //! };
 //!
 //! let hop = Mesh::start(Config { listen: vec!["127.0.0.1:0".parse()?], ..config(Role::Hop, "hop-1")? }).await?;
-//! let peers = vec![Peer { address: hop.listen_addresses()[0].to_string(), name: None, cost: 10 }];
+//! let peers = vec![Peer::new(hop.listen_addresses()[0].to_string())];
 //! let controller = Mesh::start(Config { peers: peers.clone(), ..config(Role::Controller, "controller")? }).await?;
 //! let node = Mesh::start(Config { peers, ..config(Role::Execution, "node-1")? }).await?;
 //!
@@ -82,6 +76,7 @@ pub mod routing;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
+mod batch;
 mod config;
 mod endpoint;
 mod link;
@@ -107,12 +102,13 @@ pub mod local;
 pub mod status;
 
 mod error;
+mod events;
 mod handle;
 mod view;
 
-pub use config::{Config, DEFAULT_COST, Peer};
+pub use config::{Config, DEFAULT_COST, DEFAULT_MTU, LinkKind, MTU_MIN, MeshSection, Peer, PeerSection};
 pub use error::{ConnectError, ListenError, Refusal, SessionError, StartError, StreamError};
-pub use handle::Mesh;
+pub use handle::{Mesh, ReloadError, ReloadReport};
 pub use identity::{Credentials, Verifier};
 pub use service::{Allow, Listener};
 pub use stream::{MeshReader, MeshStream, MeshWriter};

@@ -1,10 +1,12 @@
-//! The read-only door of a daemon: a Unix socket for the people of its machine.
+//! The door of a daemon: a Unix socket for the people of its machine.
 //!
-//! It answers status, nodes, ping and trace, as the JSON of [`status`](crate::status), to root and to group
-//! `plexus`; file permissions are the guard. Nothing that comes in through it changes anything.
+//! It answers status, nodes, routes, links, events, ping and trace, as the JSON of [`status`](crate::status), to root
+//! and to group `plexus`; file permissions are the guard. Root, as the kernel vouches for it (SO_PEERCRED), may also
+//! act on this daemon alone: [`Action`] and netcheck. Work is never touched here.
 //!
 //! The door knows no mesh, only somebody who can answer: [`Answers`].
 
+mod action;
 mod client;
 
 use std::io;
@@ -19,11 +21,13 @@ use plexus_proto::local::{Local, LocalAnswer, LocalQuery, LocalQueryKind, LocalS
 use serde::Serialize;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
+use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
-use crate::status::{Ping, QueryError, Status, Trace};
+use crate::status::{MeshEvents, MeshLinks, Netcheck, Ping, QueryError, Reloaded, Routes, Status, Trace};
 
+pub use action::{ActError, Action};
 pub use client::{ClientError, LocalClient};
 
 /// Group whose members may ask.
@@ -51,6 +55,45 @@ pub trait Answers: Send + Sync + 'static {
         node: NodeId,
         timeout: Duration,
     ) -> impl Future<Output = Result<Trace, QueryError>> + Send;
+
+    /// The ways to every other node.
+    fn routes(&self) -> Routes {
+        Routes::of(&self.status())
+    }
+
+    /// Every link of the mesh that is known here.
+    fn links(&self) -> MeshLinks {
+        MeshLinks::of(&self.status())
+    }
+
+    /// What happened after event number `after`; waits for something to happen, no longer than `wait`.
+    fn events(
+        &self,
+        _after: u64,
+        _wait: Duration,
+    ) -> impl Future<Output = Result<MeshEvents, ActError>> + Send {
+        std::future::ready(Err(ActError::NotOffered("events")))
+    }
+
+    /// What UDP and TCP do between `from`, or this node, and `to`.
+    fn netcheck(
+        &self,
+        _from: Option<NodeId>,
+        _to: NodeId,
+    ) -> impl Future<Output = Result<Netcheck, ActError>> + Send {
+        std::future::ready(Err(ActError::NotOffered("netcheck")))
+    }
+
+    /// Reads the configuration again and takes over what may change while running: all of it or nothing.
+    fn reload(&self) -> impl Future<Output = Result<Reloaded, ActError>> + Send {
+        std::future::ready(Err(ActError::NotOffered("reload")))
+    }
+
+    /// Does what root of this machine asks, and answers with a JSON object of the verb's own. [`Action::Reload`] does
+    /// not come here.
+    fn act(&self, action: Action) -> impl Future<Output = Result<serde_json::Value, ActError>> + Send {
+        std::future::ready(Err(ActError::NotOffered(action.name())))
+    }
 }
 
 /// Why the door does not open.
@@ -181,6 +224,7 @@ struct Door<A> {
 #[tonic::async_trait]
 impl<A: Answers> Local for Door<A> {
     async fn query(&self, request: Request<LocalQuery>) -> Result<Response<LocalAnswer>, tonic::Status> {
+        let root = is_root(&request);
         let kind =
             request.into_inner().kind.ok_or_else(|| tonic::Status::unimplemented("query is unknown here"))?;
         match kind {
@@ -194,8 +238,40 @@ impl<A: Answers> Local for Door<A> {
                 let node = parse(&query.node)?;
                 json(&self.answers.trace(node, timeout(query.timeout_ms)).await.map_err(refuse)?)
             }
+            LocalQueryKind::Routes(_) => json(&self.answers.routes()),
+            LocalQueryKind::Links(_) => json(&self.answers.links()),
+            LocalQueryKind::Events(query) => {
+                let wait = Duration::from_millis(query.wait_ms.into()).min(TIMEOUT_MAX);
+                json(&self.answers.events(query.after, wait).await?)
+            }
+            LocalQueryKind::Netcheck(query) => {
+                root.then_some(()).ok_or_else(|| only_root("netcheck"))?;
+                let from = Some(&query.from).filter(|from| !from.is_empty());
+                let from = from.map(|from| parse(from)).transpose()?;
+                json(&self.answers.netcheck(from, parse(&query.to)?).await?)
+            }
+            LocalQueryKind::Act(query) => {
+                let action: Action = serde_json::from_str(&query.json)
+                    .map_err(|error| tonic::Status::invalid_argument(format!("no action: {error}")))?;
+                root.then_some(()).ok_or_else(|| only_root(action.name()))?;
+                info!(action = action.name(), "root acts through the local socket");
+                match action {
+                    Action::Reload => json(&self.answers.reload().await?),
+                    action => json(&self.answers.act(action).await?),
+                }
+            }
         }
     }
+}
+
+/// Whether the kernel says that root made this connection.
+fn is_root<T>(request: &Request<T>) -> bool {
+    let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
+    peer.is_some_and(|peer| peer.uid() == 0)
+}
+
+fn only_root(verb: &str) -> tonic::Status {
+    tonic::Status::permission_denied(format!("only root of this machine may {verb} here"))
 }
 
 fn parse(node: &str) -> Result<NodeId, tonic::Status> {

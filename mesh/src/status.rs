@@ -11,6 +11,11 @@ use jiff::{SignedDuration, Timestamp};
 use plexus_proto::id::{Address, ClusterId, MeshName, NodeId, Role};
 use serde::{Deserialize, Serialize};
 
+mod views;
+
+pub use crate::events::{EventKind, MeshEvent, MeshEvents};
+pub use views::{MeshLink, MeshLinks, Netcheck, PathCheck, Reloaded, Route, Routes, TcpCheck, UdpCheck};
+
 /// Version of the shapes in this module.
 pub const SCHEMA_VERSION: u32 = 1;
 /// A certificate that ends sooner than this should have been renewed: a third of the usual thirty days.
@@ -63,6 +68,9 @@ pub struct PeerStatus {
     pub linked: bool,
     /// Why the last attempt failed, while there is no link.
     pub error: Option<String>,
+    /// Since when the link is up, or down.
+    #[serde(default, with = "text_option", skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
 }
 
 /// What became of overlay packets since the daemon started, by number.
@@ -108,6 +116,39 @@ pub struct LinkStatus {
     /// Since when it is up.
     #[serde(with = "text")]
     pub since: Timestamp,
+    /// What is known of it beyond that.
+    #[serde(flatten)]
+    pub more: LinkFacts,
+}
+
+/// What a link may tell of itself; each is none where it is not known.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LinkFacts {
+    /// What carries its packets: `quic`, `sealed` or `tcp`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// Largest overlay packet that it carries, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// Share of packets lost lately, 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f64>,
+    /// Key exchange group of its handshake: `X25519MLKEM768`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_exchange: Option<String>,
+    /// How far the peer's clock is ahead of ours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clock_skew_ms: Option<f64>,
+    /// When the peer's certificate ends.
+    #[serde(with = "text_option", skip_serializing_if = "Option::is_none")]
+    pub certificate_expires: Option<Timestamp>,
+    /// Most that it may carry, in bytes a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<u64>,
+    /// Why the link before this one to the same peer ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
 }
 
 /// A node as one daemon sees it.
@@ -140,6 +181,12 @@ pub struct NodeStatus {
     /// Neighbors that it announces, by name, with the cost of the link.
     #[serde(default)]
     pub neighbors: BTreeMap<NodeId, u32>,
+    /// Neighbor that leads to it when the next hop is gone; computed before it is needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup_next_hop: Option<NodeId>,
+    /// Cost of the path through that neighbor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup_cost: Option<u32>,
 }
 
 /// All nodes that a daemon knows.
@@ -291,18 +338,18 @@ pub fn millis(time: Duration) -> f64 {
 }
 
 /// Values that are text in JSON.
-mod text {
+pub(crate) mod text {
     use std::fmt::Display;
     use std::str::FromStr;
 
     use serde::de::{Deserialize, Deserializer, Error};
     use serde::ser::Serializer;
 
-    pub(super) fn serialize<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(value)
     }
 
-    pub(super) fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+    pub(crate) fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
     where
         T: FromStr<Err: Display>,
         D: Deserializer<'de>,
@@ -312,14 +359,14 @@ mod text {
 }
 
 /// The same where there may be none.
-mod text_option {
+pub(crate) mod text_option {
     use std::fmt::Display;
     use std::str::FromStr;
 
     use serde::de::{Deserialize, Deserializer, Error};
     use serde::ser::Serializer;
 
-    pub(super) fn serialize<S: Serializer>(
+    pub(crate) fn serialize<S: Serializer>(
         value: &Option<impl Display>,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
@@ -329,7 +376,7 @@ mod text_option {
         }
     }
 
-    pub(super) fn deserialize<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
+    pub(crate) fn deserialize<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
     where
         T: FromStr<Err: Display>,
         D: Deserializer<'de>,
@@ -340,10 +387,10 @@ mod text_option {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn node(name: &str, reachable: bool) -> NodeStatus {
+    pub(super) fn node(name: &str, reachable: bool) -> NodeStatus {
         NodeStatus {
             node: name.parse().unwrap(),
             role: Role::Hop,
@@ -357,10 +404,12 @@ mod tests {
             software: "plexus-node 0.1.0".into(),
             since: Timestamp::UNIX_EPOCH,
             neighbors: BTreeMap::new(),
+            backup_next_hop: None,
+            backup_cost: None,
         }
     }
 
-    fn status() -> Status {
+    pub(super) fn status() -> Status {
         Status {
             schema_version: SCHEMA_VERSION,
             node: "node-1".parse().unwrap(),
@@ -376,6 +425,7 @@ mod tests {
                 node: Some("hop-1".parse().unwrap()),
                 linked: true,
                 error: None,
+                since: None,
             }],
             links: vec![LinkStatus {
                 peer: "hop-1".parse().unwrap(),
@@ -387,6 +437,7 @@ mod tests {
                 rtt_ms: 0.25,
                 software: "plexus-node 0.1.0".into(),
                 since: Timestamp::UNIX_EPOCH,
+                more: LinkFacts::default(),
             }],
             nodes: vec![node("hop-1", true)],
             packets: PacketCounts::default(),

@@ -1,10 +1,9 @@
 //! The configuration file: checked and immutable before the first port is bound.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use plexus_proto::id::NodeId;
+use plexus_mesh::MeshSection;
 use serde::Deserialize;
 
 use crate::runtime;
@@ -58,30 +57,6 @@ pub struct Config {
     pub work: WorkSection,
     /// Logs.
     pub log: LogSection,
-}
-
-/// Who may call, and whom to call.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct MeshSection {
-    /// Addresses to listen on. Empty: this node only dials.
-    pub listen: Vec<SocketAddr>,
-    /// Neighbours to dial.
-    pub peers: Vec<PeerSection>,
-}
-
-/// A neighbour to dial.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PeerSection {
-    /// `host:port`.
-    pub address: String,
-    /// Whom to expect there; anyone certified when left out.
-    #[serde(default)]
-    pub name: Option<NodeId>,
-    /// Cost of the link.
-    #[serde(default = "default_cost")]
-    pub cost: u32,
 }
 
 /// How units run.
@@ -213,10 +188,6 @@ impl fmt::Display for RuntimeName {
     }
 }
 
-fn default_cost() -> u32 {
-    plexus_mesh::DEFAULT_COST
-}
-
 impl Config {
     /// Reads and checks a file.
     ///
@@ -261,14 +232,7 @@ impl Config {
         if self.mesh.listen.is_empty() && self.mesh.peers.is_empty() {
             return Err("mesh.listen and mesh.peers are both empty: this node could reach nobody".to_owned());
         }
-        for peer in &self.mesh.peers {
-            let port = peer.address.rsplit_once(':').and_then(|(host, port)| {
-                (!host.is_empty()).then_some(port)?.parse::<u16>().ok().filter(|&port| port != 0)
-            });
-            if port.is_none() {
-                return Err(format!("mesh.peers: address {:?} must be host:port", peer.address));
-            }
-        }
+        self.mesh.check().map_err(|(key, problem)| format!("{key}: {problem}"))?;
         let commands = [
             ("work.podman.command", &self.work.podman.command),
             ("work.process.command", &self.work.process.command),

@@ -68,8 +68,7 @@ impl Node {
     pub async fn start(config: Config, shim_binary: PathBuf) -> Result<Self, StartError> {
         plexus_mesh::install_crypto_provider();
         let dir = config.identity_dir.clone();
-        let credentials =
-            Credentials::load(&dir).map_err(|source| StartError::Identity { dir: dir.clone(), source })?;
+        let credentials = credentials(&config)?;
         let identity = credentials.identity().clone();
         let (supervisor, store) = match identity.role {
             Role::Controller => return Err(StartError::Controller { dir }),
@@ -109,6 +108,28 @@ impl Node {
         Ok(Self { mesh, supervisor, _store: store, tasks, cancel })
     }
 
+    /// Reads `file` anew at each of `signals`, and when root asks at the local door: peers, listeners and certificates
+    /// are taken over, or nothing is. Runs until the node shuts down.
+    pub fn reload_from(&self, file: PathBuf, signals: tokio::signal::unix::Signal) {
+        self.mesh.reload_from(move || {
+            let config = Config::load(&file).map_err(|error| error.to_string())?;
+            let credentials = credentials(&config).map_err(|error| {
+                format!(
+                    "{error}: {}",
+                    std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default()
+                )
+            })?;
+            Ok(mesh_config(&config, credentials))
+        });
+        let (mesh, stop) = (self.mesh.clone(), self.cancel.clone());
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = mesh.reload_at(signals) => {}
+                () = stop.cancelled() => {}
+            }
+        });
+    }
+
     /// The node in the mesh.
     pub fn mesh(&self) -> &Mesh {
         &self.mesh
@@ -131,17 +152,17 @@ impl Node {
     }
 }
 
+fn credentials(config: &Config) -> Result<Credentials, StartError> {
+    let dir = &config.identity_dir;
+    Credentials::load(dir).map_err(|source| StartError::Identity { dir: dir.clone(), source })
+}
+
 fn mesh_config(config: &Config, credentials: Credentials) -> plexus_mesh::Config {
-    let peers = config.mesh.peers.iter().map(|peer| plexus_mesh::Peer {
-        address: peer.address.clone(),
-        name: peer.name.clone(),
-        cost: peer.cost,
-    });
     plexus_mesh::Config {
-        credentials,
         listen: config.mesh.listen.clone(),
-        peers: peers.collect(),
-        state_dir: config.data_dir.join("mesh"),
-        software: SOFTWARE.to_owned(),
+        peers: config.mesh.peers(),
+        kinds: config.mesh.kinds.clone(),
+        mtu: config.mesh.mtu,
+        ..plexus_mesh::Config::new(credentials, config.data_dir.join("mesh"), SOFTWARE)
     }
 }

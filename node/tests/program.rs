@@ -221,11 +221,12 @@ impl Controller {
     async fn start(world: &World, hop: SocketAddr) -> Self {
         let identity = world.issue(Role::Controller, "controller");
         let mesh = Mesh::start(plexus_mesh::Config {
-            credentials: Credentials::load(&identity).unwrap(),
-            listen: Vec::new(),
-            peers: vec![Peer { address: hop.to_string(), name: None, cost: 10 }],
-            state_dir: world.path("controller/state"),
-            software: "test".to_owned(),
+            peers: vec![Peer::new(hop.to_string())],
+            ..plexus_mesh::Config::new(
+                Credentials::load(&identity).unwrap(),
+                world.path("controller/state"),
+                "test",
+            )
         })
         .await
         .unwrap();

@@ -36,7 +36,7 @@ pub mod link {
     pub use crate::generated::link_message::Kind as LinkMessageKind;
     pub use crate::generated::{
         AnnouncedLink, Announcement, Ask, Digest, DigestEntry, Hello, LinkClose, LinkMessage, Probe,
-        ProbeReply, SignedAnnouncement, StreamOpen, Told, ToldRoute, Want,
+        ProbeReply, SealedReady, SignedAnnouncement, StreamOpen, Told, ToldRoute, Want,
     };
 }
 
@@ -51,12 +51,13 @@ pub mod work {
     pub use crate::generated::work_client::WorkClient;
     pub use crate::generated::work_server::{Work, WorkServer};
     pub use crate::generated::{
-        Ack, Attach, Attached, CancelRequest, Chunk, Directory, EndRecord, FileContent, Finished,
-        ForgetRequest, Fragment, InfoRequest, ListReply, ListRequest, LostRecord, NodeInfo, Outcome, Output,
-        OwnerEpoch, PayloadDone, PayloadMessage, PayloadNeed, PayloadOpen, Pending, Preparing, PrivateBlock,
-        PrivateFile, PullPolicy, Record, RecordMessage, Refusal, RefusalCode, Running, SealedRecord,
-        Starting, StatusRequest, Stream, SubmitRequest, TreeEntry, TreeManifest, TreeRef, UnitRef, UnitReply,
-        UnitSpec, UnitStatus,
+        Ack, Attach, Attached, CancelRequest, ChunkBatch, Directory, EndRecord, FileContent, Finished,
+        ForgetRequest, Fragment, ImageInfo, ImageReply, ImageRequest, ImagesReply, ImagesRequest,
+        InfoRequest, ListReply, ListRequest, LostRecord, ManifestPart, NodeInfo, Outcome, Output, OwnerEpoch,
+        PayloadDone, PayloadMessage, PayloadNeed, PayloadOpen, PayloadProgress, Pending, Preparing,
+        PrivateBlock, PrivateFile, PullPolicy, PullProgress, Record, RecordMessage, Refusal, RefusalCode,
+        RegistryAuth, Running, SealedRecord, Starting, StatusRequest, Stream, SubmitRequest, TreeEntry,
+        TreeManifest, TreeRef, UnitRef, UnitReply, UnitSpec, UnitStatus,
     };
 }
 
@@ -65,5 +66,21 @@ pub mod local {
     pub use crate::generated::local_client::LocalClient;
     pub use crate::generated::local_query::Kind as LocalQueryKind;
     pub use crate::generated::local_server::{Local, LocalServer};
-    pub use crate::generated::{LocalAnswer, LocalQuery, NodesQuery, PingQuery, StatusQuery, TraceQuery};
+    pub use crate::generated::{
+        ActQuery, EventsQuery, LinksQuery, LocalAnswer, LocalQuery, NetcheckQuery, NodesQuery, PingQuery,
+        RoutesQuery, StatusQuery, TraceQuery,
+    };
 }
+
+/// What may be secret shows nothing of itself.
+macro_rules! hidden {
+    ($($type:ident),*) => {$(
+        impl std::fmt::Debug for generated::$type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(concat!(stringify!($type), "(..)"))
+            }
+        }
+    )*};
+}
+
+hidden!(PrivateBlock, PrivateFile, RegistryAuth);

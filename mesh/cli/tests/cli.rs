@@ -69,6 +69,8 @@ impl Answers for Daemon {
             software: "test 1".into(),
             since: Timestamp::now(),
             neighbors: BTreeMap::new(),
+            backup_next_hop: None,
+            backup_cost: None,
         };
         Status {
             schema_version: SCHEMA_VERSION,

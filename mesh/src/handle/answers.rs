@@ -5,15 +5,15 @@ use std::time::Duration;
 use jiff::Timestamp;
 use plexus_proto::id::{Address, Identity, NodeId};
 
-use super::Mesh;
+use super::{Mesh, ReloadError};
 use crate::driver::Sought;
 use crate::link::LinkHandle;
-use crate::local::Answers;
+use crate::local::{ActError, Answers};
 use crate::node::Progress;
 use crate::probe::Failure;
 use crate::status::{
-    LinkStatus, NodeStatus, PacketCounts, PeerStatus, Ping, QueryError, SCHEMA_VERSION, Status, Trace,
-    TraceHop, millis,
+    LinkFacts, LinkStatus, MeshEvents, NodeStatus, PacketCounts, PeerStatus, Ping, QueryError, Reloaded,
+    SCHEMA_VERSION, Status, Trace, TraceHop, millis,
 };
 use crate::view::NodeView;
 
@@ -31,9 +31,9 @@ impl Mesh {
             cluster: identity.cluster.clone(),
             address: identity.address,
             software: node.software.clone(),
-            certificate_expires: node.expires,
+            certificate_expires: node.credentials.load().expires(),
             listen: self.listen_addresses(),
-            peers: node.dialed.iter().map(|dialed| peer(&dialed.peer, dialed.progress())).collect(),
+            peers: node.peers().iter().map(|dialed| peer(&dialed.peer, dialed.progress())).collect(),
             links: self.0.links.load().values().map(link).collect(),
             nodes: view.nodes.values().map(|known| node_status(known, identity)).collect(),
             packets: self.packets(),
@@ -93,6 +93,12 @@ impl Mesh {
         })
     }
 
+    /// What happened after event number `after`: links, nodes and routes, as this node saw them. If nothing has happened
+    /// yet, waits for it no longer than `wait`. The last thousand events are kept.
+    pub async fn events(&self, after: u64, wait: Duration) -> MeshEvents {
+        self.0.journal.after(after, wait, &self.identity().node).await
+    }
+
     /// The address of a node that probes can be sent to.
     async fn probe_target(&self, node: &NodeId) -> Result<Address, QueryError> {
         if self.0.node.cancel.is_cancelled() {
@@ -146,15 +152,27 @@ impl Answers for Mesh {
     async fn trace(&self, node: NodeId, timeout: Duration) -> Result<Trace, QueryError> {
         Self::trace(self, &node, timeout).await
     }
+
+    async fn reload(&self) -> Result<Reloaded, ActError> {
+        let report = self.reload_again().await.map_err(|error| match error {
+            ReloadError::NoSource => ActError::NotOffered("reload"),
+            refused => ActError::Refused(crate::error::chain(&refused)),
+        })?;
+        Ok(Reloaded { schema_version: SCHEMA_VERSION, changed: report.lines(), needs_restart: Vec::new() })
+    }
+
+    async fn events(&self, after: u64, wait: Duration) -> Result<MeshEvents, ActError> {
+        Ok(Self::events(self, after, wait).await)
+    }
 }
 
-fn peer(peer: &crate::Peer, progress: Progress) -> PeerStatus {
+fn peer(peer: &crate::Peer, (progress, since): (Progress, Timestamp)) -> PeerStatus {
     let (node, linked, error) = match progress {
         Progress::Begun => (peer.name.clone(), false, None),
         Progress::Linked(node) => (Some(node), true, None),
         Progress::Failed(error) => (peer.name.clone(), false, Some(error)),
     };
-    PeerStatus { address: peer.address.clone(), node, linked, error }
+    PeerStatus { address: peer.label().to_owned(), node, linked, error, since: Some(since) }
 }
 
 fn link(link: &LinkHandle) -> LinkStatus {
@@ -168,6 +186,13 @@ fn link(link: &LinkHandle) -> LinkStatus {
         rtt_ms: millis(link.rtt()),
         software: link.software.clone(),
         since: link.since,
+        more: LinkFacts {
+            kind: Some(link.kind().to_string()),
+            mtu: link.mtu().and_then(|mtu| mtu.try_into().ok()),
+            loss: link.lost(),
+            bandwidth: link.bandwidth,
+            ..LinkFacts::default()
+        },
     }
 }
 
@@ -185,5 +210,7 @@ fn node_status(known: &NodeView, this: &Identity) -> NodeStatus {
         software: known.software.clone(),
         since: known.since,
         neighbors: known.neighbors.clone(),
+        backup_next_hop: None,
+        backup_cost: None,
     }
 }

@@ -7,11 +7,14 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use plexus_proto::local::{
-    LocalClient as GrpcClient, LocalQuery, LocalQueryKind, NodesQuery, PingQuery, StatusQuery, TraceQuery,
+    ActQuery, EventsQuery, LinksQuery, LocalClient as GrpcClient, LocalQuery, LocalQueryKind, NetcheckQuery,
+    NodesQuery, PingQuery, RoutesQuery, StatusQuery, TraceQuery,
 };
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
+
+use super::Action;
 
 /// Longest answer: a node takes some 400 bytes of JSON, and a mesh has thousands.
 const ANSWER_MAX: usize = 64 * 1024 * 1024;
@@ -104,6 +107,49 @@ impl LocalClient {
     pub async fn trace(&mut self, node: &str, timeout: Duration) -> Result<String, ClientError> {
         self.query(LocalQueryKind::Trace(TraceQuery { node: node.to_owned(), timeout_ms: millis(timeout) }))
             .await
+    }
+
+    /// [`Routes`](crate::status::Routes).
+    ///
+    /// # Errors
+    /// A daemon that does not answer.
+    pub async fn routes(&mut self) -> Result<String, ClientError> {
+        self.query(LocalQueryKind::Routes(RoutesQuery {})).await
+    }
+
+    /// [`MeshLinks`](crate::status::MeshLinks).
+    ///
+    /// # Errors
+    /// A daemon that does not answer.
+    pub async fn links(&mut self) -> Result<String, ClientError> {
+        self.query(LocalQueryKind::Links(LinksQuery {})).await
+    }
+
+    /// [`MeshEvents`](crate::status::MeshEvents) after number `after`; the daemon waits for one, no longer than `wait`.
+    ///
+    /// # Errors
+    /// A daemon that does not answer.
+    pub async fn events(&mut self, after: u64, wait: Duration) -> Result<String, ClientError> {
+        self.query(LocalQueryKind::Events(EventsQuery { after, wait_ms: millis(wait) })).await
+    }
+
+    /// [`Netcheck`](crate::status::Netcheck) from `from`, or the daemon's own node, to `to`; for root.
+    ///
+    /// # Errors
+    /// A caller that is not root, or nodes that do not answer.
+    pub async fn netcheck(&mut self, from: Option<&str>, to: &str) -> Result<String, ClientError> {
+        let from = from.unwrap_or_default().to_owned();
+        self.query(LocalQueryKind::Netcheck(NetcheckQuery { from, to: to.to_owned() })).await
+    }
+
+    /// What the daemon answers to `action`, as JSON; for root.
+    ///
+    /// # Errors
+    /// A caller that is not root, or a daemon that cannot.
+    pub async fn act(&mut self, action: &Action) -> Result<String, ClientError> {
+        // The derived form has text keys only, which is all that can fail.
+        let json = serde_json::to_string(action).unwrap_or_default();
+        self.query(LocalQueryKind::Act(ActQuery { json })).await
     }
 
     async fn query(&mut self, kind: LocalQueryKind) -> Result<String, ClientError> {

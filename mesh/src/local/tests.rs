@@ -29,6 +29,8 @@ impl Answers for Fake {
             software: "test".into(),
             since: Timestamp::UNIX_EPOCH,
             neighbors: BTreeMap::new(),
+            backup_next_hop: None,
+            backup_cost: None,
         };
         Status {
             schema_version: SCHEMA_VERSION,
@@ -176,4 +178,41 @@ async fn a_folder_that_is_missing_is_named() {
 fn the_group_is_found_by_its_whole_name() {
     assert_eq!(group_id("root:x:0:\nplexus-x:x:7:\nplexus:x:998:a,b\n"), Some(998));
     assert_eq!(group_id("root:x:0:\n"), None);
+}
+
+#[tokio::test]
+async fn verbs_that_nobody_offers_say_so() {
+    let served = Served::start().await;
+    let mut client = LocalClient::connect(&served.path()).await.unwrap();
+    let error = client.events(0, Duration::ZERO).await.unwrap_err();
+    assert_eq!(error.to_string(), "this daemon does not offer events");
+    let routes = client.routes().await.unwrap();
+    assert_eq!(routes, r#"{"schema_version":1,"from":"me","routes":[]}"#);
+    let links = client.links().await.unwrap();
+    assert_eq!(links, r#"{"schema_version":1,"from":"me","links":[]}"#);
+}
+
+/// As whoever runs the tests: root is told that a stand-in cannot, everybody else that they may not.
+#[tokio::test]
+async fn acting_is_for_root() {
+    let served = Served::start().await;
+    let mut client = LocalClient::connect(&served.path()).await.unwrap();
+    let verb = Action::Drain { deadline_ms: Some(1000), reason: None };
+    for (answered, name) in [
+        (client.act(&Action::Reload).await, "reload"),
+        (client.act(&verb).await, "drain"),
+        (client.netcheck(None, "near").await, "netcheck"),
+    ] {
+        let said = answered.unwrap_err().to_string();
+        let expected = match rustix::process::geteuid().is_root() {
+            true => format!("this daemon does not offer {name}"),
+            false => format!("only root of this machine may {name} here"),
+        };
+        assert_eq!(said, expected);
+    }
+}
+
+#[test]
+fn who_is_not_vouched_for_is_not_root() {
+    assert!(!is_root(&Request::new(())));
 }

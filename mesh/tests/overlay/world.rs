@@ -40,6 +40,13 @@ impl World {
         Credentials::load(&out).unwrap()
     }
 
+    /// A certificate for the same node and key that is valid for longer.
+    pub(crate) fn renewed(&self, role: Role, name: &str) -> Credentials {
+        let out = self.of(name);
+        self.authority.issue(role, &id(name), &out, Duration::from_secs(48 * 3600)).unwrap();
+        Credentials::load(&out).unwrap()
+    }
+
     pub(crate) fn config(
         &self,
         role: Role,
@@ -47,13 +54,11 @@ impl World {
         listen: &[SocketAddr],
         peers: &[SocketAddr],
     ) -> Config {
-        let peer = |address: &SocketAddr| Peer { address: address.to_string(), name: None, cost: 10 };
+        let own = self.credentials(role, name);
         Config {
-            credentials: self.credentials(role, name),
             listen: listen.to_vec(),
-            peers: peers.iter().map(peer).collect(),
-            state_dir: self.of(name).join("state"),
-            software: format!("test {name}"),
+            peers: peers.iter().map(|address| Peer::new(address.to_string())).collect(),
+            ..Config::new(own, self.of(name).join("state"), format!("test {name}"))
         }
     }
 

@@ -1,7 +1,7 @@
 //! A small mesh as its controller sees it, for tests of what people read.
 
 use jiff::{SignedDuration, Timestamp};
-use plexus_mesh::status::{LinkStatus, NodeStatus, Problem, SCHEMA_VERSION, Status};
+use plexus_mesh::status::{LinkFacts, LinkStatus, NodeStatus, Problem, SCHEMA_VERSION, Status};
 use plexus_proto::id::{Address, Role};
 
 pub(super) fn now() -> Timestamp {
@@ -26,6 +26,8 @@ pub(super) fn node(name: &str, role: Role, address: u32, way: Option<(u32, u32)>
         software: "plexus-node 0.1.0".into(),
         since: ago(150),
         neighbors: Default::default(),
+        backup_next_hop: None,
+        backup_cost: None,
     }
 }
 
@@ -56,6 +58,7 @@ pub(super) fn status() -> Status {
             rtt_ms: 0.2512,
             software: "plexus-node 0.1.0".into(),
             since: ago(7300),
+            more: LinkFacts::default(),
         }],
         nodes: vec![
             me,
