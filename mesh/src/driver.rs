@@ -16,6 +16,7 @@ use crate::events::{EventKind, Journal};
 use crate::forward::{Exit, Overlay};
 use crate::identity::{Credentials, Verifier};
 use crate::link::{LinkHandle, code, message};
+use crate::liveness::Notice;
 use crate::routing::{Effect, Input, LinkId, NextHop, Route, RouteChange, Router, VerifiedAnnouncement};
 use crate::session::Sessions;
 use crate::view::{Directory, NodeView, View};
@@ -55,27 +56,40 @@ pub(crate) enum Sought {
 
 /// Sends events to the driver.
 #[derive(Debug, Clone)]
-pub(crate) struct DriverHandle(mpsc::Sender<Event>);
+pub(crate) struct DriverHandle {
+    events: mpsc::Sender<Event>,
+    /// Overtakes events. Unbounded, for a link speaks here a few times in a second at most.
+    silence: mpsc::UnboundedSender<(LinkId, bool)>,
+}
 
 impl DriverHandle {
     /// Asks who has that address, unless the inbox is full.
     pub(crate) fn seek(&self, address: Address) {
         let (reply, _) = oneshot::channel();
-        let _ = self.0.try_send(Event::Lookup(Sought::Address(address), reply));
+        let _ = self.events.try_send(Event::Lookup(Sought::Address(address), reply));
+    }
+
+    /// A link has fallen silent, or is heard again.
+    pub(crate) fn silent(&self, link: LinkId, silent: bool) {
+        let _ = self.silence.send((link, silent));
     }
 
     /// Waits while the inbox is full. After the driver's end events go nowhere.
     pub(crate) async fn send(&self, event: Event) {
-        let _ = self.0.send(event).await;
+        let _ = self.events.send(event).await;
     }
 }
 
 /// The receiving end for [`Driver::run`].
-pub(crate) struct Inbox(mpsc::Receiver<Event>);
+pub(crate) struct Inbox {
+    events: mpsc::Receiver<Event>,
+    silence: mpsc::UnboundedReceiver<(LinkId, bool)>,
+}
 
 pub(crate) fn channel() -> (DriverHandle, Inbox) {
-    let (sender, receiver) = mpsc::channel(INBOX);
-    (DriverHandle(sender), Inbox(receiver))
+    let (sender, events) = mpsc::channel(INBOX);
+    let (silent, silence) = mpsc::unbounded_channel();
+    (DriverHandle { events: sender, silence: silent }, Inbox { events, silence })
 }
 
 /// Live links by id, for status.
@@ -98,6 +112,8 @@ pub(crate) struct Driver {
     overlay: Arc<Overlay>,
     sessions: Arc<Sessions>,
     published: Published,
+    /// To the watch over links.
+    notices: mpsc::UnboundedSender<Notice>,
     links: Links,
     /// The way that packets take to each node, and since when.
     routed: HashMap<Address, (NextHop, u32, Instant)>,
@@ -119,6 +135,7 @@ impl Driver {
         overlay: Arc<Overlay>,
         sessions: Arc<Sessions>,
         published: Published,
+        notices: mpsc::UnboundedSender<Notice>,
     ) -> Self {
         let now = Instant::now();
         Self {
@@ -129,6 +146,7 @@ impl Driver {
             overlay,
             sessions,
             published,
+            notices,
             links: BTreeMap::new(),
             routed: HashMap::new(),
             sought: Vec::new(),
@@ -143,16 +161,21 @@ impl Driver {
         loop {
             let due = [self.router.poll_timeout(), self.settle()].into_iter().flatten().min();
             tokio::select! {
+                biased;
                 () = cancel.cancelled() => break,
-                event = inbox.0.recv() => {
+                Some((link, silent)) = inbox.silence.recv() => self.fall_silent(link, silent),
+                () = sleep_until(due) => self.router.handle_timeout(Instant::now()),
+                event = inbox.events.recv() => {
                     let Some(event) = event else { break };
                     self.handle(event);
                     for _ in 1..BATCH {
-                        let Ok(event) = inbox.0.try_recv() else { break };
+                        let Ok(event) = inbox.events.try_recv() else { break };
                         self.handle(event);
+                        while let Ok((link, silent)) = inbox.silence.try_recv() {
+                            self.fall_silent(link, silent);
+                        }
                     }
                 }
-                () = sleep_until(due) => self.router.handle_timeout(Instant::now()),
             }
         }
         self.overlay.close();
@@ -167,11 +190,13 @@ impl Driver {
                 let peer = link.neighbor.node.clone();
                 self.published.journal.record(EventKind::LinkUp, Some(peer), text);
                 let input = Input::LinkUp { link: link.id, peer: link.neighbor.clone(), cost: link.cost };
+                self.notice(Notice::Up(link.clone()));
                 self.links.insert(link.id, *link);
                 self.stale = true;
                 input
             }
             Event::LinkDown(link, why) => {
+                self.notice(Notice::Down(link));
                 if let Some(gone) = self.links.remove(&link) {
                     let peer = gone.neighbor.node;
                     let text = format!("link to {peer} is down: {why}");
@@ -179,6 +204,9 @@ impl Driver {
                 }
                 self.stale = true;
                 Input::LinkDown { link }
+            }
+            Event::Heard(link, LinkMessageKind::Announcement(signed)) if self.router.holds(&signed) => {
+                Input::Repeated { link, signed }
             }
             Event::Heard(link, LinkMessageKind::Announcement(signed)) => {
                 match self.vouched.verify(&self.verifier, signed, now) {
@@ -222,6 +250,13 @@ impl Driver {
     }
 
     /// A neighbour that has started anew has left its old links behind, even if they do not know it yet.
+    fn fall_silent(&mut self, link: LinkId, silent: bool) {
+        let now = Instant::now();
+        self.router.handle(Input::LinkSilent { link, silent }, now);
+        self.apply(now);
+        self.stale = true;
+    }
+
     fn supersede(&mut self, link: &LinkHandle) {
         let stale = |known: &&LinkHandle| {
             known.neighbor.address == link.neighbor.address && known.boot_nonce != link.boot_nonce
@@ -245,12 +280,17 @@ impl Driver {
                 }
                 Effect::Sign { body } => self.sign(body, now),
                 Effect::Routes(changes) => self.reroute(changes, now),
-                Effect::Doubt { .. } => {}
+                Effect::Doubt { link } => self.notice(Notice::Doubt(link)),
                 Effect::Unknown(node) => {
                     self.sought.retain(|(sought, _)| *sought != Sought::Name(node.clone()))
                 }
             }
         }
+    }
+
+    fn notice(&self, notice: Notice) {
+        // The watch ends with the node.
+        let _ = self.notices.send(notice);
     }
 
     fn sign(&mut self, body: Vec<u8>, now: Instant) {
@@ -267,7 +307,8 @@ impl Driver {
     fn reroute(&mut self, changes: Vec<RouteChange>, now: Instant) {
         let exit = |route: Route| {
             let link = self.links.get(&route.next.link)?;
-            Some(Exit { next: link.egress.clone() })
+            let backup = route.backup.and_then(|backup| self.links.get(&backup.link));
+            Some(Exit { next: link.egress.clone(), backup: backup.map(|link| link.egress.clone()) })
         };
         let exits = changes.iter().map(|&(address, route)| (address, route.and_then(exit))).collect();
         self.overlay.route(exits);

@@ -15,6 +15,7 @@ use plexus_proto::packet::{Class, HOP_LIMIT, Header, Probe};
 
 use crate::batch::Batch;
 use crate::link::egress::{Counter, Egress, Full};
+use crate::liveness::{self, NEIGHBOR};
 
 /// Where packets for whom go now. In parts, so that a change of one route in ten thousand copies few of them.
 #[derive(Debug)]
@@ -31,6 +32,17 @@ const PARTS: usize = 256;
 #[derive(Debug, Clone)]
 pub(crate) struct Exit {
     pub(crate) next: Arc<Egress>,
+    /// Taken from the moment at which `next` falls silent.
+    pub(crate) backup: Option<Arc<Egress>>,
+}
+
+/// How packets came in.
+#[derive(Debug, Clone)]
+pub(crate) struct Via {
+    /// The neighbour's address if it does not transit: then nobody else can speak through it.
+    pub(crate) leaf: Option<Address>,
+    /// The way back.
+    pub(crate) egress: Arc<Egress>,
 }
 
 impl Default for Table {
@@ -43,7 +55,12 @@ impl Table {
     /// The way out now, if there is one.
     fn exit(&self, destination: Address) -> Option<Arc<Egress>> {
         let part = self.parts[Self::part(destination)].load();
-        Some(part.get(&destination)?.next.clone())
+        let Exit { next, backup } = part.get(&destination)?;
+        let out = match backup {
+            Some(backup) if next.pulse.is_silent() && !backup.pulse.is_silent() => backup,
+            _ => next,
+        };
+        Some(out.clone())
     }
 
     fn change(&self, changes: Vec<(Address, Option<Exit>)>) {
@@ -210,29 +227,33 @@ impl Overlay {
     /// Sends a probe. Returns false if there is no route.
     pub(crate) fn probe(&self, destination: Address, hop_limit: u8, probe: Probe) -> bool {
         let Some(egress) = self.table.exit(destination) else { return false };
-        let header = Header {
-            class: Class::Probe,
-            ecn: 0,
-            rekey: false,
-            hop_limit,
-            source: self.address,
-            destination,
-        };
+        let header = self.probe_header(destination, hop_limit);
         // A full queue loses the probe, and that is what it then shows.
         egress.offer(Batch::one(header, &probe.encode()));
         true
     }
 
-    /// Handles packets that came over a link. `leaf` is the neighbour's address if it does not transit: then nobody else
-    /// can speak through it.
-    pub(crate) fn receive(&self, leaf: Option<Address>, batch: Batch) {
+    fn probe_header(&self, destination: Address, hop_limit: u8) -> Header {
+        Header { class: Class::Probe, ecn: 0, rekey: false, hop_limit, source: self.address, destination }
+    }
+
+    /// Handles packets that came over a link.
+    pub(crate) fn receive(&self, via: &Via, batch: Batch) {
         let header = *batch.header();
+        let pulse = &via.egress.pulse;
+        pulse.heard();
+        if header.class != Class::Probe {
+            pulse.carried(batch.count() as u32);
+        } else if header.destination == NEIGHBOR {
+            return self.greet_back(via, &batch);
+        }
+        let leaf = via.leaf;
         // Our own address comes back from nowhere but a forger or a loop.
         if leaf.is_some_and(|leaf| leaf != header.source) || header.source == self.address {
             return self.drops.forged.add(batch.count() as u64);
         }
         if header.destination == self.address {
-            self.arrive(&header, batch);
+            self.arrive(via, &header, batch);
         } else if self.transits {
             self.pass(&header, batch);
         } else {
@@ -240,7 +261,21 @@ impl Overlay {
         }
     }
 
-    fn arrive(&self, header: &Header, batch: Batch) {
+    /// A probe of the link itself: answered where it came from.
+    fn greet_back(&self, via: &Via, batch: &Batch) {
+        for body in batch.bodies() {
+            match Probe::decode(body) {
+                Ok(Probe::Echo { nonce }) => {
+                    let reply = Probe::EchoReply { nonce, hops_left: 0 };
+                    via.egress.offer(liveness::packet(self.address, reply));
+                }
+                Ok(Probe::EchoReply { nonce, .. }) => via.egress.pulse.answered(nonce),
+                _ => self.drops.malformed.add(1),
+            }
+        }
+    }
+
+    fn arrive(&self, via: &Via, header: &Header, batch: Batch) {
         let count = batch.count() as u64;
         let Some(local) = self.local.get() else { return self.drops.unwanted.add(count) };
         if header.class != Class::Probe {
@@ -252,7 +287,14 @@ impl Overlay {
         for body in batch.bodies() {
             match Probe::decode(body) {
                 Ok(Probe::Echo { nonce }) => {
-                    self.answer(header.source, Probe::EchoReply { nonce, hops_left: header.hop_limit });
+                    let reply = Probe::EchoReply { nonce, hops_left: header.hop_limit };
+                    // A node without a map need not know who asks: the answer can go back by the same hop.
+                    if self.transits || self.has_route(header.source) {
+                        self.answer(header.source, reply);
+                    } else if self.answers.take() {
+                        let header = self.probe_header(header.source, HOP_LIMIT);
+                        via.egress.offer(Batch::one(header, &reply.encode()));
+                    }
                 }
                 Ok(reply) => local.probed(header.source, reply),
                 Err(_) => self.drops.malformed.add(1),
@@ -372,16 +414,21 @@ mod tests {
         )
     }
 
+    fn via(leaf: Option<Address>) -> Via {
+        let egress = Egress::over_frames(None, liveness::Pulse::new(Arc::default()));
+        Via { leaf, egress: Arc::new(egress) }
+    }
+
     #[test]
     fn a_leaf_speaks_for_itself_only() {
         let (overlay, got) = overlay(Role::Hop);
-        overlay.receive(Some(LEAF), packet(OTHER, ME, 9));
+        overlay.receive(&via(Some(LEAF)), packet(OTHER, ME, 9));
         assert_eq!((overlay.drops.forged.value(), got.0.lock().unwrap().len()), (1, 0));
-        overlay.receive(Some(LEAF), packet(LEAF, ME, 9));
-        overlay.receive(None, packet(OTHER, ME, 9));
+        overlay.receive(&via(Some(LEAF)), packet(LEAF, ME, 9));
+        overlay.receive(&via(None), packet(OTHER, ME, 9));
         let sources: Vec<_> = got.0.lock().unwrap().iter().map(|(source, _)| *source).collect();
         assert_eq!(sources, [LEAF, OTHER], "a hop passes on what others say");
-        overlay.receive(None, packet(ME, ME, 9));
+        overlay.receive(&via(None), packet(ME, ME, 9));
         assert_eq!(overlay.drops.forged.value(), 2, "nobody else is me");
     }
 
@@ -391,8 +438,8 @@ mod tests {
             [(Role::Execution, 2, 0), (Role::Controller, 2, 0), (Role::Hop, 1, 1)]
         {
             let (overlay, _) = overlay(role);
-            overlay.receive(None, packet(LEAF, OTHER, 9));
-            overlay.receive(None, packet(LEAF, OTHER, 1));
+            overlay.receive(&via(None), packet(LEAF, OTHER, 9));
+            overlay.receive(&via(None), packet(LEAF, OTHER, 1));
             let drops = (overlay.drops.unroutable.value(), overlay.drops.expired.value());
             assert_eq!(drops, (unroutable, expired), "{role}");
         }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use plexus_proto::id::{Address, Identity, NodeId, Role};
 use plexus_proto::packet::{Class, Probe};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::info;
@@ -30,7 +30,7 @@ use crate::service::{Allow, Listener, Services};
 use crate::session::Sessions;
 use crate::stream::MeshStream;
 use crate::view::{Directory, View};
-use crate::{epoch, install_crypto_provider};
+use crate::{epoch, install_crypto_provider, liveness};
 use reload::{Fixed, Sources};
 pub use reload::{ReloadError, ReloadReport};
 
@@ -99,6 +99,8 @@ impl Mesh {
             links: links.clone(),
             journal: journal.clone(),
         };
+        let (notices, noticed) = mpsc::unbounded_channel();
+        let watching: Arc<Notify> = Arc::default();
         let driver = Driver::new(
             credentials.clone(),
             epoch,
@@ -106,6 +108,7 @@ impl Mesh {
             overlay.clone(),
             sessions.clone(),
             published,
+            notices,
         );
         let (driver_handle, inbox) = driver::channel();
         overlay.attach(Arc::new(Arrivals {
@@ -125,6 +128,7 @@ impl Mesh {
             driver: driver_handle,
             software,
             boot_nonce: random_u64(),
+            watch: watching.clone(),
             cancel: cancel.clone(),
             last_link: AtomicU64::new(0),
             tasks: tasks.clone(),
@@ -133,6 +137,8 @@ impl Mesh {
             neighbors: Neighbors::default(),
         });
         tasks.spawn(driver.run(inbox, cancel.clone()));
+        let driver = node.driver.clone();
+        tasks.spawn(liveness::watch(node.identity.address, noticed, watching, driver, cancel.clone()));
         for door in doors {
             reload::open(&node, door);
         }

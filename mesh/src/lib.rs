@@ -86,6 +86,7 @@ mod settings;
 mod driver;
 mod epoch;
 mod forward;
+mod liveness;
 mod vouch;
 
 mod congestion;

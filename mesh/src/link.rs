@@ -7,8 +7,8 @@
 //! * `sealed`: the same connection, packets sealed on its socket beside it ([`sealed`], [`seal`], [`udp`]);
 //! * `tcp`: both as [`frames`] on one TCP stream with TLS.
 //!
-//! Which one is [`connect`]'s and [`dial`]'s choice; [`egress`] is the way out of each. A link is dead when the neighbour
-//! has been silent for [`LINK_IDLE`](crate::settings::LINK_IDLE).
+//! Which one is [`connect`]'s and [`dial`]'s choice; [`egress`] is the way out of each. Whether the neighbour lives is
+//! [`liveness`](crate::liveness)'s to say.
 
 pub(crate) mod accept;
 pub(crate) mod connect;
@@ -41,9 +41,10 @@ use tracing::{debug, info, warn};
 use crate::batch::Gather;
 use crate::config::LinkKind;
 use crate::driver::{DriverHandle, Event};
-use crate::forward::Overlay;
+use crate::forward::{Overlay, Via};
 use crate::framed::{self, FrameReader, FrameWriter};
 use crate::identity::{self, peer_identity};
+use crate::liveness::Pulse;
 use crate::node::Node;
 use crate::routing::LinkId;
 use egress::Egress;
@@ -83,6 +84,8 @@ pub(crate) mod code {
     pub(crate) const DUPLICATE: VarInt = VarInt::from_u32(6);
     /// The neighbour's configuration no longer has this link.
     pub(crate) const REMOVED: VarInt = VarInt::from_u32(7);
+    /// Nothing is heard from the neighbour any more.
+    pub(crate) const SILENT: VarInt = VarInt::from_u32(8);
 }
 
 /// A connection that has not said hello yet.
@@ -341,15 +344,17 @@ pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, origin: Origin) -> E
     let id = node.next_link();
     let (control, messages) = mpsc::channel(CONTROL_BACKLOG);
     let leaf = (neighbor.role != Role::Hop).then_some(neighbor.address);
+    let pulse = Pulse::new(node.watch.clone());
     let (wire, egress) = match &channel {
         Channel::Quic { connection, .. } => {
-            let egress = Egress::over_datagrams(connection.clone(), origin.bandwidth);
+            let egress = Egress::over_datagrams(connection.clone(), origin.bandwidth, pulse);
             (Wire::Quic(connection.clone()), Arc::new(egress))
         }
         Channel::Tcp { wire, .. } => {
-            (Wire::Tcp(wire.clone()), Arc::new(Egress::over_frames(origin.bandwidth)))
+            (Wire::Tcp(wire.clone()), Arc::new(Egress::over_frames(origin.bandwidth, pulse)))
         }
     };
+    let via = Via { leaf, egress: egress.clone() };
     let loss = Arc::new(Loss::default());
     let handle = LinkHandle {
         id,
@@ -375,14 +380,14 @@ pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, origin: Origin) -> E
     let mut writer = None;
     match channel {
         Channel::Quic { connection, socket, control: (writer, reader) } => {
-            tasks.spawn(carry(connection.clone(), node.overlay.clone(), leaf));
+            tasks.spawn(carry(connection.clone(), node.overlay.clone(), via.clone()));
             let out = egress.clone();
             tasks.spawn(async move { out.run().await });
             tasks.spawn(write_control(connection.clone(), writer, messages));
             if sealed {
                 let (replies, ready) = (ears.replies.clone(), ears.ready.clone());
                 let (overlay, egress, dialed) = (node.overlay.clone(), egress.clone(), origin.dialed);
-                let link = Sealing { connection, socket, overlay, egress, leaf, dialed, ready, loss };
+                let link = Sealing { connection, socket, overlay, egress, via, dialed, ready, loss };
                 tasks.spawn(keep_sealed(link, move || {
                     let _ = replies.try_send(message(LinkMessageKind::SealedReady(SealedReady {})));
                 }));
@@ -392,7 +397,7 @@ pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, origin: Origin) -> E
         Channel::Tcp { stream, wire } => {
             let (read, write) = tokio::io::split(*stream);
             let (heard, messages_in) = mpsc::channel(16);
-            tasks.spawn(frames::read(read, wire.clone(), node.overlay.clone(), leaf, heard));
+            tasks.spawn(frames::read(read, wire.clone(), node.overlay.clone(), via, heard));
             writer = Some(tokio::spawn(frames::write(write, wire.clone(), egress.clone(), messages)));
             tasks.spawn(ears.read_channel(messages_in));
         }
@@ -422,7 +427,7 @@ pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, origin: Origin) -> E
 }
 
 /// Hands every datagram of the link to the overlay: those that are there together, together.
-async fn carry(connection: Connection, overlay: Arc<Overlay>, leaf: Option<Address>) {
+async fn carry(connection: Connection, overlay: Arc<Overlay>, via: Via) {
     let (mut gather, mut halves) = (Gather::default(), Halves::default());
     loop {
         let Ok(first) = connection.read_datagram().await else { return };
@@ -435,7 +440,7 @@ async fn carry(connection: Connection, overlay: Arc<Overlay>, leaf: Option<Addre
                 Some(datagram)
             };
             match whole.map(|packet| gather.push(&packet)) {
-                Some(Ok(Some(batch))) => overlay.receive(leaf, batch),
+                Some(Ok(Some(batch))) => overlay.receive(&via, batch),
                 Some(Err(_)) => overlay.drops.malformed.add(1),
                 Some(Ok(None)) | None => {}
             }
@@ -446,7 +451,7 @@ async fn carry(connection: Connection, overlay: Arc<Overlay>, leaf: Option<Addre
             }
         }
         if let Some(batch) = gather.take() {
-            overlay.receive(leaf, batch);
+            overlay.receive(&via, batch);
         }
         tokio::task::yield_now().await;
     }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use plexus_proto::id::{Identity, NodeId};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -29,6 +29,8 @@ pub(crate) struct Node {
     pub(crate) driver: DriverHandle,
     pub(crate) software: String,
     pub(crate) boot_nonce: u64,
+    /// Wakes the watch over links when packets begin to flow.
+    pub(crate) watch: Arc<Notify>,
     pub(crate) cancel: CancellationToken,
     pub(crate) last_link: AtomicU64,
     /// Everything that runs on this node's behalf and ends with it.

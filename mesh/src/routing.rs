@@ -96,6 +96,13 @@ pub enum Input {
         /// What.
         announcement: VerifiedAnnouncement,
     },
+    /// A neighbor passed on what is held already, see [`Router::holds`].
+    Repeated {
+        /// From where.
+        link: LinkId,
+        /// What.
+        signed: SignedAnnouncement,
+    },
     /// A neighbor says what it holds.
     Digest {
         /// From where.
@@ -324,6 +331,7 @@ impl Router {
             Input::LinkDown { link } => self.on_link_down(link, now),
             Input::LinkSilent { link, silent } => self.on_link_silent(link, silent, now),
             Input::Announcement { link, announcement } => self.on_announcement(link, announcement, now),
+            Input::Repeated { link, signed } => self.on_repeated(link, &signed, now),
             Input::Digest { link, digest } => self.on_digest(link, &digest, now),
             Input::Want { link, want } => self.on_want(link, &want),
             Input::Told { link, told } => self.on_told(link, &told),
@@ -371,9 +379,12 @@ impl Router {
         self.me.role != Role::Execution
     }
 
-    /// Whether `signed` says, from `origin`, what is held already; then there is nothing in it to verify.
-    pub fn holds(&self, origin: Address, signed: &SignedAnnouncement) -> bool {
-        self.origins.get(&origin).is_some_and(|known| known.newest.signed.body == signed.body)
+    /// Whether `signed` is what is held already; then there is nothing in it to verify, and [`Input::Repeated`] says that
+    /// it came.
+    pub fn holds(&self, signed: &SignedAnnouncement) -> bool {
+        announcement::origin(signed)
+            .and_then(|origin| self.origins.get(&origin))
+            .is_some_and(|known| known.newest.signed.body == signed.body)
     }
 
     /// This node, then every node whose announcement is kept, by address. A node without a map lists its neighbors
@@ -534,6 +545,14 @@ impl Router {
         }
         self.pass_on(&new.signed, link);
         self.keep(new, now);
+    }
+
+    fn on_repeated(&mut self, link: LinkId, signed: &SignedAnnouncement, now: Instant) {
+        let Some(from) = self.links.get_mut(&link) else { return };
+        let Some(origin) = announcement::origin(signed) else { return };
+        if let Some(want) = from.wants.arrived(origin, now) {
+            self.send(link, LinkMessageKind::Want(want));
+        }
     }
 
     fn keep(&mut self, new: VerifiedAnnouncement, now: Instant) {

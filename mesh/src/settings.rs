@@ -28,10 +28,13 @@ pub(crate) const INNER_MTU_CEILING: u16 = 15_000;
 /// How often the search for the inner path MTU begins anew: a route may have changed to a wider one.
 const INNER_MTU_AGAIN: Duration = Duration::from_secs(60);
 
-/// Longest silence before a link counts as dead: three keepalives. A hop that was killed is noticed in this time; one
-/// that comes back sooner answers with a stateless reset, which is noticed at once.
-pub(crate) const LINK_IDLE: Duration = Duration::from_secs(3);
-pub(crate) const LINK_KEEPALIVE: Duration = Duration::from_secs(1);
+/// Longest silence of an outer connection. Whether the neighbour lives is `liveness`'s to find out, much sooner where
+/// it matters; the connection only must not end under packets that leave sealed beside it.
+pub(crate) const LINK_IDLE: Duration = Duration::from_secs(30);
+const LINK_KEEPALIVE: Duration = Duration::from_secs(10);
+/// The same on TCP, whose writer also measures the round trip with it.
+pub(crate) const TCP_IDLE: Duration = Duration::from_secs(3);
+pub(crate) const TCP_KEEPALIVE: Duration = Duration::from_secs(1);
 /// Longest silence that an end-to-end connection survives: a hop may be gone for the time of its restart, and open
 /// streams go on when it is back.
 pub(crate) const SESSION_IDLE: Duration = Duration::from_secs(60);

@@ -18,6 +18,7 @@ use quinn::Connection;
 use tokio::sync::Notify;
 
 use crate::batch::Batch;
+use crate::liveness::Pulse;
 use bucket::Bucket;
 use lanes::Datagrams;
 pub(crate) use lanes::{FRAGMENT, FRAGMENT_HEADER, SealedLane};
@@ -41,6 +42,8 @@ pub(crate) struct Egress {
     due: Notify,
     /// Told once when packets leave sealed after a time without.
     pub(crate) active: Notify,
+    /// Signs of life.
+    pub(crate) pulse: Pulse,
     pub(crate) sent: Counter,
     pub(crate) dropped: Counter,
 }
@@ -61,22 +64,23 @@ impl Counter {
 
 impl Egress {
     /// Over the DATAGRAMs of `connection`, and sealed once [`Egress::seal`] has been called.
-    pub(crate) fn over_datagrams(connection: Connection, bandwidth: Option<u64>) -> Self {
-        Self::new(Some(Datagrams::new(connection)), bandwidth)
+    pub(crate) fn over_datagrams(connection: Connection, bandwidth: Option<u64>, pulse: Pulse) -> Self {
+        Self::new(Some(Datagrams::new(connection)), bandwidth, pulse)
     }
 
     /// For a writer of frames that calls [`Egress::next`].
-    pub(crate) fn over_frames(bandwidth: Option<u64>) -> Self {
-        Self::new(None, bandwidth)
+    pub(crate) fn over_frames(bandwidth: Option<u64>, pulse: Pulse) -> Self {
+        Self::new(None, bandwidth, pulse)
     }
 
-    fn new(datagrams: Option<Datagrams>, bandwidth: Option<u64>) -> Self {
+    fn new(datagrams: Option<Datagrams>, bandwidth: Option<u64>, pulse: Pulse) -> Self {
         let bucket = bandwidth.map(|rate| Bucket::new(rate, Instant::now()));
         Self {
             datagrams,
             queues: Mutex::new(Queues { bucket, ..Queues::default() }),
             due: Notify::new(),
             active: Notify::new(),
+            pulse,
             sent: Counter::default(),
             dropped: Counter::default(),
         }
@@ -89,6 +93,7 @@ impl Egress {
 
     /// Sends or queues `batch`, whatever the queue holds; the caller has asked [`Egress::has_room`].
     pub(crate) fn push(&self, batch: Batch) {
+        self.count(&batch);
         let woken = {
             let mut queues = self.lock();
             queues.push(batch);
@@ -99,6 +104,7 @@ impl Egress {
 
     /// Sends or queues `batch`, or drops and counts it when the queue of its class is full. Returns whether it was taken.
     pub(crate) fn offer(&self, batch: Batch) -> bool {
+        self.count(&batch);
         let woken = {
             let mut queues = self.lock();
             if !queues.has_room(batch.header().class) {
@@ -110,6 +116,12 @@ impl Egress {
         };
         wake(woken);
         true
+    }
+
+    fn count(&self, batch: &Batch) {
+        if batch.header().class != Class::Probe {
+            self.pulse.carried(batch.count() as u32);
+        }
     }
 
     /// Ready while the queue of `class` has room; otherwise the task is woken when half of it has drained, or the link
@@ -461,7 +473,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_writer_of_frames_is_woken_and_capped() {
-        let egress = Egress::over_frames(Some(1_000_000));
+        let egress = Egress::over_frames(Some(1_000_000), Pulse::new(Default::default()));
         let start = Instant::now();
         for _ in 0..30 {
             egress.push(batch(Class::Bulk, &[0; 10_000], 1000));

@@ -8,7 +8,7 @@
 //!
 //! A slot is a packet with the room that a [`Batch`] leaves around it, so that a hop passes a frame on as it lies in
 //! memory. The stream is watched by probes: one in each second without another word, and an end after
-//! [`LINK_IDLE`] of silence.
+//! [`TCP_IDLE`] of silence.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, BytesMut};
 use plexus_proto::frame::LINK_FRAME_MAX;
-use plexus_proto::id::Address;
 use plexus_proto::link::{LinkClose, LinkMessage, LinkMessageKind, Probe};
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
@@ -29,8 +28,8 @@ use super::egress::Egress;
 use super::wire::{End, TcpWire};
 use super::{code, message};
 use crate::batch::Batch;
-use crate::forward::Overlay;
-use crate::settings::{self, LINK_IDLE, LINK_KEEPALIVE};
+use crate::forward::{Overlay, Via};
+use crate::settings::{self, TCP_IDLE, TCP_KEEPALIVE};
 
 /// Kinds of frame.
 const CONTROL: u8 = 0;
@@ -148,7 +147,7 @@ async fn write_frames(
     let mut header = BytesMut::with_capacity(256);
     let ended = wire.ended();
     tokio::pin!(ended);
-    let mut keepalive = tokio::time::interval(LINK_KEEPALIVE);
+    let mut keepalive = tokio::time::interval(TCP_KEEPALIVE);
     keepalive.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         header.clear();
@@ -180,7 +179,7 @@ fn clock_micros() -> u64 {
 /// The round trip of a probe of ours, from its answer.
 pub(crate) fn round_trip(nonce: u64) -> Option<Duration> {
     let took = Duration::from_micros(clock_micros().checked_sub(nonce)?);
-    (took <= LINK_IDLE * 2).then_some(took)
+    (took <= TCP_IDLE * 2).then_some(took)
 }
 
 async fn write_batch(
@@ -205,10 +204,10 @@ pub(crate) async fn read(
     mut stream: ReadHalf<Stream>,
     wire: Arc<TcpWire>,
     overlay: Arc<Overlay>,
-    leaf: Option<Address>,
+    via: Via,
     heard: mpsc::Sender<LinkMessage>,
 ) {
-    let end = match read_frames(&mut stream, &overlay, leaf, &heard).await {
+    let end = match read_frames(&mut stream, &overlay, &via, &heard).await {
         Ok(end) => end,
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {
             End::Local { code: code::PROTOCOL, reason: error.to_string() }
@@ -221,14 +220,14 @@ pub(crate) async fn read(
 async fn read_frames(
     stream: &mut (impl AsyncRead + Unpin),
     overlay: &Overlay,
-    leaf: Option<Address>,
+    via: &Via,
     heard: &mpsc::Sender<LinkMessage>,
 ) -> io::Result<End> {
     let mut buffer = BytesMut::new();
     loop {
         while let Some((kind, frame)) = split(&mut buffer)? {
             match kind {
-                PACKETS => take_packets(frame, overlay, leaf),
+                PACKETS => take_packets(frame, overlay, via),
                 CONTROL => {
                     let message =
                         LinkMessage::decode(frame.freeze()).map_err(|_| wrong("message does not decode"))?;
@@ -244,9 +243,9 @@ async fn read_frames(
             }
         }
         buffer.reserve(PACKETS_LEN * 2);
-        let read = tokio::time::timeout(LINK_IDLE, stream.read_buf(&mut buffer)).await;
+        let read = tokio::time::timeout(TCP_IDLE, stream.read_buf(&mut buffer)).await;
         match read {
-            Err(_) => return Ok(End::Silent(LINK_IDLE)),
+            Err(_) => return Ok(End::Silent(TCP_IDLE)),
             Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(read) => drop(read?),
         }
@@ -269,13 +268,13 @@ fn split(buffer: &mut BytesMut) -> io::Result<Option<(u8, BytesMut)>> {
     Ok(Some((kind, buffer.split_to(length))))
 }
 
-fn take_packets(mut frame: BytesMut, overlay: &Overlay, leaf: Option<Address>) {
+fn take_packets(mut frame: BytesMut, overlay: &Overlay, via: &Via) {
     if frame.len() < 2 {
         return overlay.drops.malformed.add(1);
     }
     let stride = usize::from(frame.get_u16());
     match Batch::checked(frame, stride) {
-        Ok(batch) => overlay.receive(leaf, batch),
+        Ok(batch) => overlay.receive(via, batch),
         Err(_) => overlay.drops.malformed.add(1),
     }
 }

@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use plexus_proto::id::Address;
 use plexus_proto::packet::HEADER_LEN;
 use quinn::Connection;
 use tokio::sync::{Notify, mpsc};
@@ -20,7 +19,7 @@ use super::egress::{Egress, FRAGMENT, SealedLane};
 use super::seal::{Export, From, Opener, SECRET_LEN, Sealer};
 use super::udp::SharedSocket;
 use crate::batch::{BACK, Batch, FRONT, PACKETS_MAX};
-use crate::forward::Overlay;
+use crate::forward::{Overlay, Via};
 use crate::settings::SEALED_FLOOR;
 
 const LABEL: &[u8] = b"EXPORTER plexus sealed link";
@@ -40,7 +39,7 @@ const AGAIN_AFTER: Duration = Duration::from_secs(30);
 pub(crate) struct Inlet {
     opener: Mutex<Opener>,
     overlay: Arc<Overlay>,
-    leaf: Option<Address>,
+    via: Via,
     own: mpsc::Sender<Own>,
 }
 
@@ -136,7 +135,7 @@ impl Inlet {
             return;
         }
         match Batch::of_slots(slots, stride) {
-            Ok(batch) => self.overlay.receive(self.leaf, batch),
+            Ok(batch) => self.overlay.receive(&self.via, batch),
             Err(_) => self.overlay.drops.malformed.add(1),
         }
     }
@@ -167,7 +166,7 @@ pub(crate) struct Sealing {
     pub(crate) socket: Arc<SharedSocket>,
     pub(crate) overlay: Arc<Overlay>,
     pub(crate) egress: Arc<Egress>,
-    pub(crate) leaf: Option<Address>,
+    pub(crate) via: Via,
     pub(crate) dialed: bool,
     /// Told when the neighbour has registered its keys.
     pub(crate) ready: Arc<Notify>,
@@ -201,7 +200,7 @@ pub(crate) async fn keep_sealed(link: Sealing, announce: impl FnOnce()) {
     let inlet = Arc::new(Inlet {
         opener: Mutex::new(Opener::new(export.clone(), them)),
         overlay: link.overlay.clone(),
-        leaf: link.leaf,
+        via: link.via.clone(),
         own,
     });
     let mut remote = link.connection.remote_address();

@@ -147,6 +147,11 @@ impl std::ops::Deref for VerifiedAnnouncement {
     }
 }
 
+/// Of whom `signed` claims to be, whether it is true or not.
+pub(super) fn origin(signed: &SignedAnnouncement) -> Option<Address> {
+    Announcement::decode(signed.body.clone()).ok().map(|body| Address(body.origin))
+}
+
 /// The body to be signed.
 pub(super) fn encode(
     me: Address,

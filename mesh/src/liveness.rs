@@ -1,0 +1,380 @@
+//! Whether neighbours live: probes as often as something is at stake, and silence noticed.
+//!
+//! A link on which packets flow is probed every 100 ms and left after three that went unanswered; where sessions are
+//! open, and so units may be attached, it is a second, otherwise five. What is heard in any way counts as an answer.
+//! A silent link is first left (its [`Pulse`] says so, and the forwarding table takes the backup at once), then, if it
+//! stays silent, closed. [`Liveness`] decides, and knows no clock; [`watch`] is the task that acts, one for all links.
+//!
+//! Probes are overlay packets to [`NEIGHBOR`], answered over the link that brought them, so they show that very link,
+//! whatever its kind, in both directions.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
+
+use plexus_proto::id::Address;
+use plexus_proto::packet::{Class, Header, Probe};
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::batch::Batch;
+use crate::driver::DriverHandle;
+use crate::link::{LinkHandle, code};
+use crate::routing::LinkId;
+
+/// The other end of the link, whoever it is; nobody is certified for it.
+pub(crate) const NEIGHBOR: Address = Address(0);
+
+/// Between two probes: while packets flow, while something is at stake, otherwise. In milliseconds.
+const FLOWING: u64 = 100;
+const STAKED: u64 = 1000;
+const IDLE: u64 = 5000;
+/// How long packets are taken to flow after the last, and how long a link is taken to be at stake: longer than a
+/// session is quiet.
+const FLOWS_FOR: u64 = 2000;
+const STAKED_FOR: u64 = 15_000;
+/// Packets between two looks that make a flow.
+const FLOW: u32 = 8;
+/// Probes that may go unanswered before a link is silent.
+const MISSES: u64 = 3;
+/// Least silence after which a link is closed.
+const CLOSED_AFTER: u64 = 3000;
+/// How long a link that was silent has to be heard before it is taken back.
+const SOUND_FOR: u64 = 500;
+
+/// Milliseconds since this process first asked.
+fn clock() -> u64 {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    START.elapsed().as_millis() as u64
+}
+
+/// What is known of a link without asking anybody: shared by those who send, receive and watch.
+#[derive(Debug)]
+pub(crate) struct Pulse {
+    heard: AtomicU64,
+    /// Packets of sessions since the last look.
+    carried: AtomicU32,
+    /// Round trip of the last probe that was answered, in milliseconds.
+    rtt: AtomicU32,
+    silent: AtomicBool,
+    /// The watch looks seldom: a flow has to wake it.
+    dozing: AtomicBool,
+    wake: Arc<Notify>,
+}
+
+impl Pulse {
+    pub(crate) fn new(wake: Arc<Notify>) -> Self {
+        Self {
+            heard: AtomicU64::new(clock()),
+            carried: AtomicU32::default(),
+            rtt: AtomicU32::default(),
+            silent: AtomicBool::default(),
+            dozing: AtomicBool::default(),
+            wake,
+        }
+    }
+
+    /// Something came over the link.
+    pub(crate) fn heard(&self) {
+        self.heard.store(clock(), Ordering::Relaxed);
+    }
+
+    /// Packets of sessions went over the link, in either direction.
+    pub(crate) fn carried(&self, count: u32) {
+        let before = self.carried.fetch_add(count, Ordering::Relaxed);
+        if before.saturating_add(count) >= FLOW
+            && self.dozing.load(Ordering::Relaxed)
+            && self.dozing.swap(false, Ordering::Relaxed)
+        {
+            self.wake.notify_one();
+        }
+    }
+
+    /// A probe came back that left at `sent`.
+    pub(crate) fn answered(&self, sent: u64) {
+        let rtt = clock().saturating_sub(sent).min(60_000);
+        self.rtt.store(rtt as u32, Ordering::Relaxed);
+    }
+
+    /// Whether nothing is heard any more.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed)
+    }
+}
+
+/// What to do about a link now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Verdict {
+    probe: bool,
+    /// It has become silent, or is heard again.
+    silent: Option<bool>,
+    dead: bool,
+    /// When to look again.
+    next: u64,
+}
+
+/// The life of one link. All times are milliseconds of one clock.
+#[derive(Debug)]
+struct Liveness {
+    interval: u64,
+    /// Since when probes have gone out at this pace.
+    since: u64,
+    probe_at: u64,
+    /// The first probe after the last sound.
+    unanswered: Option<u64>,
+    flows_until: u64,
+    staked_until: u64,
+    silent: bool,
+    sound_since: Option<u64>,
+}
+
+impl Liveness {
+    fn new(now: u64) -> Self {
+        Self {
+            interval: STAKED,
+            since: now,
+            probe_at: now + STAKED,
+            unanswered: None,
+            flows_until: 0,
+            // Soon after a link came up sessions follow.
+            staked_until: now + STAKED_FOR,
+            silent: false,
+            sound_since: None,
+        }
+    }
+
+    /// Somebody doubts that the neighbour lives: look closely for a while.
+    fn doubt(&mut self, now: u64) {
+        self.flows_until = self.flows_until.max(now + FLOWS_FOR);
+    }
+
+    /// Looks at the link: when something was `heard` last, how many packets it `carried` since the last look, and its
+    /// round trip.
+    fn look(&mut self, now: u64, heard: u64, carried: u32, rtt: u64) -> Verdict {
+        if carried > 0 {
+            self.staked_until = now + STAKED_FOR;
+        }
+        if carried >= FLOW || (carried > 0 && now < self.flows_until) {
+            self.flows_until = now + FLOWS_FOR;
+        }
+        self.pace(now);
+        if self.unanswered.is_some_and(|at| heard >= at) {
+            self.unanswered = None;
+        }
+        let mut verdict = Verdict::default();
+        // At leisure it is enough that one of both ends asks.
+        if self.interval != FLOWING && !self.silent {
+            self.probe_at = self.probe_at.max((heard + self.interval).min(now + self.interval));
+        }
+        if now >= self.probe_at {
+            verdict.probe = true;
+            self.probe_at = now + self.interval;
+            self.unanswered.get_or_insert(now);
+        }
+        let patience = (MISSES * self.interval).max(2 * rtt + self.interval);
+        let quiet_from = heard.max(self.since);
+        let silent_at =
+            self.unanswered.map(|asked| (quiet_from + patience).max(asked + patience - self.interval));
+        let dead_at = silent_at.map(|at| at.max(quiet_from + CLOSED_AFTER));
+        if !self.silent && silent_at.is_some_and(|at| now >= at) {
+            (self.silent, self.sound_since, verdict.silent) = (true, None, Some(true));
+        }
+        verdict.dead = dead_at.is_some_and(|at| now >= at);
+        if self.silent {
+            self.regain(now, heard, &mut verdict);
+        }
+        let due = [silent_at.filter(|_| !self.silent), dead_at].into_iter().flatten();
+        verdict.next = due.chain([self.probe_at]).min().unwrap_or(self.probe_at).max(now + 1);
+        verdict
+    }
+
+    fn pace(&mut self, now: u64) {
+        let interval = match now {
+            now if now < self.flows_until || self.silent => FLOWING,
+            now if now < self.staked_until => STAKED,
+            _ => IDLE,
+        };
+        if interval < self.interval {
+            // What went unanswered at leisure says nothing yet.
+            (self.since, self.unanswered, self.probe_at) = (now, None, now);
+        }
+        self.interval = interval;
+    }
+
+    /// A silent link is taken back when it has been heard for a while.
+    fn regain(&mut self, now: u64, heard: u64, verdict: &mut Verdict) {
+        if now.saturating_sub(heard) > FLOWING + FLOWING / 2 {
+            self.sound_since = None;
+            return;
+        }
+        let since = *self.sound_since.get_or_insert(now);
+        if now >= since + SOUND_FOR {
+            (self.silent, self.sound_since, verdict.silent) = (false, None, Some(false));
+        }
+    }
+}
+
+/// What the watch is told.
+#[derive(Debug)]
+pub(crate) enum Notice {
+    Up(Box<LinkHandle>),
+    Down(LinkId),
+    /// See at once whether the neighbour lives.
+    Doubt(LinkId),
+}
+
+/// Watches all links of a node until `cancel`.
+pub(crate) async fn watch(
+    this: Address,
+    mut notices: mpsc::UnboundedReceiver<Notice>,
+    wake: Arc<Notify>,
+    driver: DriverHandle,
+    cancel: CancellationToken,
+) {
+    let mut links: BTreeMap<LinkId, (Box<LinkHandle>, Liveness)> = BTreeMap::new();
+    loop {
+        let mut next: Option<u64> = None;
+        for (&id, (link, life)) in &mut links {
+            let due = look(this, link, life, id, &driver);
+            next = Some(next.map_or(due, |at| at.min(due)));
+        }
+        let wait = next.map(|at| Duration::from_millis(at.saturating_sub(clock())));
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            notice = notices.recv() => match notice {
+                Some(Notice::Up(link)) => drop(links.insert(link.id, (link, Liveness::new(clock())))),
+                Some(Notice::Down(link)) => drop(links.remove(&link)),
+                Some(Notice::Doubt(link)) => {
+                    if let Some((_, life)) = links.get_mut(&link) {
+                        life.doubt(clock());
+                    }
+                }
+                None => return,
+            },
+            () = wake.notified() => {}
+            () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
+        }
+    }
+}
+
+/// Looks at one link and does what has to be done; says when to look again.
+fn look(this: Address, link: &LinkHandle, life: &mut Liveness, id: LinkId, driver: &DriverHandle) -> u64 {
+    let (now, pulse) = (clock(), &link.egress.pulse);
+    let carried = pulse.carried.swap(0, Ordering::Relaxed);
+    let (heard, rtt) = (pulse.heard.load(Ordering::Relaxed), pulse.rtt.load(Ordering::Relaxed));
+    let verdict = life.look(now, heard, carried, rtt.into());
+    pulse.dozing.store(life.interval != FLOWING, Ordering::Relaxed);
+    if verdict.probe {
+        link.egress.offer(packet(this, Probe::Echo { nonce: now }));
+    }
+    if let Some(silent) = verdict.silent {
+        pulse.silent.store(silent, Ordering::Relaxed);
+        info!(peer = %link.neighbor.node, silent, unheard_ms = now.saturating_sub(heard), "link silence");
+        driver.silent(id, silent);
+    }
+    if verdict.dead {
+        link.close(code::SILENT, "nothing is heard any more");
+    }
+    verdict.next
+}
+
+/// A packet for the other end of a link.
+pub(crate) fn packet(this: Address, probe: Probe) -> Batch {
+    let header = Header {
+        class: Class::Probe,
+        ecn: 0,
+        rekey: false,
+        hop_limit: 1,
+        source: this,
+        destination: NEIGHBOR,
+    };
+    Batch::one(header, &probe.encode())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lives from 0 to `end` on a link whose neighbour answers in 10 ms until `cut`, while `carried` packets cross it in
+    /// each millisecond; what was decided, and when.
+    fn check(end: u64, cut: u64, carried: u32) -> (Vec<(u64, bool)>, Option<u64>, usize) {
+        let mut life = Liveness::new(0);
+        let (mut heard, mut packets, mut probes) = (0, 0, 0);
+        let (mut turns, mut dead, mut next, mut answer) = (vec![], None, 0, None);
+        for now in 0..end {
+            packets += carried;
+            if carried > 0 && now < cut {
+                heard = now;
+            }
+            if answer == Some(now) && now < cut {
+                heard = now;
+            }
+            if now < next && !(life.interval != FLOWING && packets >= FLOW) {
+                continue;
+            }
+            let verdict = life.look(now, heard, std::mem::take(&mut packets), 10);
+            assert!(verdict.next > now);
+            next = verdict.next;
+            if verdict.probe {
+                probes += 1;
+                answer = Some(now + 10);
+            }
+            turns.extend(verdict.silent.map(|silent| (now, silent)));
+            if verdict.dead {
+                dead.get_or_insert(now);
+            }
+        }
+        (turns, dead, probes)
+    }
+
+    #[test]
+    fn a_flow_leaves_a_dead_neighbour_after_three_probes() {
+        for cut in [5000, 5030, 5070, 5099] {
+            let (turns, dead, _) = check(12_000, cut, 1);
+            let [(at, true)] = turns[..] else { panic!("{turns:?}") };
+            assert!((cut + 299..=cut + 310).contains(&at), "{at} after {cut}");
+            let dead = dead.unwrap();
+            assert!((cut + 2999..=cut + 3100).contains(&dead), "{dead} after {cut}");
+        }
+    }
+
+    #[test]
+    fn an_idle_link_is_probed_seldom_and_lost_late() {
+        let (turns, dead, probes) = check(120_000, u64::MAX, 0);
+        assert_eq!((turns, dead), (vec![], None));
+        assert!(probes <= 15 + 105 / 5 + 1, "{probes}");
+        let (turns, dead, _) = check(120_000, 60_000, 0);
+        assert!(turns[0].0 <= 60_000 + 20_000 && dead.unwrap() <= 60_000 + 20_000, "{turns:?} {dead:?}");
+    }
+
+    #[test]
+    fn a_flow_that_begins_with_silence_is_given_its_three_probes() {
+        let mut life = Liveness::new(0);
+        life.staked_until = 0;
+        life.look(1, 0, 0, 0);
+        let probed = (2..20_000).find(|&now| life.look(now, 0, 0, 0).probe).unwrap();
+        assert_eq!(life.look(probed + 10, 0, FLOW, 0).silent, None);
+        let silent = (probed + 11..probed + 1000).find(|&now| life.look(now, 0, 1, 0).silent.is_some());
+        assert_eq!(silent, Some(probed + 10 + 300));
+    }
+
+    #[test]
+    fn a_long_way_is_given_more_time() {
+        let mut life = Liveness::new(0);
+        life.look(1, 1, FLOW, 600);
+        let silent = (2..5000).find(|&now| life.look(now, 1, 1, 600).silent.is_some()).unwrap();
+        assert!(silent >= 1300, "{silent}");
+    }
+
+    #[test]
+    fn a_silent_link_is_taken_back_when_it_has_been_heard_for_a_while() {
+        let mut life = Liveness::new(0);
+        life.look(1, 1, FLOW, 0);
+        let silent = (2..5000).find(|&now| life.look(now, 1, 1, 0).silent == Some(true)).unwrap();
+        assert_eq!(life.look(silent + 200, silent + 199, 1, 0).silent, None, "a single sound");
+        let back = (silent + 200..9000).find(|&now| life.look(now, now, 1, 0).silent == Some(false)).unwrap();
+        assert!(back >= silent + 200 + SOUND_FOR);
+    }
+}
