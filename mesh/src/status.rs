@@ -124,7 +124,7 @@ pub struct LinkStatus {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LinkFacts {
-    /// How packets travel: `quic`, `sealed` or `tcp`.
+    /// What carries its packets: `quic`, `sealed` or `tcp`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
     /// Largest overlay packet that it carries, in bytes.

@@ -137,6 +137,9 @@ Examples:
     /// Tokens that new nodes join with.
     #[command(subcommand)]
     Token(Token),
+    /// Jobs: launch, follow, list, show, cancel; asks a controller as a user.
+    #[command(subcommand)]
+    Job(crate::commands::job::Job),
     /// The certificate authority of a mesh, in a directory.
     #[command(subcommand)]
     Ca(Ca),

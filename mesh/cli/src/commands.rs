@@ -5,6 +5,7 @@ pub(crate) mod completion;
 pub(crate) mod doctor;
 pub(crate) mod events;
 pub(crate) mod forward;
+pub(crate) mod job;
 pub(crate) mod links;
 pub(crate) mod man;
 pub(crate) mod netcheck;

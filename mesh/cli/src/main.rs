@@ -4,6 +4,7 @@
 //! ends with a documented exit code ([`failure`]). Every answer is rendered by a pure function, so that what people
 //! see is kept by tests.
 
+mod api;
 mod args;
 mod commands;
 mod door;
@@ -47,6 +48,7 @@ async fn run(args: Args, output: &mut Output) -> Result<Exit, Failure> {
         Command::Nodes => look(&Nodes, &settings, watch, output).await,
         Command::Links => look(&Links, &settings, watch, output).await,
         Command::Routes => look(&Routes, &settings, watch, output).await,
+        Command::Job(job) => commands::job::run(&api::Api::open(&settings)?, job, output).await,
         Command::Ping(ping) => commands::ping::run(&mut door::open(&settings).await?, ping, output).await,
         Command::Trace(trace) => commands::trace::run(&mut door::open(&settings).await?, trace, output).await,
         Command::Netcheck(netcheck) => {
