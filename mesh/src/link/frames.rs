@@ -333,6 +333,8 @@ async fn tunnel(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), target: &str
 
 #[cfg(test)]
 mod tests {
+    use plexus_proto::id::Address;
+
     use super::*;
     use crate::batch::ROOM;
     use plexus_proto::packet::{Class, HEADER_LEN, Header};
