@@ -31,6 +31,7 @@ mod stdout;
 mod templates;
 mod tokens;
 mod websocket;
+mod work;
 
 #[cfg(test)]
 mod tests;
@@ -189,6 +190,7 @@ async fn dispatch(call: &Call) -> Answer {
         ["api", "v2", rest @ ..] => version_two(call, rest).await,
         ["websocket"] | ["api", "websocket"] => Err(websocket::needed()),
         ["api", "plexus", "v1", "grep"] => grep::serve(call).await,
+        ["api", "plexus", "v1", "work", id, "abandon"] => work::abandon(call, id).await,
         ["api", "plexus", "v1", "mesh", rest @ ..] => mesh::serve(call, rest).await,
         _ => Err(ApiError::no_such_page()),
     }
