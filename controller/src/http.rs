@@ -9,6 +9,7 @@
 mod ansi;
 mod call;
 mod credentials;
+mod enrolment;
 mod environments;
 mod error;
 mod events;
@@ -41,12 +42,14 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use plexus_mesh::Mesh;
 use uuid::Uuid;
 
 pub use error::ApiError;
 pub use mesh::{MeshError, MeshView, NoMesh};
 
 use crate::auth::Auth;
+use crate::enrolment::Enrolment;
 use crate::registry;
 use crate::store::core::CoreDb;
 use crate::store::events::EventStore;
@@ -75,6 +78,8 @@ pub struct App {
     pub node: Arc<str>,
     /// Identity of this installation.
     pub install: Uuid,
+    /// Tokens and members, and the mesh that is told of revocations; none for a controller that stands alone.
+    pub enrolment: Option<Arc<(Enrolment, Mesh)>>,
 }
 
 impl App {
@@ -102,6 +107,7 @@ impl App {
             projects_root: Arc::new(projects_root),
             node: node.into(),
             install,
+            enrolment: None,
         })
     }
 }
@@ -173,6 +179,7 @@ async fn dispatch(call: &Call) -> Answer {
         ["api", "v2"] => root::version_two(call),
         ["api", "v2", rest @ ..] => version_two(call, rest).await,
         ["api", "plexus", "v1", "mesh", rest @ ..] => mesh::serve(call, rest).await,
+        ["api", "plexus", "v1", "enrolment", rest @ ..] => enrolment::serve(call, rest).await,
         _ => Err(ApiError::no_such_page()),
     }
 }

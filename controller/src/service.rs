@@ -4,6 +4,7 @@
 //! keys. A controller that says it is ready has its API open; its nodes come and go.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use plexus_mesh::Mesh;
@@ -14,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use crate::config::Config;
+use crate::enrolment::Enrolment;
 use crate::http::{self, App};
 use crate::https::Doors;
 use crate::ingest::Ingest;
@@ -47,14 +49,25 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let vault = Vault::open(&config.data_dir.join("secret"))?;
     let events = EventStore::open(&config.data_dir.join("events")).await?;
     let doors = Doors::open(&config.http, &config.data_dir.join("https")).await?;
-    let mesh = start_mesh(&config, credentials).await?;
+    let mesh = start_mesh(&config, credentials.clone()).await?;
+    let enrolment = Enrolment::new(
+        core.clone(),
+        vault.clone(),
+        credentials,
+        config.enrolment.ca_dir.clone(),
+        member_addresses(&config, &mesh),
+        Duration::from_secs(config.enrolment.certificate_seconds),
+    );
+    enrolment.start(&mesh).await.context("cannot take calls for certificates")?;
+    mesh.keep_certified(&config.identity_dir);
     let socket = LocalSocket::bind(&config.socket).await?;
 
     let shown = Arc::new(ShownMesh(mesh.clone()));
     let root = config.projects.root.clone();
-    let app =
+    let mut app =
         App::open(core.clone(), vault.clone(), events.clone(), shown, root.clone(), identity.node.as_str())
             .await?;
+    app.enrolment = Some(Arc::new((enrolment, mesh.clone())));
     let wanted = std::env::var(ADMIN_PASSWORD).ok().map(Zeroizing::new);
     let made = auth::ensure_admin(&core, &app.auth, wanted.as_ref().map(|text| text.as_str())).await?;
     if let Some(password) = made {
@@ -98,6 +111,17 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     core.close().await;
     tracing::info!("controller stopped");
     served.context("the API stopped")
+}
+
+/// Where new machines can reach a member, as far as this controller knows: what it was told, else whom it dials, and
+/// where it listens itself.
+fn member_addresses(config: &Config, mesh: &Mesh) -> Vec<String> {
+    if !config.enrolment.addresses.is_empty() {
+        return config.enrolment.addresses.clone();
+    }
+    let dialed = config.mesh.peers().into_iter().flat_map(|peer| peer.addresses);
+    let own = mesh.listen_addresses().into_iter().filter(|address| !address.ip().is_unspecified());
+    dialed.chain(own.map(|address| address.to_string())).take(16).collect()
 }
 
 async fn start_mesh(config: &Config, credentials: Credentials) -> anyhow::Result<Mesh> {

@@ -27,7 +27,7 @@ use tracing::{debug, info, warn};
 use crate::driver::{DriverHandle, Event};
 use crate::forward::{Overlay, Slab};
 use crate::framed::{self, FrameReader, FrameWriter};
-use crate::identity::peer_identity;
+use crate::identity::{self, key_fingerprint, peer_chain, peer_identity};
 use crate::node::Node;
 use crate::routing::LinkId;
 use egress::Egress;
@@ -58,6 +58,10 @@ pub(crate) mod code {
     pub(crate) const SUPERSEDED: VarInt = VarInt::from_u32(4);
     /// The neighbour did not read its control stream.
     pub(crate) const SLOW: VarInt = VarInt::from_u32(5);
+    /// The neighbour's certificate was revoked.
+    pub(crate) const REVOKED: VarInt = VarInt::from_u32(6);
+    /// A certificate has expired while the link was up.
+    pub(crate) const EXPIRED: VarInt = VarInt::from_u32(7);
 }
 
 /// A link that has said hello.
@@ -82,6 +86,10 @@ pub(crate) struct LinkHandle {
     pub(crate) dialed: bool,
     pub(crate) since: jiff::Timestamp,
     pub(crate) egress: Arc<Egress>,
+    /// SHA-256 of the neighbour's public key.
+    pub(crate) key: [u8; 32],
+    /// End of the neighbour's certificate, as far as it has shown.
+    pub(crate) expires: jiff::Timestamp,
     connection: Connection,
     control: mpsc::Sender<LinkMessage>,
 }
@@ -182,6 +190,11 @@ pub(crate) async fn greet(node: &Node, connection: Connection, side: Side<'_>) -
 /// Runs a link to its end, and says why it ended.
 pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, dialed: bool) -> ConnectionError {
     let Greeted { connection, neighbor, hello, cost, control: (writer, reader) } = greeted;
+    // The handshake has judged it, so it parses; nothing is trusted that does not.
+    let leaf = peer_chain(&connection).ok().and_then(|chain| chain.into_iter().next());
+    let key =
+        leaf.as_ref().and_then(identity::public_key).map(|key| key_fingerprint(&key)).unwrap_or_default();
+    let expires = leaf.and_then(|leaf| identity::expires(&leaf).ok()).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
     let id = node.next_link();
     let egress = Arc::new(Egress::new(connection.clone()));
     let (control, messages) = mpsc::channel(CONTROL_BACKLOG);
@@ -194,6 +207,8 @@ pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, dialed: bool) -> Con
         dialed,
         since: jiff::Timestamp::now(),
         egress: egress.clone(),
+        key,
+        expires,
         connection: connection.clone(),
         control: control.clone(),
     };

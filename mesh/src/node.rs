@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use jiff::Timestamp;
 use plexus_proto::id::{Identity, NodeId};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -13,8 +12,9 @@ use tracing::{debug, warn};
 use crate::config::Peer;
 use crate::driver::DriverHandle;
 use crate::endpoint::Endpoints;
+use crate::enrol::{self, Front};
 use crate::forward::Overlay;
-use crate::identity::Verifier;
+use crate::identity::{Credentials, Verifier};
 use crate::link::{self, Side, greet};
 use crate::routing::LinkId;
 
@@ -28,8 +28,7 @@ const WARN_EVERY: Duration = Duration::from_secs(1);
 pub(crate) struct Node {
     pub(crate) identity: Identity,
     pub(crate) verifier: Arc<Verifier>,
-    /// End of our own certificate.
-    pub(crate) expires: Timestamp,
+    pub(crate) credentials: Credentials,
     pub(crate) overlay: Arc<Overlay>,
     pub(crate) endpoints: Endpoints,
     pub(crate) driver: DriverHandle,
@@ -39,6 +38,10 @@ pub(crate) struct Node {
     pub(crate) last_link: AtomicU64,
     /// Neighbours to dial.
     pub(crate) dialed: Vec<Dialed>,
+    /// Where machines without a certificate knock.
+    pub(crate) front: Arc<Front>,
+    /// Wakes the task that renews our certificate.
+    pub(crate) renew_now: tokio::sync::Notify,
 }
 
 /// A neighbour to dial, and how that goes.
@@ -105,6 +108,10 @@ pub(crate) async fn accept(node: Arc<Node>, endpoint: quinn::Endpoint) {
         let Some(incoming) = incoming else {
             return links.shutdown().await;
         };
+        if enrol::is_enrolment(&incoming) {
+            links.spawn(node.front.clone().receive(incoming));
+            continue;
+        }
         let Ok(turn) = handshakes.clone().try_acquire_owned() else {
             // Many at once, or a flood from forged addresses: only who can be reached may try again.
             if incoming.may_retry() {

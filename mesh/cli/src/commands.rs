@@ -1,9 +1,11 @@
 //! One module for each verb.
 
 pub(crate) mod ca;
+pub(crate) mod node;
 pub(crate) mod nodes;
 pub(crate) mod ping;
 pub(crate) mod status;
+pub(crate) mod token;
 pub(crate) mod trace;
 
 #[cfg(test)]

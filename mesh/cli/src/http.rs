@@ -9,7 +9,7 @@ use std::io;
 use std::time::Duration;
 
 use plexus_proto::id::NodeId;
-use reqwest::{Client, RequestBuilder, StatusCode, Url, redirect};
+use reqwest::{Client, Method, RequestBuilder, StatusCode, Url, redirect};
 use serde::{Deserialize, Serialize};
 
 use crate::door::{Answer, unknown_node, unreachable_node};
@@ -72,6 +72,48 @@ impl HttpDoor {
 
     pub(crate) async fn trace(&self, node: &NodeId, timeout: Duration) -> Result<Answer, Failure> {
         self.probe("trace", node, timeout).await
+    }
+
+    /// Any call below `/api/plexus/v1/`; gives the JSON of the answer, empty if there is none.
+    pub(crate) async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&serde_json::Value>,
+    ) -> Result<Answer, Failure> {
+        let request = self.client.request(method, format!("{}/api/plexus/v1/{path}", self.controller.url));
+        let request = match &self.controller.login {
+            Login::Token(token) => request.bearer_auth(token),
+            Login::Password { user, password } => request.basic_auth(user, Some(password)),
+            Login::Nobody => request,
+        };
+        let request = match body {
+            Some(body) => request.json(body),
+            None => request,
+        };
+        let lost = |error: reqwest::Error| self.lost(&error);
+        let response = request.timeout(PATIENCE).send().await.map_err(lost)?;
+        let status = response.status();
+        let text = response.text().await.map_err(lost)?;
+        if status.is_success() {
+            return Ok(Answer(text));
+        }
+        let said: Option<serde_json::Value> = serde_json::from_str(&text).ok();
+        let detail = said.as_ref().and_then(|said| said["detail"].as_str()).map(str::to_owned);
+        match status {
+            // What is wrong with which field.
+            StatusCode::BAD_REQUEST if detail.is_none() => {
+                let fields = said.as_ref().and_then(|said| said.as_object()).into_iter().flatten();
+                let words: Vec<_> = fields
+                    .map(|(field, text)| format!("{field}: {}", text[0].as_str().unwrap_or("wrong")))
+                    .collect();
+                Err(Failure::new(Exit::Usage, words.join("; ")))
+            }
+            StatusCode::NOT_FOUND if detail.is_some() => {
+                Err(Failure::new(Exit::NotFound, detail.unwrap_or_default()))
+            }
+            status => Err(self.refused(status, detail)),
+        }
     }
 
     async fn probe(&self, verb: &str, node: &NodeId, timeout: Duration) -> Result<Answer, Failure> {

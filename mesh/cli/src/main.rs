@@ -38,6 +38,8 @@ async fn run(args: Args, output: &mut Output) -> Result<Exit, Failure> {
     let settings = Settings::new(args.socket, args.controller, |name| std::env::var(name).ok());
     match args.command {
         Command::Ca(command) => commands::ca::run(command, output),
+        Command::Token(command) => commands::token::run(&settings, command, output).await,
+        Command::Node(command) => commands::node::run(&settings, command, output).await,
         Command::Status => commands::status::run(&mut door::open(&settings).await?, output).await,
         Command::Nodes => commands::nodes::run(&mut door::open(&settings).await?, output).await,
         Command::Ping(ping) => commands::ping::run(&mut door::open(&settings).await?, ping, output).await,

@@ -30,7 +30,7 @@ impl Mesh {
             cluster: identity.cluster.clone(),
             address: identity.address,
             software: node.software.clone(),
-            certificate_expires: node.expires,
+            certificate_expires: node.credentials.expires(),
             listen: self.listen_addresses(),
             peers: node.dialed.iter().map(|dialed| peer(&dialed.peer, dialed.progress())).collect(),
             links: self.0.links.load().values().map(link).collect(),
