@@ -9,6 +9,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     ];
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(files, ["proto"])?;
-    tonic_prost_build::configure().bytes(".plexus.v1").btree_map(".").compile_fds(descriptors)?;
+    let secret = ["PrivateBlock", "PrivateFile", "RegistryAuth"].map(|name| format!(".plexus.v1.{name}"));
+    tonic_prost_build::configure()
+        .skip_debug(secret)
+        .bytes(".plexus.v1")
+        .btree_map(".")
+        .compile_fds(descriptors)?;
     Ok(())
 }

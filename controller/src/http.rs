@@ -19,6 +19,7 @@ mod inventories;
 mod jobs;
 mod later;
 mod launch;
+mod live;
 mod login;
 mod mesh;
 mod people;
@@ -29,6 +30,7 @@ mod settings;
 mod stdout;
 mod templates;
 mod tokens;
+mod websocket;
 
 #[cfg(test)]
 mod tests;
@@ -43,6 +45,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use plexus_mesh::Mesh;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub use error::ApiError;
@@ -50,6 +53,7 @@ pub use mesh::{MeshError, MeshView, NoMesh};
 
 use crate::auth::Auth;
 use crate::enrolment::Enrolment;
+use crate::live::Live;
 use crate::registry;
 use crate::store::core::CoreDb;
 use crate::store::events::EventStore;
@@ -70,6 +74,8 @@ pub struct App {
     pub auth: Auth,
     /// What jobs printed and did.
     pub events: EventStore,
+    /// What happens right now.
+    pub live: Live,
     /// The mesh, as far as people see it.
     pub mesh: Arc<dyn MeshView>,
     /// Directory of the manual projects.
@@ -83,7 +89,8 @@ pub struct App {
 }
 
 impl App {
-    /// Brings up what the API needs: the built-in objects and the identity of the installation.
+    /// Brings up what the API needs: the built-in objects and the identity of the installation. Whoever watches
+    /// something is let go when `shutdown` comes.
     ///
     /// # Errors
     /// What the database or the random numbers say.
@@ -94,15 +101,18 @@ impl App {
         mesh: Arc<dyn MeshView>,
         projects_root: PathBuf,
         node: &str,
+        shutdown: CancellationToken,
     ) -> Result<Self, crate::auth::Error> {
         registry::seed(&db).await?;
         let install = root::installation(&db).await?;
         let auth = Auth::new(db.clone())?;
+        let live = Live::start(db.clone(), events.clone(), shutdown);
         Ok(Self {
             db,
             vault,
             auth,
             events,
+            live,
             mesh,
             projects_root: Arc::new(projects_root),
             node: node.into(),
@@ -119,15 +129,19 @@ pub fn router(app: App) -> Router {
 
 async fn serve(State(app): State<App>, request: Request) -> Response {
     let begun = Instant::now();
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
     let id = Uuid::now_v7();
+    let socket = websocket::requested(&mut parts).await;
     let (path, method) = (parts.uri.path().to_owned(), parts.method.clone());
     let node = app.node.clone();
     let mut known = false;
     let mut allow = None;
     let mut response = match Call::read(app, parts, body).await {
         Ok(call) => {
-            let answer = dispatch(&call).await;
+            let answer = match socket {
+                Some(socket) => websocket::accept(&call, socket),
+                None => dispatch(&call).await,
+            };
             known = call.somebody().is_some();
             allow = call.allowed();
             answer.unwrap_or_else(IntoResponse::into_response)
@@ -178,6 +192,7 @@ async fn dispatch(call: &Call) -> Answer {
         ["api", "logout"] => login::logout(call).await,
         ["api", "v2"] => root::version_two(call),
         ["api", "v2", rest @ ..] => version_two(call, rest).await,
+        ["websocket"] | ["api", "websocket"] => Err(websocket::needed()),
         ["api", "plexus", "v1", "mesh", rest @ ..] => mesh::serve(call, rest).await,
         ["api", "plexus", "v1", "enrolment", rest @ ..] => enrolment::serve(call, rest).await,
         _ => Err(ApiError::no_such_page()),
@@ -208,6 +223,7 @@ async fn version_two(call: &Call, segments: &[&str]) -> Answer {
             Some(resource) => below_object(call, resource, id, below).await,
             None => Err(ApiError::no_such_page()),
         },
+        ["jobs", id, "events", "stream"] => live::of_job(call, id).await,
         _ => Err(ApiError::no_such_page()),
     }
 }

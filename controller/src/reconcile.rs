@@ -25,6 +25,7 @@ use uuid::Uuid;
 use crate::fleet::Nodes;
 use crate::ingest::Ingest;
 use crate::outcome;
+use crate::payload::tree::Trees;
 use crate::schedule::{self, Candidate};
 use crate::store::core::{CoreDb, Error};
 use crate::store::events::EventStore;
@@ -52,6 +53,8 @@ pub struct Context {
     pub nodes: watch::Receiver<Arc<Nodes>>,
     /// Where manual projects lie.
     pub projects: PathBuf,
+    /// Project trees as they were read last.
+    pub trees: Arc<Trees>,
 }
 
 /// The latest time somebody asked to end a job; drivers signal again on each change.

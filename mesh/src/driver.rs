@@ -43,6 +43,8 @@ pub(crate) enum Event {
     Revoke(SignedRevocations, oneshot::Sender<()>),
     /// Our own certificate was renewed.
     Renewed,
+    /// Our certificate, or whom we trust, is another.
+    Credentials(Box<Credentials>),
 }
 
 /// Sends events to the driver.
@@ -206,6 +208,13 @@ impl Driver {
                 Input::Renewed
             }
             Event::Heard(..) => return,
+            Event::Credentials(credentials) => {
+                self.verifier = credentials.verifier();
+                self.trust.judge_by(credentials.verifier());
+                self.vouched = Vouched::default();
+                self.credentials = *credentials;
+                return;
+            }
         };
         self.router.handle(input, now);
         self.apply(now);
@@ -280,6 +289,10 @@ impl Driver {
         };
         for known in self.links.values().filter(stale) {
             known.close(code::SUPERSEDED, "neighbour has started anew");
+        }
+        let this = self.credentials.identity().address;
+        for duplicate in self.links.values().filter_map(|known| link.duplicate(known, this)) {
+            duplicate.close(code::DUPLICATE, "both ends dialed");
         }
     }
 

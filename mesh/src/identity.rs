@@ -178,6 +178,25 @@ impl Credentials {
         self.0.shown.0.load().chain.clone()
     }
 
+    /// Whether certificates and trusted roots are those of `other`.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.chain() == other.chain() && self.0.verifier.roots() == other.0.verifier.roots()
+    }
+
+    /// Takes over certificate and trusted roots of `other`, if they are for the same node and the same key. False if
+    /// they are not; nothing has changed then.
+    pub(crate) fn take_over(&self, other: &Self) -> bool {
+        if self.0.identity != other.0.identity || self.public_key() != other.public_key() {
+            return false;
+        }
+        let Ok(current) = Current::new(other.chain().to_vec(), self.0.key.clone()) else { return false };
+        if self.0.verifier.trust(&other.0.verifier.roots()).is_err() {
+            return false;
+        }
+        self.0.shown.0.store(Arc::new(current));
+        true
+    }
+
     /// When the leaf ends.
     pub fn expires(&self) -> Timestamp {
         self.0.shown.0.load().expires
@@ -304,6 +323,14 @@ pub(crate) fn block(label: &str, der: &[u8]) -> String {
     let lines: Vec<&str> =
         text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap_or_default()).collect();
     format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
+}
+
+/// Whom the certificates that a peer has shown name, judged now.
+pub(crate) fn certified(shown: &[CertificateDer<'_>], verifier: &Verifier) -> Result<Identity, Error> {
+    if shown.is_empty() {
+        return Err(Error::NoCertificate);
+    }
+    verifier.verify(shown, UnixTime::now())
 }
 
 pub(crate) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {

@@ -50,6 +50,11 @@ impl Trust {
         trust
     }
 
+    /// Judges by other credentials from now on; the revocations are in them already.
+    pub(crate) fn judge_by(&mut self, verifier: Arc<Verifier>) {
+        self.verifier = verifier;
+    }
+
     fn load(&self) {
         let known = match std::fs::metadata(&self.file) {
             Ok(known) if known.len() <= FILE_MAX => known,

@@ -180,7 +180,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     fn file(path: &str, mode: u32) -> PrivateFile {
-        PrivateFile { path: path.to_owned(), mode, content: b"content".to_vec().into() }
+        PrivateFile { path: path.to_owned(), mode, content: b"content".to_vec().into(), secret: false }
     }
 
     #[test]

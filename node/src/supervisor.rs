@@ -91,8 +91,8 @@ pub struct Opened {
 pub struct Wanted {
     /// Names this stream: a later one takes its place.
     pub ticket: u64,
-    /// The project tree, if the unit has one.
-    pub tree: Option<Digest>,
+    /// The project tree, if the unit has one, and the bytes of its manifest.
+    pub tree: Option<(Digest, u64)>,
     /// Where to lay the working copy out.
     pub copy: PathBuf,
 }

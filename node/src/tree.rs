@@ -2,16 +2,19 @@
 //!
 //! A tree is a manifest (paths, modes, symlinks, digests of chunks), named by the BLAKE3 digest of its encoding.
 //! Manifests come from a peer, so [`manifest`] refuses whatever could write outside the copy before a byte of it
-//! is on disk. [`cache`] keeps manifests and chunks between units, [`lay_out`](mod@lay_out) makes copies.
+//! is on disk. [`cache`] keeps whole trees between units, read-only; [`filling`] makes a new one out of chunks that
+//! come and files that are there; [`working`] gives each unit a tree of its own over it.
 
 pub mod cache;
-pub mod lay_out;
+pub mod filling;
 pub mod manifest;
+pub mod working;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 pub use cache::Cache;
+pub use filling::Filling;
 pub use manifest::Tree;
 
 /// Bytes of every chunk of a file but the last.
@@ -39,15 +42,18 @@ pub enum Error {
         /// The limit.
         limit: u64,
     },
+    /// Bytes that are no manifest.
+    #[error("manifest does not decode")]
+    Encoding,
     /// Not the bytes that were named.
     #[error("{what} does not have the digest it was sent for")]
     Digest {
         /// Chunk or manifest.
         what: &'static str,
     },
-    /// A chunk in the cache is gone or damaged.
-    #[error("chunk {} is not in the cache", hex(.0))]
-    Missing(Digest),
+    /// The peer sent something else than the chunks that were asked for.
+    #[error("chunks came that were not asked for, or do not decompress")]
+    Batch,
     /// The file system refused.
     #[error("cannot {what} {}", path.display())]
     Disk {

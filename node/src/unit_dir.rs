@@ -276,6 +276,10 @@ struct SpecFile {
     grace_seconds: u32,
     timeout_seconds: u64,
     env: BTreeMap<String, String>,
+    #[serde(default)]
+    organization: String,
+    #[serde(default)]
+    keep_seconds: u32,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -304,6 +308,8 @@ impl UnitFile {
                 grace_seconds: spec.grace_seconds,
                 timeout_seconds: spec.timeout_seconds,
                 env: spec.env.clone(),
+                organization: spec.organization.clone(),
+                keep_seconds: spec.keep_seconds,
             },
         }
     }
@@ -326,6 +332,8 @@ impl UnitFile {
             grace_seconds: self.spec.grace_seconds,
             timeout_seconds: self.spec.timeout_seconds,
             env: self.spec.env,
+            organization: self.spec.organization,
+            keep_seconds: self.spec.keep_seconds,
         };
         (owner, spec)
     }

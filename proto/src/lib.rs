@@ -37,7 +37,7 @@ pub mod link {
     pub use crate::generated::link_message::Kind as LinkMessageKind;
     pub use crate::generated::{
         AnnouncedLink, Announcement, Digest, DigestEntry, Hello, LinkClose, LinkMessage, Probe, ProbeReply,
-        SignedAnnouncement, StreamOpen, Want,
+        SealedReady, SignedAnnouncement, StreamOpen, Want,
     };
 }
 
@@ -52,12 +52,13 @@ pub mod work {
     pub use crate::generated::work_client::WorkClient;
     pub use crate::generated::work_server::{Work, WorkServer};
     pub use crate::generated::{
-        Ack, Attach, Attached, CancelRequest, Chunk, Directory, EndRecord, FileContent, Finished,
-        ForgetRequest, Fragment, InfoRequest, ListReply, ListRequest, LostRecord, NodeInfo, Outcome, Output,
-        OwnerEpoch, PayloadDone, PayloadMessage, PayloadNeed, PayloadOpen, Pending, Preparing, PrivateBlock,
-        PrivateFile, PullPolicy, Record, RecordMessage, Refusal, RefusalCode, Running, SealedRecord,
-        Starting, StatusRequest, Stream, SubmitRequest, TreeEntry, TreeManifest, TreeRef, UnitRef, UnitReply,
-        UnitSpec, UnitStatus,
+        Ack, Attach, Attached, CancelRequest, ChunkBatch, Directory, EndRecord, FileContent, Finished,
+        ForgetRequest, Fragment, ImageInfo, ImageReply, ImageRequest, ImagesReply, ImagesRequest,
+        InfoRequest, ListReply, ListRequest, LostRecord, ManifestPart, NodeInfo, Outcome, Output, OwnerEpoch,
+        PayloadDone, PayloadMessage, PayloadNeed, PayloadOpen, PayloadProgress, Pending, Preparing,
+        PrivateBlock, PrivateFile, PullPolicy, PullProgress, Record, RecordMessage, Refusal, RefusalCode,
+        RegistryAuth, Running, SealedRecord, Starting, StatusRequest, Stream, SubmitRequest, TreeEntry,
+        TreeManifest, TreeRef, UnitRef, UnitReply, UnitSpec, UnitStatus,
     };
 }
 
@@ -81,3 +82,16 @@ pub mod local {
         RoutesQuery, StatusQuery, TraceQuery,
     };
 }
+
+/// What may be secret shows nothing of itself.
+macro_rules! hidden {
+    ($($type:ident),*) => {$(
+        impl std::fmt::Debug for generated::$type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(concat!(stringify!($type), "(..)"))
+            }
+        }
+    )*};
+}
+
+hidden!(PrivateBlock, PrivateFile, RegistryAuth);

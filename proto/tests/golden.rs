@@ -88,6 +88,7 @@ fn link_messages() {
             software: "plexus 0.1.0".into(),
             boot_nonce: 0x0102_0304_0506_0708,
             cost: 10,
+            sealed: false,
         })),
     );
     let body = Announcement {
@@ -176,6 +177,8 @@ fn work_verbs() {
         grace_seconds: 10,
         timeout_seconds: 3600,
         env: BTreeMap::from([("LANG".into(), "C.UTF-8".into())]),
+        organization: "Default".into(),
+        keep_seconds: 60,
     };
     let store_id = Bytes::from_static(&[3; 16]);
     check(
@@ -220,23 +223,53 @@ fn payload_messages() {
             })),
         },
     ];
-    check("payload-manifest", payload(PayloadMessageKind::Manifest(TreeManifest { entries })));
-    let need = PayloadNeed { manifest: false, chunks: vec![Bytes::from_static(&[1; 32])], private: true };
+    let data = TreeManifest { entries }.encode_to_vec().into();
+    check("payload-manifest", payload(PayloadMessageKind::Manifest(ManifestPart { data, last: true })));
+    let need = PayloadNeed { manifest: false, chunks: vec![0, 2, 7, 1], private: true };
     check("payload-need", payload(PayloadMessageKind::Need(need)));
-    let chunk = Chunk { digest: Bytes::from_static(&[1; 32]), data: Bytes::from_static(b"hosts") };
-    check("payload-chunk", payload(PayloadMessageKind::Chunk(chunk)));
-    let file = PrivateFile { path: "env/settings".into(), mode: 0o600, content: Bytes::from_static(b"{}") };
+    let batch = ChunkBatch { data: Bytes::from_static(b"hosts"), plain_size: 0 };
+    check("payload-chunks", payload(PayloadMessageKind::Chunks(batch)));
+    let line = "pulling image".into();
+    check("payload-progress", payload(PayloadMessageKind::Progress(PayloadProgress { line })));
+    let file = PrivateFile {
+        path: "env/settings".into(),
+        mode: 0o600,
+        content: Bytes::from_static(b"{}"),
+        secret: true,
+    };
+    let registry = RegistryAuth {
+        host: "quay.io".into(),
+        username: "robot".into(),
+        password: "p".into(),
+        insecure: true,
+    };
     let private = PrivateBlock {
         files: vec![file],
         stdin: Bytes::from_static(b"{\"eof\": true}\n"),
         spool_key: Bytes::from_static(&[5; 32]),
         spool_key_id: 1,
         env: BTreeMap::from([("TOKEN".into(), "t".into())]),
+        registry: Some(registry),
     };
+    assert!(!format!("{private:?}").contains("robot"), "the debug text of secrets shows nothing");
     check("payload-private", payload(PayloadMessageKind::Private(private)));
-    let done = PayloadDone { status: Some(status(UnitStatusState::Running(Running { pid: 77 }))) };
+    let image = ImageInfo {
+        names: vec!["localhost/ee:1".into()],
+        id: "ab".into(),
+        digest: "sha256:cd".into(),
+        size: 300,
+        in_use: 1,
+    };
+    let status_now = Some(status(UnitStatusState::Running(Running { pid: 77 })));
+    let done = PayloadDone { status: status_now, image: Some(image.clone()) };
     check("payload-done", payload(PayloadMessageKind::Done(done)));
     check("payload-refusal", payload(PayloadMessageKind::Refusal(refusal())));
+    check("images", ImagesRequest {});
+    check("images-reply", ImagesReply { images: vec![image.clone()], problem: "p".into() });
+    check("image", ImageRequest { image: "localhost/ee:1".into(), auth: None });
+    let versions = BTreeMap::from([("ansible-core".into(), "2.19.14".into())]);
+    check("image-reply", ImageReply { image: Some(image), problem: "p".into(), versions });
+    check("pull-progress", PullProgress { line: "copying".into(), image: None, problem: String::new() });
 }
 
 #[test]

@@ -6,14 +6,20 @@ use plexus_mesh::framed::{self, FrameReader, FrameWriter};
 use plexus_proto::frame::WORK_FRAME_MAX;
 use plexus_proto::id::{Attempt, OwnerEpoch};
 use plexus_proto::work::{
-    Chunk, PayloadMessage, PayloadMessageKind, PayloadNeed, PayloadOpen, PrivateBlock, Refusal, UnitStatus,
+    ChunkBatch, ManifestPart, PayloadDone, PayloadMessage, PayloadMessageKind, PayloadNeed, PayloadOpen,
+    PrivateBlock, Refusal,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
 
 use crate::payload::tree::{self, Tree};
 
 /// Most rounds of need and answer: manifest, chunks, private block, and room for a node that asks in parts.
 const ROUNDS: usize = 10_000;
+/// Bytes of a manifest in one frame.
+const PART: usize = 1 << 20;
+/// Batches that were read and wait for the stream.
+const BATCHES: usize = 4;
 
 /// A payload that did not arrive.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +42,8 @@ pub enum Error {
 }
 
 /// Sends the payload of `attempt` over an open stream of service `payload`.
-/// Returns the unit's status once the node has laid everything out and started it.
+/// Returns the node's last word once it has laid everything out and started the unit; `progress` hears what it is busy
+/// with until then.
 ///
 /// # Errors
 /// [`Error`]; a broken stream may be tried again from the start, the node keeps the chunks it has.
@@ -46,7 +53,8 @@ pub async fn send<S>(
     epoch: OwnerEpoch,
     tree: Arc<Tree>,
     private: PrivateBlock,
-) -> Result<UnitStatus, Error>
+    mut progress: impl FnMut(String),
+) -> Result<PayloadDone, Error>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -59,7 +67,8 @@ where
         let message: Option<PayloadMessage> = reader.next(WORK_FRAME_MAX).await.map_err(Error::Stream)?;
         match message.ok_or(Error::Ended)?.kind {
             Some(PayloadMessageKind::Need(need)) => answer(&mut writer, need, &tree, &mut private).await?,
-            Some(PayloadMessageKind::Done(done)) => return done.status.ok_or(Error::OutOfTurn),
+            Some(PayloadMessageKind::Done(done)) => return Ok(done),
+            Some(PayloadMessageKind::Progress(said)) => progress(said.line),
             Some(PayloadMessageKind::Refusal(refusal)) => return Err(Error::Refused(refusal)),
             _ => return Err(Error::OutOfTurn),
         }
@@ -74,13 +83,28 @@ async fn answer<W: AsyncWrite + Unpin>(
     private: &mut Option<PrivateBlock>,
 ) -> Result<(), Error> {
     if need.manifest {
-        say(writer, PayloadMessageKind::Manifest(tree.manifest().clone())).await?;
+        let manifest = tree.manifest();
+        let mut at = 0;
+        loop {
+            let end = manifest.len().min(at + PART);
+            let part = ManifestPart { data: manifest.slice(at..end), last: end == manifest.len() };
+            say(writer, PayloadMessageKind::Manifest(part)).await?;
+            if end == manifest.len() {
+                break;
+            }
+            at = end;
+        }
     }
-    for digest in need.chunks {
-        let (tree, wanted) = (Arc::clone(tree), digest.clone());
-        let read = tokio::task::spawn_blocking(move || tree.chunk(&wanted));
-        let data = read.await.map_err(|_| Error::Ended)??;
-        say(writer, PayloadMessageKind::Chunk(Chunk { digest, data: data.into() })).await?;
+    if !need.chunks.is_empty() {
+        let (batches, mut ready) = mpsc::channel::<ChunkBatch>(BATCHES);
+        let tree = Arc::clone(tree);
+        let read = tokio::task::spawn_blocking(move || {
+            tree.chunks(&need.chunks, |batch| batches.blocking_send(batch).is_ok())
+        });
+        while let Some(batch) = ready.recv().await {
+            say(writer, PayloadMessageKind::Chunks(batch)).await?;
+        }
+        read.await.map_err(|_| Error::Ended)??;
     }
     if need.private {
         let block = private.take().ok_or(Error::OutOfTurn)?;

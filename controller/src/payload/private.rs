@@ -146,6 +146,7 @@ impl Private<'_> {
             path: path.to_owned(),
             mode: 0o600,
             content: content.into_bytes().into(),
+            secret: false,
         };
         let mut files = vec![
             file("inventory/hosts.json", self.inventory.to_json().to_string()),
@@ -161,6 +162,7 @@ impl Private<'_> {
             spool_key: self.spool_key.expose().to_vec().into(),
             spool_key_id: self.spool_key_id,
             env: Default::default(),
+            registry: None,
         }
     }
 

@@ -267,7 +267,7 @@ impl Driver {
     /// Submits the unit and sends its payload; the node has started it when this returns.
     async fn begin(&mut self, epoch: OwnerEpoch) -> Result<(), Trouble> {
         let loaded = load::everything(&self.context, self.unit.job).await?;
-        let tree = loaded.tree().await?;
+        let tree = loaded.tree(&self.context.trees).await?;
         let (key, key_id) = self.context.vault.spool_key(self.unit.attempt, self.unit.store);
         let spec = UnitSpec {
             label: format!("job {}", self.unit.job),
@@ -277,6 +277,8 @@ impl Driver {
             grace_seconds: GRACE_SECONDS,
             timeout_seconds: 0,
             env: Default::default(),
+            organization: String::new(),
+            keep_seconds: 0,
         };
         let status = self.client.submit(self.unit.attempt, epoch, self.unit.store, spec).await?;
         if needs_payload(&status) {
@@ -289,7 +291,8 @@ impl Driver {
                 spool_key_id: key_id,
             };
             let stream = self.open(dispatch::PAYLOAD).await?;
-            let sending = payload::send(stream, self.unit.attempt, epoch, Arc::clone(&tree), private.block());
+            let block = private.block();
+            let sending = payload::send(stream, self.unit.attempt, epoch, Arc::clone(&tree), block, |_| {});
             tokio::select! {
                 sent = sending => drop(sent?),
                 trouble = self.pass_on_cancels(epoch) => return Err(trouble),

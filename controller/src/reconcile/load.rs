@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::Context;
 use crate::job::{self, CredentialError};
 use crate::payload::private::{Group, Inventory, JobOptions, MachineCredential};
-use crate::payload::tree::{self, Tree};
+use crate::payload::tree::{self, Tree, Trees};
 use crate::project;
 use crate::registry::write::parse_variables;
 use crate::store::core::{Error as StoreError, Row};
@@ -62,11 +62,11 @@ pub(super) struct Loaded {
 }
 
 impl Loaded {
-    /// Reads and hashes the project.
-    pub(super) async fn tree(&self) -> Result<Arc<Tree>, Error> {
-        let root = self.project.clone();
-        let read = tokio::task::spawn_blocking(move || Tree::read(&root)).await;
-        Ok(Arc::new(read.expect("reading a tree does not panic")?))
+    /// The project as it is now.
+    pub(super) async fn tree(&self, trees: &Arc<Trees>) -> Result<Arc<Tree>, Error> {
+        let (root, trees) = (self.project.clone(), Arc::clone(trees));
+        let read = tokio::task::spawn_blocking(move || trees.read(&root)).await;
+        Ok(read.expect("reading a tree does not panic")?)
     }
 }
 

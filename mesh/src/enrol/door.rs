@@ -6,6 +6,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use plexus_proto::enrol::{EnrolAnswer, EnrolAnswerKind, EnrolCall, EnrolCallKind, EnrolRefusalCode};
 use plexus_proto::frame::{self, ENROL_ANSWER_MAX, ENROL_CALL_MAX};
 use plexus_proto::id::{ClusterId, Identity, Role};
@@ -42,7 +43,7 @@ pub(crate) fn is_enrolment(incoming: &quinn::Incoming) -> bool {
 /// The door of one node, and its way to controllers.
 #[derive(Debug)]
 pub(crate) struct Front {
-    credentials: Credentials,
+    credentials: ArcSwap<Credentials>,
     sessions: Arc<Sessions>,
     view: watch::Receiver<Arc<View>>,
     desk: OnceLock<Arc<dyn Desk>>,
@@ -57,13 +58,18 @@ impl Front {
         view: watch::Receiver<Arc<View>>,
     ) -> Self {
         Self {
-            credentials,
+            credentials: ArcSwap::from_pointee(credentials),
             sessions,
             view,
             desk: OnceLock::new(),
             callers: Arc::new(Semaphore::new(CALLERS)),
             calls: Semaphore::new(CALLS),
         }
+    }
+
+    /// Shows other credentials from now on.
+    pub(crate) fn renewed(&self, credentials: &Credentials) {
+        self.credentials.store(Arc::new(credentials.clone()));
     }
 
     /// Says who decides here; once. False if somebody does already.
@@ -82,7 +88,9 @@ impl Front {
             return incoming.refuse();
         };
         let remote = incoming.remote_address();
-        let Ok(crypto) = QuicServerConfig::try_from(self.credentials.enrolment_config(ALPN)) else { return };
+        let Ok(crypto) = QuicServerConfig::try_from(self.credentials.load().enrolment_config(ALPN)) else {
+            return;
+        };
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         config.transport_config(Arc::new(transport())).migration(false);
         let Ok(connecting) = incoming.accept_with(Arc::new(config)) else { return };
@@ -145,7 +153,7 @@ impl Front {
             return refusal(EnrolRefusalCode::Malformed, "the call names no cluster");
         };
         if let Some(desk) = self.desk.get()
-            && self.credentials.identity().cluster == cluster
+            && self.credentials.load().identity().cluster == cluster
         {
             return self.at_desk(desk, call, via).await;
         }
@@ -154,7 +162,10 @@ impl Front {
         };
         let mut last = refusal(
             EnrolRefusalCode::NoController,
-            format!("{} reaches no controller of cluster {cluster} now", self.credentials.identity().node),
+            format!(
+                "{} reaches no controller of cluster {cluster} now",
+                self.credentials.load().identity().node
+            ),
         );
         for controller in self.controllers(&cluster) {
             match tokio::time::timeout(ANSWER_TIMEOUT, self.ask(&controller, &call)).await {

@@ -67,7 +67,7 @@ pub(crate) fn call(credentials: &Credentials) -> EnrolCall {
 pub(crate) async fn keep_certified(node: Arc<Node>, dir: PathBuf) {
     let mut wait = AGAIN;
     loop {
-        let credentials = &node.credentials;
+        let credentials = node.credentials.load_full();
         let left = due(credentials.issued(), credentials.expires()).duration_since(Timestamp::now());
         let pause = match Duration::try_from(left) {
             Ok(left) if !left.is_zero() => left.min(NAP),
@@ -94,8 +94,8 @@ pub(crate) async fn keep_certified(node: Arc<Node>, dir: PathBuf) {
 }
 
 async fn renew(node: &Node, dir: &std::path::Path) -> Result<(), Error> {
-    let credentials = &node.credentials;
-    let call = call(credentials);
+    let credentials = node.credentials.load_full();
+    let call = call(&credentials);
     let answer = node.front.renew(call.clone()).await;
     let checked = match answer.kind {
         Some(EnrolAnswerKind::Issued(signed)) => {

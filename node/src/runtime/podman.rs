@@ -16,6 +16,7 @@ use plexus_proto::id::Attempt;
 use plexus_proto::work::{PullPolicy, UnitSpec};
 
 use super::{Command, Error, Job, Kind, Place, Runtime, base_env, is_env_name, last_line, text};
+use crate::tree::working;
 use crate::unit_dir;
 
 /// Secret environment inside the private directory, as the container sees it.
@@ -170,6 +171,7 @@ impl Runtime for Podman {
     }
 
     fn remove_tree(&self, dir: &Path) -> Result<(), Error> {
+        working::close(dir);
         let Err(first) = unit_dir::remove_tree(dir) else { return Ok(()) };
         // Another user, the container's, owns something below. What starts the client can remove it too: sudo,
         // or, without one, the client's own user namespace.

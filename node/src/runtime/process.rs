@@ -8,6 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Command, Error, Job, Kind, Runtime, base_env, is_env_name, last_line, text};
 use crate::shim::{MARKER, processes};
+use crate::tree::working;
 use crate::{cgroup, unit_dir};
 
 /// Longest wait for killed processes to go.
@@ -80,6 +81,7 @@ impl Runtime for Process {
     }
 
     fn remove_tree(&self, dir: &Path) -> Result<(), Error> {
+        working::close(dir);
         unit_dir::remove_tree(dir).map_err(|error| Error::Helper {
             command: format!("removing {}", dir.display()),
             reason: error.to_string(),

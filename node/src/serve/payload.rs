@@ -1,28 +1,26 @@
 //! The payload of a unit: its project tree as far as it is missing, then its private block.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use plexus_mesh::framed::{FrameReader, FrameWriter};
 use plexus_proto::frame::PRIVATE_FRAME_MAX;
 use plexus_proto::id::{Attempt, Identity, OwnerEpoch};
 use plexus_proto::work::{
-    Chunk, PayloadDone, PayloadMessage, PayloadMessageKind, PayloadNeed, PayloadOpen, PrivateBlock,
-    RefusalCode, TreeManifest, UnitStatus,
+    ChunkBatch, ManifestPart, PayloadDone, PayloadMessage, PayloadMessageKind, PayloadNeed, PayloadOpen,
+    PrivateBlock, RefusalCode, UnitStatus,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::Error;
 use crate::supervisor::{Supervisor, Wanted};
-use crate::tree::cache::digest_of;
-use crate::tree::{self, Digest, Tree, lay_out};
+use crate::tree::manifest::MANIFEST_MAX;
+use crate::tree::{self, Filling, working};
 use crate::work::{Caller, refusal};
 
-/// Chunks asked for at a time, so that the request stays short and the rest can still change.
-const NEED_BATCH: usize = 4096;
-/// Rounds of asking for chunks: a second one repairs what was found damaged, a third would not help.
-const ROUNDS: usize = 3;
+/// Batches on their way to the disk: while one is written, the next may come.
+const BATCHES: usize = 4;
 
 struct Conversation<S> {
     reader: FrameReader<ReadHalf<S>>,
@@ -41,7 +39,7 @@ where
     let mut talk = Conversation { reader: FrameReader::new(reader), writer: FrameWriter::new(writer) };
     match talk.run(&Caller::from(peer), supervisor).await {
         Ok(status) => {
-            talk.say(PayloadMessageKind::Done(PayloadDone { status: Some(status) })).await?;
+            talk.say(PayloadMessageKind::Done(PayloadDone { status: Some(status), image: None })).await?;
             talk.writer.finish().await?;
             Ok(())
         }
@@ -66,7 +64,7 @@ impl<S: AsyncRead + AsyncWrite + Send> Conversation<S> {
         let _guard = supervisor.payload_guard();
         let mut copy = Copy { supervisor: supervisor.clone(), dir: Some(wanted.copy.clone()) };
         let laid_out = match self.tree(supervisor, &wanted).await {
-            Ok(tree) => tree.map(|tree| begin_copy(supervisor, tree, wanted.copy.clone())),
+            Ok(files) => files.map(|files| begin_copy(supervisor, files, wanted.copy.clone())),
             Err(Error::Refused(refusal)) => {
                 // The same tree would be refused again: the unit ends with the reason.
                 return supervisor
@@ -91,56 +89,81 @@ impl<S: AsyncRead + AsyncWrite + Send> Conversation<S> {
         started
     }
 
-    /// The unit's tree, with every chunk of it in the cache.
-    async fn tree(&mut self, supervisor: &Supervisor, wanted: &Wanted) -> Result<Option<Tree>, Error> {
-        let Some(digest) = wanted.tree else { return Ok(None) };
+    /// Files of the unit's tree, whole, in the cache.
+    async fn tree(&mut self, supervisor: &Supervisor, wanted: &Wanted) -> Result<Option<PathBuf>, Error> {
+        let Some((digest, size)) = wanted.tree else { return Ok(None) };
         let cache = supervisor.cache().clone();
-        let known = on_disk(move || cache.tree(&digest)).await?;
-        let tree = match known {
-            Some(tree) => tree,
-            None => {
-                self.say(PayloadMessageKind::Need(PayloadNeed { manifest: true, ..PayloadNeed::default() }))
-                    .await?;
-                let manifest = self.manifest().await?;
-                let cache = supervisor.cache().clone();
-                on_disk(move || cache.keep_tree(&digest, manifest)).await?
-            }
-        };
-        for _ in 0..ROUNDS {
-            let (cache, of) = (supervisor.cache().clone(), tree.clone());
-            let missing = on_disk(move || Ok(cache.missing(&of))).await?;
-            if missing.is_empty() {
-                return Ok(Some(tree));
-            }
-            for batch in missing.chunks(NEED_BATCH) {
-                self.chunks(supervisor, batch).await?;
-            }
+        let files = on_disk(move || Ok(cache.files(&digest)));
+        if let Some(files) = files.await? {
+            return Ok(Some(files));
         }
-        Err(invalid("chunks of the project tree do not stay in this node's cache"))
+        let _turn = supervisor.cache().turn(&digest).await;
+        if let Some(files) = supervisor.cache().files(&digest) {
+            return Ok(Some(files)); // whoever had the turn before brought it
+        }
+        if size > MANIFEST_MAX {
+            return Err(invalid(format!(
+                "the project's manifest has {size} bytes, more than {MANIFEST_MAX}"
+            )));
+        }
+        self.say(PayloadMessageKind::Need(PayloadNeed { manifest: true, ..PayloadNeed::default() })).await?;
+        let manifest = self.manifest(size).await?;
+        let cache = supervisor.cache().clone();
+        let mut filling = on_disk(move || cache.begin(&digest, manifest)).await?;
+        if !filling.is_whole() {
+            let need = PayloadNeed { chunks: filling.need(), ..PayloadNeed::default() };
+            self.say(PayloadMessageKind::Need(need)).await?;
+            filling = self.chunks(filling).await?;
+        }
+        let cache = supervisor.cache().clone();
+        on_disk(move || cache.keep(filling)).await.map(Some)
     }
 
-    async fn manifest(&mut self) -> Result<TreeManifest, Error> {
-        match self.hear().await? {
-            Some(PayloadMessageKind::Manifest(manifest)) => Ok(manifest),
-            _ => Err(Error::Unexpected("something else than the manifest asked for")),
+    async fn manifest(&mut self, size: u64) -> Result<Vec<u8>, Error> {
+        let mut manifest = Vec::new();
+        loop {
+            let Some(PayloadMessageKind::Manifest(ManifestPart { data, last })) = self.hear().await? else {
+                return Err(Error::Unexpected("something else than the manifest asked for"));
+            };
+            if manifest.len() as u64 + data.len() as u64 > size {
+                return Err(invalid("the project's manifest is longer than was said"));
+            }
+            manifest.extend_from_slice(&data);
+            if last {
+                return Ok(manifest);
+            }
         }
     }
 
-    async fn chunks(&mut self, supervisor: &Supervisor, batch: &[Digest]) -> Result<(), Error> {
-        let chunks = batch.iter().map(|digest| digest.to_vec().into()).collect();
-        self.say(PayloadMessageKind::Need(PayloadNeed { chunks, ..PayloadNeed::default() })).await?;
-        let mut open: BTreeSet<Digest> = batch.iter().copied().collect();
-        while !open.is_empty() {
-            let Some(PayloadMessageKind::Chunk(Chunk { digest, data })) = self.hear().await? else {
-                return Err(Error::Unexpected("something else than the chunks asked for"));
-            };
-            let Some(digest) = digest_of(&digest).filter(|digest| open.remove(digest)) else {
-                return Err(Error::Unexpected("a chunk that was not asked for"));
-            };
-            let cache = supervisor.cache().clone();
-            on_disk(move || cache.keep_chunk(&digest, &data)).await?;
+    /// Takes the missing chunks. A thread of its own checks and writes them while the next ones come.
+    async fn chunks(&mut self, mut filling: Filling) -> Result<Filling, Error> {
+        let (batches, mut inbox) = mpsc::channel::<ChunkBatch>(BATCHES);
+        let writer = tokio::task::spawn_blocking(move || {
+            while !filling.is_whole() {
+                let Some(batch) = inbox.blocking_recv() else { return Ok(None) };
+                filling.take(&batch)?;
+            }
+            Ok(Some(filling))
+        });
+        tokio::pin!(writer);
+        loop {
+            tokio::select! {
+                written = &mut writer => {
+                    return match written {
+                        Ok(Ok(Some(filling))) => Ok(filling),
+                        Ok(Ok(None)) => Err(Error::Unexpected("the end before all chunks")),
+                        Ok(Err(error)) => Err(invalid(words(&error))),
+                        Err(error) => Err(invalid(error.to_string())),
+                    };
+                }
+                batch = self.reader.next::<PayloadMessage>(PRIVATE_FRAME_MAX) => {
+                    let Some(PayloadMessageKind::Chunks(batch)) = batch?.and_then(|message| message.kind) else {
+                        return Err(Error::Unexpected("something else than the chunks asked for"));
+                    };
+                    batches.send(batch).await.ok(); // a writer that gave up says why
+                }
+            }
         }
-        Ok(())
     }
 
     async fn private(&mut self) -> Result<PrivateBlock, Error> {
@@ -175,9 +198,9 @@ impl Drop for Copy {
     }
 }
 
-fn begin_copy(supervisor: &Supervisor, tree: Tree, dir: PathBuf) -> JoinHandle<Result<(), tree::Error>> {
-    let cache = supervisor.cache().clone();
-    tokio::task::spawn_blocking(move || lay_out::lay_out(&tree, &cache, &dir))
+fn begin_copy(supervisor: &Supervisor, files: PathBuf, dir: PathBuf) -> JoinHandle<Result<(), tree::Error>> {
+    let overlay = supervisor.cache().has_overlay();
+    tokio::task::spawn_blocking(move || working::prepare(&files, &dir, overlay))
 }
 
 async fn finish_copy(copy: JoinHandle<Result<(), tree::Error>>) -> Result<(), String> {

@@ -85,6 +85,9 @@ impl Inner {
                 self.runtime.remove_tree(&copy)?;
             }
         }
+        if let Err(error) = self.cache.settle() {
+            warn!(error = &error as &dyn std::error::Error, "tree cache cannot be synced");
+        }
         if self.payloads.load(Ordering::SeqCst) == 0
             && let Err(error) = self.cache.trim(self.options.work.cache_mib << 20)
         {

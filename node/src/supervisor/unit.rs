@@ -275,7 +275,7 @@ impl Task {
         }
         let wanted = Wanted {
             ticket: self.ticket,
-            tree: self.spec.tree.as_ref().and_then(|tree| digest_of(&tree.digest)),
+            tree: self.spec.tree.as_ref().and_then(|tree| Some((digest_of(&tree.digest)?, tree.size))),
             copy: self.dir.path().join(format!("project.{}", self.ticket)),
         };
         Ok(Opened { status: self.unit.status(), wanted: Some(wanted) })

@@ -1,172 +1,233 @@
-//! Manifests and chunks on disk, by digest.
+//! Whole trees on disk, by digest, read-only: what working copies lie over.
 //!
-//! Nothing is synced: every chunk is checked against its name whenever it is read, and one that is gone or
-//! damaged is asked for again.
+//! ```text
+//! cache/trees/<digest>/
+//!     manifest   as it came; its time of change is that of the last use
+//!     mark       "durable", or the boot in which the tree was written
+//!     tree/      the files, hard-linked between trees that share them
+//! cache/new/<digest>/   a tree that is still being filled
+//! ```
+//!
+//! A tree is not synced while a unit waits for it. Until [`Cache::settle`] has synced it, it counts only for the
+//! boot in which it was written: after a power loss it comes again.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
-use plexus_proto::work::TreeManifest;
-use prost::Message;
+use super::filling::{Filling, Found};
+use super::manifest::{self, EntryKind};
+use super::{Digest, Error, Tree, disk, hex, unhex, working};
+use crate::unit_dir;
 
-use super::{Digest, Error, Tree, disk, hex, manifest};
+/// Trees that are looked through for files of a new one. The last few versions of its project are among them.
+const RELATIVES: usize = 8;
+/// What a mark says once a tree survives a power loss.
+const DURABLE: &str = "durable";
 
-/// The cache of one node. Cheap to share; all methods block.
+/// The cache of one node. Cheap to share; all methods block but [`Cache::turn`].
 #[derive(Debug)]
 pub struct Cache {
     dir: PathBuf,
-    /// Makes names of unfinished files unique.
-    serial: AtomicU64,
+    boot: String,
+    overlay: bool,
+    turns: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+/// The right to fill a tree: two units that lack the same one fetch it once.
+#[derive(Debug)]
+pub struct Turn {
+    _guard: tokio::sync::OwnedMutexGuard<()>,
 }
 
 impl Cache {
-    /// Opens the cache in `dir`, which is made; unfinished files of an earlier life go.
+    /// Opens the cache in `dir`, which is made.
     ///
     /// # Errors
     /// The disk refuses.
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        let unfinished = dir.join("new");
-        fs::remove_dir_all(&unfinished).ok();
-        for path in [&unfinished, &dir.join("chunks"), &dir.join("trees")] {
+        for path in [&dir.join("new"), &dir.join("trees")] {
             fs::create_dir_all(path).map_err(disk("make", path))?;
         }
-        Ok(Self { dir: dir.to_owned(), serial: AtomicU64::new(0) })
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let overlay = working::overlay_works(&dir.join("probe"));
+        Ok(Self { dir: dir.to_owned(), boot: boot.trim().to_owned(), overlay, turns: Mutex::default() })
     }
 
-    /// The checked tree of this digest; `None` when its manifest is not here.
-    ///
-    /// # Errors
-    /// The disk refuses, or the tree is refused.
-    pub fn tree(&self, digest: &Digest) -> Result<Option<Tree>, Error> {
-        let path = self.dir.join("trees").join(hex(digest));
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(disk("read", &path)(error)),
+    /// True where working copies are overlays, which cost nothing to make.
+    pub fn has_overlay(&self) -> bool {
+        self.overlay
+    }
+
+    /// Makes copies from now on, as where there is no overlay.
+    pub fn without_overlay(mut self) -> Self {
+        self.overlay = false;
+        self
+    }
+
+    /// Waits until nobody else fills this tree.
+    pub async fn turn(&self, digest: &Digest) -> Turn {
+        let mutex = {
+            let mut turns = self.turns.lock().expect("no code panics under this lock");
+            turns.retain(|_, mutex| Arc::strong_count(mutex) > 1);
+            turns.entry(*digest).or_default().clone()
         };
-        if blake3::hash(&bytes).as_bytes() != digest {
-            fs::remove_file(&path).ok();
-            return Ok(None);
-        }
-        touch(&path);
-        let manifest =
-            TreeManifest::decode(bytes.as_slice()).map_err(|_| Error::Digest { what: "manifest" })?;
-        Tree::check(manifest).map(Some)
+        Turn { _guard: mutex.lock_owned().await }
     }
 
-    /// Checks a manifest against the digest it was sent for, and keeps it.
+    /// The files of a tree that is whole and may be trusted; `None` when it must come first.
+    pub fn files(&self, digest: &Digest) -> Option<PathBuf> {
+        let dir = self.tree_dir(digest);
+        let mark = fs::read_to_string(dir.join("mark")).ok()?;
+        if mark != DURABLE && mark != self.boot {
+            return None;
+        }
+        if let Ok(file) = fs::File::open(dir.join("manifest")) {
+            file.set_modified(SystemTime::now()).ok();
+        }
+        Some(dir.join("tree"))
+    }
+
+    /// Checks a manifest against the digest it was sent for, and begins to fill its tree with what other trees
+    /// have of it. To be called in one's [`turn`](Cache::turn).
     ///
     /// # Errors
     /// Another digest, a tree that is refused, or a disk that refuses.
-    pub fn keep_tree(&self, digest: &Digest, manifest: TreeManifest) -> Result<Tree, Error> {
-        let bytes = manifest.encode_to_vec();
-        if blake3::hash(&bytes).as_bytes() != digest {
+    pub fn begin(&self, digest: &Digest, manifest: Vec<u8>) -> Result<Filling, Error> {
+        let tree = Tree::read(&manifest)?;
+        if tree.digest != *digest {
             return Err(Error::Digest { what: "manifest" });
         }
-        let tree = Tree::check(manifest)?;
-        self.keep(&self.dir.join("trees").join(hex(digest)), &bytes)?;
-        Ok(tree)
+        let wanted: HashSet<Digest> = tree.chunks.iter().map(|chunk| chunk.digest).collect();
+        let known = self.known(&wanted);
+        let fresh = self.dir.join("new").join(hex(digest));
+        Filling::begin(tree, manifest, fresh, &known)
     }
 
-    /// Chunks of a tree that are not here.
-    pub fn missing(&self, tree: &Tree) -> Vec<Digest> {
-        tree.chunks().into_iter().filter(|digest| !self.chunk_path(digest).exists()).collect()
-    }
-
-    /// Checks a chunk against the digest it was sent for, and keeps it.
+    /// Takes a tree that is whole into the cache; the place of its files.
     ///
     /// # Errors
-    /// Another digest, or a disk that refuses.
-    pub fn keep_chunk(&self, digest: &Digest, data: &[u8]) -> Result<(), Error> {
-        if data.len() as u64 > super::CHUNK_BYTES || blake3::hash(data).as_bytes() != digest {
-            return Err(Error::Digest { what: "chunk" });
-        }
-        let path = self.chunk_path(digest);
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(disk("make", parent))?;
-        }
-        self.keep(&path, data)
+    /// The disk refuses.
+    pub fn keep(&self, filling: Filling) -> Result<PathBuf, Error> {
+        let (digest, fresh) = filling.finish(&self.boot)?;
+        let place = self.tree_dir(&digest);
+        // One of an earlier boot, if anything.
+        remove(&place)?;
+        fs::rename(&fresh, &place).map_err(disk("move", &fresh))?;
+        Ok(place.join("tree"))
     }
 
-    /// Reads a chunk. One that is damaged is deleted, so that it is missing from now on.
-    ///
-    /// # Errors
-    /// [`Error::Missing`], or a disk that refuses.
-    pub fn chunk(&self, digest: &Digest) -> Result<Vec<u8>, Error> {
-        let path = self.chunk_path(digest);
-        match fs::read(&path) {
-            Ok(data) if blake3::hash(&data).as_bytes() == digest => Ok(data),
-            Ok(_) => {
-                fs::remove_file(&path).ok();
-                Err(Error::Missing(*digest))
+    /// Where the wanted chunks lie, as far as the trees used last have them.
+    fn known(&self, wanted: &HashSet<Digest>) -> HashMap<Digest, Found> {
+        let mut known = HashMap::new();
+        for (digest, _) in self.by_use().into_iter().rev().take(RELATIVES) {
+            let Some(files) = self.trusted(&digest) else { continue };
+            let Some(tree) = self.read(&digest) else { continue };
+            for entry in &tree.entries {
+                let EntryKind::File { size, chunks } = &entry.kind else { continue };
+                for (index, &place) in chunks.iter().enumerate() {
+                    let chunk = tree.chunks[place as usize].digest;
+                    if wanted.contains(&chunk) {
+                        known.entry(chunk).or_insert_with(|| Found {
+                            file: files.join(&entry.path),
+                            size: *size,
+                            mode: entry.mode,
+                            index,
+                        });
+                    }
+                }
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Error::Missing(*digest)),
-            Err(error) => Err(disk("read", &path)(error)),
         }
+        known
     }
 
-    /// Deletes the trees used least recently, and all chunks that no kept tree needs, until the rest fits into
-    /// `bytes`. Not to be called while a payload arrives: its chunks belong to no tree in use yet.
+    fn trusted(&self, digest: &Digest) -> Option<PathBuf> {
+        let dir = self.tree_dir(digest);
+        let mark = fs::read_to_string(dir.join("mark")).ok()?;
+        (mark == DURABLE || mark == self.boot).then(|| dir.join("tree"))
+    }
+
+    fn read(&self, digest: &Digest) -> Option<Tree> {
+        let bytes = fs::read(self.tree_dir(digest).join("manifest")).ok()?;
+        (manifest::digest(&bytes) == *digest).then(|| Tree::read(&bytes).ok()).flatten()
+    }
+
+    /// Digests of all trees, those used last at the end.
+    fn by_use(&self) -> Vec<(Digest, SystemTime)> {
+        let mut trees = Vec::new();
+        for entry in fs::read_dir(self.dir.join("trees")).into_iter().flatten().flatten() {
+            let digest = entry.file_name().to_str().and_then(unhex).and_then(|bytes| digest_of(&bytes));
+            let used = fs::metadata(entry.path().join("manifest")).and_then(|file| file.modified());
+            if let Some(digest) = digest {
+                trees.push((digest, used.unwrap_or(SystemTime::UNIX_EPOCH)));
+            }
+        }
+        trees.sort_by_key(|(digest, used)| (*used, *digest));
+        trees
+    }
+
+    /// Deletes the trees used least recently until the rest fits into `bytes`, and unfinished ones; never one that
+    /// a working copy lies over. Not to be called while a payload arrives.
     ///
     /// # Errors
     /// The disk refuses.
     pub fn trim(&self, bytes: u64) -> Result<(), Error> {
-        let mut trees = Vec::new();
-        let dir = self.dir.join("trees");
-        for entry in fs::read_dir(&dir).map_err(disk("read", &dir))?.flatten() {
-            let used =
-                entry.metadata().and_then(|metadata| metadata.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-            trees.push((used, entry.path()));
+        let new = self.dir.join("new");
+        for entry in fs::read_dir(&new).into_iter().flatten().flatten() {
+            remove(&entry.path())?;
         }
-        trees.sort();
-        let (mut kept, mut sum, mut full) = (std::collections::BTreeSet::new(), 0, false);
-        for (_, path) in trees.into_iter().rev() {
-            let tree = fs::read(&path)
-                .ok()
-                .and_then(|bytes| TreeManifest::decode(bytes.as_slice()).ok())
-                .and_then(|manifest| Tree::check(manifest).ok());
-            let Some(tree) = tree else {
-                fs::remove_file(&path).ok();
+        let used = working::lower_dirs();
+        let (mut kept, mut sum, mut full) = (BTreeSet::new(), 0, false);
+        for (digest, _) in self.by_use().into_iter().rev() {
+            let place = self.tree_dir(&digest);
+            let (Some(tree), Some(files)) = (self.read(&digest), self.trusted(&digest)) else {
+                if !used.contains(&place.join("tree")) {
+                    remove(&place)?;
+                }
                 continue;
             };
-            let fresh: Vec<_> = tree.chunks().into_iter().filter(|digest| !kept.contains(digest)).collect();
-            sum += fresh.iter().map(|digest| length(&self.chunk_path(digest))).sum::<u64>();
+            // Files are shared between trees: what a newer tree holds anyway costs an older one nothing.
+            let fresh: BTreeMap<Digest, u32> = tree
+                .chunks
+                .iter()
+                .filter(|chunk| !kept.contains(&chunk.digest))
+                .map(|chunk| (chunk.digest, chunk.length))
+                .collect();
+            sum += fresh.values().map(|&length| u64::from(length)).sum::<u64>();
             full = full || sum > bytes;
-            if full {
-                fs::remove_file(&path).map_err(disk("delete", &path))?;
+            if full && !used.contains(&files) {
+                remove(&place)?;
             } else {
-                kept.extend(fresh);
-            }
-        }
-        for folder in fs::read_dir(self.dir.join("chunks")).into_iter().flatten().flatten() {
-            for chunk in fs::read_dir(folder.path()).into_iter().flatten().flatten() {
-                let name = chunk.file_name();
-                let digest =
-                    name.to_str().and_then(super::unhex).and_then(|bytes| Digest::try_from(bytes).ok());
-                if digest.is_none_or(|digest| !kept.contains(&digest)) {
-                    fs::remove_file(chunk.path()).ok();
-                }
+                kept.extend(fresh.into_keys());
             }
         }
         Ok(())
     }
 
-    /// Writes beside, then moves in place: a name never stands for half a content.
-    fn keep(&self, path: &Path, content: &[u8]) -> Result<(), Error> {
-        let serial = self.serial.fetch_add(1, Ordering::Relaxed);
-        let fresh = self.dir.join("new").join(serial.to_string());
-        fs::File::create(&fresh)
-            .and_then(|mut file| file.write_all(content))
-            .map_err(disk("write", &fresh))?;
-        fs::rename(&fresh, path).map_err(disk("write", path))
+    /// Makes the trees of this boot survive a power loss.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn settle(&self) -> Result<(), Error> {
+        let trees = self.by_use().into_iter().map(|(digest, _)| self.tree_dir(&digest).join("mark"));
+        let fresh: Vec<PathBuf> =
+            trees.filter(|mark| fs::read_to_string(mark).is_ok_and(|text| text == self.boot)).collect();
+        if fresh.is_empty() {
+            return Ok(());
+        }
+        fs::File::open(&self.dir)
+            .and_then(|dir| rustix::fs::syncfs(&dir).map_err(Into::into))
+            .map_err(disk("sync", &self.dir))?;
+        for mark in fresh {
+            fs::write(&mark, DURABLE).map_err(disk("write", &mark))?;
+        }
+        Ok(())
     }
 
-    fn chunk_path(&self, digest: &Digest) -> PathBuf {
-        let name = hex(digest);
-        self.dir.join("chunks").join(&name[..2]).join(name)
+    fn tree_dir(&self, digest: &Digest) -> PathBuf {
+        self.dir.join("trees").join(hex(digest))
     }
 }
 
@@ -175,17 +236,6 @@ pub fn digest_of(bytes: &[u8]) -> Option<Digest> {
     Digest::try_from(bytes).ok()
 }
 
-/// The digest that names `manifest`.
-pub fn name(manifest: &TreeManifest) -> Digest {
-    manifest::digest(manifest)
-}
-
-fn length(path: &Path) -> u64 {
-    fs::metadata(path).map_or(0, |metadata| metadata.len())
-}
-
-fn touch(path: &Path) {
-    if let Ok(file) = fs::File::open(path) {
-        file.set_modified(SystemTime::now()).ok();
-    }
+fn remove(dir: &Path) -> Result<(), Error> {
+    unit_dir::remove_tree(dir).map_err(|error| disk("remove", dir)(std::io::Error::other(error)))
 }

@@ -1,9 +1,10 @@
 //! From a peer's manifest to a tree that is safe to lay out: pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
-use plexus_proto::work::{TreeEntry, TreeEntryKind, TreeManifest};
+use plexus_proto::work::{TreeEntry, TreeEntryKind};
 use prost::Message;
+use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
 use super::{CHUNK_BYTES, Digest, Error};
 
@@ -11,17 +12,32 @@ use super::{CHUNK_BYTES, Digest, Error};
 pub const ENTRIES_MAX: usize = 500_000;
 /// Most bytes of all files together.
 pub const BYTES_MAX: u64 = 16 << 30;
+/// Most bytes of an encoded manifest: [`ENTRIES_MAX`] entries of usual length, twice over.
+pub const MANIFEST_MAX: u64 = 128 << 20;
 /// Longest path, as the kernel takes it.
 const PATH_MAX: usize = 4095;
 /// Longest name in a path, as file systems take it.
 const NAME_MAX: usize = 255;
 
 /// A checked tree: every parent is a directory of the tree and stands before its children, no path leaves it,
-/// none comes twice.
+/// none comes twice, and no symlink has a name that differs from another only in case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tree {
+    /// BLAKE3 of the encoded manifest: the tree's name.
+    pub digest: Digest,
     /// In the order of the manifest.
     pub entries: Vec<Entry>,
+    /// Every chunk once, in the order in which the manifest names them first.
+    pub chunks: Vec<Chunk>,
+}
+
+/// A chunk of a tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chunk {
+    /// BLAKE3 of its bytes.
+    pub digest: Digest,
+    /// Bytes.
+    pub length: u32,
 }
 
 /// One entry of a tree.
@@ -42,8 +58,8 @@ pub enum EntryKind {
     File {
         /// Bytes.
         size: u64,
-        /// In order.
-        chunks: Vec<Digest>,
+        /// In order; places in [`Tree::chunks`].
+        chunks: Vec<u32>,
     },
     /// A symlink; its target is not looked at, for nothing is ever written through it.
     Symlink(String),
@@ -51,60 +67,142 @@ pub enum EntryKind {
     Directory,
 }
 
-/// The digest that names a manifest.
-pub fn digest(manifest: &TreeManifest) -> Digest {
-    *blake3::hash(&manifest.encode_to_vec()).as_bytes()
+/// The digest that names an encoded manifest.
+pub fn digest(manifest: &[u8]) -> Digest {
+    *blake3::hash(manifest).as_bytes()
 }
 
 impl Tree {
-    /// Checks a manifest.
+    /// Reads and checks an encoded manifest, entry by entry: one that claims millions costs no memory for them.
     ///
     /// # Errors
     /// The first entry that is not safe, by name; or a tree that is too large.
-    pub fn check(manifest: TreeManifest) -> Result<Self, Error> {
-        if manifest.entries.len() > ENTRIES_MAX {
-            return Err(Error::TooLarge { what: "entries", limit: ENTRIES_MAX as u64 });
+    pub fn read(manifest: &[u8]) -> Result<Self, Error> {
+        let mut reader = Reader { tree: Self::named(digest(manifest)), ..Reader::default() };
+        let broken = |_| Error::Encoding;
+        let mut rest = manifest;
+        while !rest.is_empty() {
+            match decode_key(&mut rest).map_err(broken)? {
+                (1, WireType::LengthDelimited) => {
+                    let length = usize::try_from(decode_varint(&mut rest).map_err(broken)?);
+                    let length = length.ok().filter(|&length| length <= rest.len()).ok_or(Error::Encoding)?;
+                    let (entry, after) = rest.split_at(length);
+                    reader.add(TreeEntry::decode(entry).map_err(broken)?)?;
+                    rest = after;
+                }
+                // A newer controller's word.
+                (tag, wire) => skip_field(wire, tag, &mut rest, DecodeContext::default()).map_err(broken)?,
+            }
         }
-        let (mut seen, mut directories) = (BTreeSet::new(), BTreeSet::new());
-        let mut bytes = 0_u64;
-        let mut entries = Vec::with_capacity(manifest.entries.len());
-        for entry in manifest.entries {
-            let bad = |problem| Error::Entry { path: entry.path.chars().take(200).collect(), problem };
-            check_path(&entry.path).map_err(bad)?;
-            if let Some((parent, _)) = entry.path.rsplit_once('/')
-                && !directories.contains(parent)
-            {
-                let problem = if seen.contains(parent) {
-                    "lies below something that is no directory"
-                } else {
-                    "comes before its directory"
-                };
-                return Err(bad(problem));
-            }
-            if !seen.insert(entry.path.clone()) {
-                return Err(bad("comes twice"));
-            }
-            let kind = check_kind(&entry).map_err(bad)?;
-            match &kind {
-                EntryKind::File { size, .. } => bytes = bytes.saturating_add(*size),
-                EntryKind::Directory => drop(directories.insert(entry.path.clone())),
-                EntryKind::Symlink(_) => {}
-            }
-            if bytes > BYTES_MAX {
-                return Err(Error::TooLarge { what: "bytes", limit: BYTES_MAX });
-            }
-            entries.push(Entry { path: entry.path, mode: entry.mode & 0o777, kind });
-        }
-        Ok(Self { entries })
+        Ok(reader.tree)
     }
 
-    /// Every chunk the tree needs, once.
-    pub fn chunks(&self) -> BTreeSet<Digest> {
-        let files = self.entries.iter().filter_map(|entry| match &entry.kind {
-            EntryKind::File { chunks, .. } => Some(chunks),
-            EntryKind::Symlink(_) | EntryKind::Directory => None,
-        });
-        files.flatten().copied().collect()
+    fn named(digest: Digest) -> Self {
+        Self { digest, entries: Vec::new(), chunks: Vec::new() }
+    }
+
+    /// Bytes of all distinct chunks.
+    pub fn bytes(&self) -> u64 {
+        self.chunks.iter().map(|chunk| u64::from(chunk.length)).sum()
+    }
+}
+
+#[derive(Default)]
+struct Reader {
+    tree: Tree,
+    directories: BTreeSet<String>,
+    seen: BTreeSet<String>,
+    /// By path in lower case: whether one of that spelling is a symlink.
+    spellings: HashMap<String, bool>,
+    places: HashMap<Digest, u32>,
+    bytes: u64,
+}
+
+impl Default for Tree {
+    fn default() -> Self {
+        Self::named([0; 32])
+    }
+}
+
+impl Reader {
+    fn add(&mut self, entry: TreeEntry) -> Result<(), Error> {
+        if self.tree.entries.len() >= ENTRIES_MAX {
+            return Err(Error::TooLarge { what: "entries", limit: ENTRIES_MAX as u64 });
+        }
+        let TreeEntry { path, mode, kind } = entry;
+        let bad = |problem| Error::Entry { path: path.chars().take(200).collect(), problem };
+        check_path(&path).map_err(bad)?;
+        if let Some((parent, _)) = path.rsplit_once('/')
+            && !self.directories.contains(parent)
+        {
+            let problem = if self.seen.contains(parent) {
+                "lies below something that is no directory"
+            } else {
+                "comes before its directory"
+            };
+            return Err(bad(problem));
+        }
+        if !self.seen.insert(path.clone()) {
+            return Err(bad("comes twice"));
+        }
+        // Where case does not count, writing to one name would go through the link of the other.
+        let is_link = matches!(kind, Some(TreeEntryKind::Symlink(_)));
+        match self.spellings.entry(path.to_lowercase()) {
+            std::collections::hash_map::Entry::Occupied(mut other) => {
+                if is_link || *other.get() {
+                    return Err(bad("differs only in case from another name, and one of them is a symlink"));
+                }
+                other.insert(is_link);
+            }
+            std::collections::hash_map::Entry::Vacant(free) => drop(free.insert(is_link)),
+        }
+        let kind = match kind {
+            Some(TreeEntryKind::File(file)) => {
+                let chunks = self.file(file.size, &file.chunks).map_err(bad)?;
+                self.bytes = self.bytes.saturating_add(file.size);
+                if self.bytes > BYTES_MAX {
+                    return Err(Error::TooLarge { what: "bytes", limit: BYTES_MAX });
+                }
+                EntryKind::File { size: file.size, chunks }
+            }
+            Some(TreeEntryKind::Symlink(target)) => {
+                if target.is_empty() || target.len() > PATH_MAX || target.contains('\0') {
+                    return Err(bad("is a symlink to nothing that can be a path"));
+                }
+                EntryKind::Symlink(target)
+            }
+            Some(TreeEntryKind::Directory(_)) => {
+                self.directories.insert(path.clone());
+                EntryKind::Directory
+            }
+            None => return Err(bad("is neither file, symlink nor directory")),
+        };
+        self.tree.entries.push(Entry { path, mode: mode & 0o777, kind });
+        Ok(())
+    }
+
+    fn file(&mut self, size: u64, chunks: &[prost::bytes::Bytes]) -> Result<Vec<u32>, &'static str> {
+        // So a size is only as large as the digests that stand for it: no petabyte out of a short manifest.
+        if size.div_ceil(CHUNK_BYTES) != chunks.len() as u64 {
+            return Err("has a size that does not fit its chunks");
+        }
+        let mut places = Vec::with_capacity(chunks.len());
+        let mut left = size;
+        for chunk in chunks {
+            let digest = Digest::try_from(&chunk[..]).map_err(|_| "has a chunk without a digest")?;
+            let length = left.min(CHUNK_BYTES);
+            left -= length;
+            let length = u32::try_from(length).expect("a chunk has at most 1 MiB");
+            let next = u32::try_from(self.tree.chunks.len()).map_err(|_| "has too many chunks")?;
+            let place = *self.places.entry(digest).or_insert(next);
+            if place == next {
+                self.tree.chunks.push(Chunk { digest, length });
+            } else if self.tree.chunks[place as usize].length != length {
+                return Err("has a chunk that has another length elsewhere");
+            }
+            places.push(place);
+        }
+        Ok(places)
     }
 }
 
@@ -130,26 +228,4 @@ fn check_path(path: &str) -> Result<(), &'static str> {
         }
     }
     Ok(())
-}
-
-fn check_kind(entry: &TreeEntry) -> Result<EntryKind, &'static str> {
-    match &entry.kind {
-        Some(TreeEntryKind::File(file)) => {
-            // So a size is only as large as the digests that stand for it: no petabyte out of a short manifest.
-            if file.size.div_ceil(CHUNK_BYTES) != file.chunks.len() as u64 {
-                return Err("has a size that does not fit its chunks");
-            }
-            let chunks = file.chunks.iter().map(|chunk| Digest::try_from(&chunk[..]));
-            let chunks = chunks.collect::<Result<_, _>>().map_err(|_| "has a chunk without a digest")?;
-            Ok(EntryKind::File { size: file.size, chunks })
-        }
-        Some(TreeEntryKind::Symlink(target)) => {
-            if target.is_empty() || target.len() > PATH_MAX || target.contains('\0') {
-                return Err("is a symlink to nothing that can be a path");
-            }
-            Ok(EntryKind::Symlink(target.clone()))
-        }
-        Some(TreeEntryKind::Directory(_)) => Ok(EntryKind::Directory),
-        None => Err("is neither file, symlink nor directory"),
-    }
 }

@@ -11,7 +11,7 @@ use plexus_mesh::framed::{FrameReader, FrameWriter};
 use plexus_node::config::{RuntimeName, WorkSection};
 use plexus_node::serve;
 use plexus_node::supervisor::{Options, Supervisor};
-use plexus_node::tree::cache;
+use plexus_node::tree::manifest;
 use plexus_node::work::Caller;
 use plexus_proto::frame::WORK_FRAME_MAX;
 use plexus_proto::id::{Address, Attempt, Identity, OwnerEpoch, Role, UnitId};
@@ -86,7 +86,8 @@ pub struct Job {
     pub files: Vec<PrivateFile>,
     pub stdin: Vec<u8>,
     pub env: Vec<(String, String)>,
-    pub tree: Option<(TreeManifest, Vec<Vec<u8>>)>,
+    /// The encoded manifest, and the distinct chunks in its order.
+    pub tree: Option<(Vec<u8>, Vec<Vec<u8>>)>,
 }
 
 pub fn epoch(counter: u64) -> OwnerEpoch {
@@ -108,7 +109,7 @@ pub fn caller() -> Caller {
 }
 
 pub fn private_file(path: &str, content: impl Into<Vec<u8>>) -> PrivateFile {
-    PrivateFile { path: path.to_owned(), mode: 0o600, content: content.into().into() }
+    PrivateFile { path: path.to_owned(), mode: 0o600, content: content.into().into(), secret: false }
 }
 
 impl Job {
@@ -142,6 +143,7 @@ impl Job {
             spool_key: self.key.expose().to_vec().into(),
             spool_key_id: 1,
             env: self.env.iter().cloned().collect(),
+            registry: None,
         }
     }
 
@@ -175,13 +177,24 @@ impl Job {
             let PayloadMessageKind::Need(need) = &kind else { return (heard, kind) };
             let mut answers = Vec::new();
             if need.manifest {
-                answers.push(PayloadMessageKind::Manifest(self.tree.clone().unwrap().0));
+                // In parts, as a manifest of hundreds of thousands of files comes.
+                let manifest = &self.tree.as_ref().unwrap().0;
+                let parts = manifest.chunks(100).map(|part| (part.to_vec(), false));
+                for (data, last) in parts.chain([(Vec::new(), true)]) {
+                    answers.push(PayloadMessageKind::Manifest(ManifestPart { data: data.into(), last }));
+                }
             }
-            for digest in &need.chunks {
-                let chunks = &self.tree.as_ref().unwrap().1;
-                let data = chunks.iter().find(|chunk| blake3::hash(chunk).as_bytes() == &digest[..]).unwrap();
-                let chunk = Chunk { digest: digest.clone(), data: data.clone().into() };
-                answers.push(PayloadMessageKind::Chunk(chunk));
+            for pair in need.chunks.chunks(2) {
+                let chunks = &self.tree.as_ref().unwrap().1[pair[0] as usize..][..pair[1] as usize];
+                let (whole, rest) = chunks.split_at(chunks.len() / 2);
+                for (chunks, compress) in [(whole, true), (rest, false)] {
+                    let plain = chunks.concat();
+                    let (data, plain_size) = match compress && !plain.is_empty() {
+                        true => (zstd::bulk::compress(&plain, 1).unwrap(), plain.len() as u32),
+                        false => (plain, 0),
+                    };
+                    answers.push(PayloadMessageKind::Chunks(ChunkBatch { data: data.into(), plain_size }));
+                }
             }
             if need.private {
                 answers.push(PayloadMessageKind::Private(self.block()));
@@ -230,7 +243,7 @@ impl Job {
     }
 
     pub fn with_tree(mut self, entries: &[(&str, u32, &[u8])]) -> Self {
-        let mut chunks = Vec::new();
+        let mut chunks: Vec<Vec<u8>> = Vec::new();
         let entries = entries.iter().map(|(path, mode, content)| {
             let kind = if let Some(target) = path.strip_suffix('@') {
                 return TreeEntry {
@@ -244,14 +257,18 @@ impl Job {
                 let pieces: Vec<_> = content.chunks(1 << 20).map(<[u8]>::to_vec).collect();
                 let digests =
                     pieces.iter().map(|piece| blake3::hash(piece).as_bytes().to_vec().into()).collect();
-                chunks.extend(pieces);
+                for piece in pieces {
+                    if !chunks.contains(&piece) {
+                        chunks.push(piece);
+                    }
+                }
                 TreeEntryKind::File(FileContent { size: content.len() as u64, chunks: digests })
             };
             TreeEntry { path: path.trim_end_matches('/').to_owned(), mode: *mode, kind: Some(kind) }
         });
-        let manifest = TreeManifest { entries: entries.collect() };
-        let digest = cache::name(&manifest).to_vec().into();
-        self.spec.tree = Some(TreeRef { digest, size: manifest.encoded_len() as u64 });
+        let manifest = TreeManifest { entries: entries.collect() }.encode_to_vec();
+        let digest = manifest::digest(&manifest).to_vec().into();
+        self.spec.tree = Some(TreeRef { digest, size: manifest.len() as u64 });
         self.tree = Some((manifest, chunks));
         self
     }

@@ -9,6 +9,7 @@ use super::{Task, chain};
 use crate::private;
 use crate::runtime::{Command, Job, Runtime};
 use crate::shim::protocol::{Launch, Order, VERSION};
+use crate::tree::working;
 use crate::unit_dir::UnitDir;
 
 /// Longest input of a worker: it must fit, with all the rest of a launch, into one frame to the shim.
@@ -66,12 +67,16 @@ impl Task {
                     fs::rename(&copy, &project)
                         .map_err(|error| format!("cannot move the working copy: {error}"))?;
                 }
+                let tree = match has_project {
+                    true => Some(working::open(&project).map_err(|error| chain(&error))?),
+                    false => None,
+                };
                 private::lay_out(&private, &block.files).map_err(|error| chain(&error))?;
                 let job = Job {
                     attempt,
                     spec: &spec,
                     private: &private,
-                    project: has_project.then_some(&*project),
+                    project: tree.as_deref(),
                     runtime_dir: &runtime_dir,
                     secret_env: &block.env,
                 };
