@@ -108,6 +108,8 @@ impl Enrolment {
             self.authority()?;
         }
         mesh.serve_enrolment(Arc::new(self.clone()))?;
+        // A new number, so that the list goes around again under a fresh signature.
+        self.renumber_revocations().await?;
         self.publish_revocations(mesh).await?;
         Ok(())
     }

@@ -126,6 +126,7 @@ impl Mesh {
             last_link: AtomicU64::new(0),
             front,
             renew_now: tokio::sync::Notify::new(),
+            renewed: tokio::sync::Notify::new(),
             tasks: tasks.clone(),
             kinds,
             dialed: Mutex::default(),

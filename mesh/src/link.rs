@@ -33,7 +33,7 @@ use plexus_proto::id::{Address, Identity, NodeId, Role};
 use plexus_proto::link::{Hello, LinkMessage, LinkMessageKind, ProbeReply, SealedReady};
 use plexus_proto::version::{MAX_VERSION, MIN_VERSION, negotiate};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -44,7 +44,7 @@ use crate::config::LinkKind;
 use crate::driver::{DriverHandle, Event};
 use crate::forward::Overlay;
 use crate::framed::{self, FrameReader, FrameWriter};
-use crate::identity::{self, key_fingerprint, peer_identity};
+use crate::identity::{self, Standing, key_fingerprint};
 use crate::node::Node;
 use crate::routing::LinkId;
 use egress::Egress;
@@ -237,6 +237,10 @@ pub(crate) async fn greet(node: &Node, fresh: Fresh, side: Side<'_>) -> Result<G
                     let channel = Channel::Quic { connection, socket, control };
                     Ok(greeted(node, channel, neighbor, hello, side))
                 }
+                Err(Error::RenewOnly(neighbor)) => {
+                    node.front.renew_only(node, &connection, &neighbor).await;
+                    Err(Error::RenewOnly(neighbor))
+                }
                 Err(error) => {
                     // What the connection ended of says more than the stream on it that broke.
                     let error = match connection.close_reason() {
@@ -318,8 +322,13 @@ async fn greet_quic(
     connection: &Connection,
     side: Side<'_>,
 ) -> Result<(Identity, Hello, Control), Error> {
-    let neighbor = peer_identity(connection, &node.verifier()).map_err(Error::Identity)?;
+    let shown = identity::peer_chain(connection).map_err(Error::Identity)?;
+    let judged = node.verifier().standing(&shown, UnixTime::now());
+    let (neighbor, standing) = judged.map_err(Error::Identity)?;
     let neighbor = expected(node, neighbor, side)?;
+    if standing != Standing::Valid || node.is_expired() {
+        return Err(Error::RenewOnly(neighbor.node));
+    }
     let (send, receive) = match side {
         Side::Dialed { .. } => connection.open_bi().await.map_err(Error::Connection)?,
         Side::Accepted => connection.accept_bi().await.map_err(Error::Connection)?,

@@ -41,6 +41,8 @@ pub(crate) struct Node {
     pub(crate) front: Arc<Front>,
     /// Wakes the task that renews our certificate.
     pub(crate) renew_now: tokio::sync::Notify,
+    /// Tells renew-only links that they are needed no more.
+    pub(crate) renewed: tokio::sync::Notify,
     pub(crate) dialed: Mutex<Vec<Arc<Dialed>>>,
     pub(crate) neighbors: Neighbors,
 }
@@ -124,6 +126,11 @@ impl Neighbors {
 impl Node {
     pub(crate) fn verifier(&self) -> Arc<Verifier> {
         self.credentials.load().verifier()
+    }
+
+    /// Whether our own certificate is good for nothing but its renewal.
+    pub(crate) fn is_expired(&self) -> bool {
+        self.credentials.load().expires() <= Timestamp::now()
     }
 
     /// Whether this node takes part in links of `kind`.

@@ -135,6 +135,19 @@ impl Enrolment {
         rows.iter().map(read).collect()
     }
 
+    /// Gives the list a new number, if there ever was one.
+    ///
+    /// # Errors
+    /// The database.
+    pub(super) async fn renumber_revocations(&self) -> Result<(), RevokeError> {
+        if self.0.core.setting(NUMBER).await?.is_some() {
+            let mut tx = self.0.core.begin(Class::Bookkeeping).await?;
+            next_number(&mut tx).await?;
+            tx.commit().await?;
+        }
+        Ok(())
+    }
+
     /// Signs the list as it is, and floods it. Nothing happens while nothing was ever revoked.
     ///
     /// # Errors

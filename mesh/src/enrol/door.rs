@@ -3,17 +3,17 @@
 //! Strictly bounded: a caller proves its address first, gets one stream, one frame of at most 4 KiB, one answer, and
 //! half a minute; at most [`CALLERS`] are inside at a time. What they say is looked at by a controller only.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use plexus_proto::enrol::{EnrolAnswer, EnrolAnswerKind, EnrolCall, EnrolCallKind, EnrolRefusalCode};
 use plexus_proto::frame::{self, ENROL_ANSWER_MAX, ENROL_CALL_MAX};
-use plexus_proto::id::{ClusterId, Identity, Role};
+use plexus_proto::id::{ClusterId, Identity, NodeId, Role};
 use plexus_proto::packet::Class;
 use prost::Message;
 use quinn::crypto::rustls::QuicServerConfig;
-use quinn::{TransportConfig, VarInt};
+use quinn::{Connection, RecvStream, SendStream, TransportConfig, VarInt};
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Semaphore, watch};
@@ -21,6 +21,8 @@ use tracing::{debug, info};
 
 use super::{ALPN, DOOR_MARK, Desk, SERVICE, refusal};
 use crate::identity::{self, Credentials};
+use crate::link::code;
+use crate::node::Node;
 use crate::session::Sessions;
 use crate::view::View;
 
@@ -28,6 +30,10 @@ use crate::view::View;
 const CALLERS: usize = 32;
 /// Calls from members and from callers that are passed on or answered at a time.
 const CALLS: usize = 64;
+/// Renew-only links at a time, calls on each, and how long one lasts.
+const RENEWERS: usize = 16;
+const RENEWALS: u32 = 4;
+const RENEW_ONLY: Duration = Duration::from_secs(8);
 /// Longest handshake and call of a caller.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for a controller's answer.
@@ -49,6 +55,9 @@ pub(crate) struct Front {
     desk: OnceLock<Arc<dyn Desk>>,
     callers: Arc<Semaphore>,
     calls: Semaphore,
+    renewers: Semaphore,
+    /// Renew-only links of ours, over which our own renewal can go.
+    ways: Mutex<Vec<Connection>>,
 }
 
 impl Front {
@@ -64,6 +73,8 @@ impl Front {
             desk: OnceLock::new(),
             callers: Arc::new(Semaphore::new(CALLERS)),
             calls: Semaphore::new(CALLS),
+            renewers: Semaphore::new(RENEWERS),
+            ways: Mutex::default(),
         }
     }
 
@@ -124,9 +135,85 @@ impl Front {
         connection.close(VarInt::from_u32(0), b"answered");
     }
 
-    /// Passes on a call of this node's own, to renew.
+    /// Passes on a call of this node's own, to renew: over the mesh, or, when the certificate has expired already,
+    /// to whoever holds a renew-only link with us.
     pub(crate) async fn renew(&self, call: EnrolCall) -> EnrolAnswer {
-        self.answer(call, None).await
+        let ways: Vec<Connection> = {
+            let mut ways = self.ways.lock().expect("no code panics under this lock");
+            ways.retain(|way| way.close_reason().is_none());
+            ways.clone()
+        };
+        if self.desk.get().is_some() || ways.is_empty() {
+            return self.answer(call, None).await;
+        }
+        let mut last = refusal(EnrolRefusalCode::NoController, "no neighbour passes the renewal on");
+        for way in ways {
+            let asked = async {
+                let (mut send, mut receive) = way.open_bi().await.map_err(|error| error.to_string())?;
+                write_frame(&mut send, &call).await.map_err(|error| error.to_string())?;
+                read_frame(&mut receive, ENROL_ANSWER_MAX).await.map_err(|error| error.to_string())
+            };
+            match tokio::time::timeout(ANSWER_TIMEOUT, asked).await {
+                Ok(Ok(answer)) if is_final(&answer) => return answer,
+                Ok(Ok(answer)) => last = answer,
+                Ok(Err(error)) => debug!(error, "neighbour did not pass the renewal on"),
+                Err(_) => debug!("neighbour did not answer in time"),
+            }
+        }
+        last
+    }
+
+    /// Runs a link with an expired end: no packets, no announcements, nothing but renewals, a few of them, for a few
+    /// seconds. Whoever dialed dials again, and finds a link of the usual kind once both certificates are good.
+    pub(crate) async fn renew_only(&self, node: &Node, connection: &Connection, neighbor: &NodeId) {
+        let close = |reason: &[u8]| connection.close(code::EXPIRED, reason);
+        let Ok(_place) = self.renewers.try_acquire() else {
+            return close(b"too many expired neighbours at once");
+        };
+        let expired = node.is_expired();
+        info!(peer = %neighbor, here = expired, "link to renew a certificate, and for nothing else");
+        if expired {
+            self.ways.lock().expect("no code panics under this lock").push(connection.clone());
+            node.renew_now.notify_one();
+        }
+        let over = async {
+            let mut calls = 0;
+            loop {
+                tokio::select! {
+                    stream = connection.accept_bi() => {
+                        let Ok((send, receive)) = stream else { return };
+                        calls += 1;
+                        if calls > RENEWALS || node.is_expired() {
+                            return;
+                        }
+                        self.renewal(send, receive, neighbor).await;
+                    }
+                    () = node.renewed.notified(), if expired => return,
+                }
+            }
+        };
+        let _ = tokio::time::timeout(RENEW_ONLY, over).await;
+        close(b"link was to renew a certificate only");
+    }
+
+    /// Passes one renewal on for an expired neighbour.
+    async fn renewal(&self, mut send: SendStream, mut receive: RecvStream, neighbor: &NodeId) {
+        let exchange = async {
+            let call: EnrolCall = read_frame(&mut receive, ENROL_CALL_MAX).await?;
+            let answer = match &call.kind {
+                Some(EnrolCallKind::Renew(_)) => self.answer(call, None).await,
+                _ => {
+                    refusal(EnrolRefusalCode::Malformed, "an expired certificate may renew and nothing else")
+                }
+            };
+            write_frame(&mut send, &answer).await?;
+            // The connection is about to close: wait until the answer has arrived.
+            let _ = send.stopped().await;
+            Ok::<_, std::io::Error>(())
+        };
+        if let Err(error) = exchange.await {
+            debug!(peer = %neighbor, %error, "renewal broke off");
+        }
     }
 
     /// Takes a call that a member has passed on over the mesh.

@@ -110,6 +110,7 @@ async fn renew(node: &Node, dir: &std::path::Path) -> Result<(), Error> {
     credentials.verifier().trust(&checked.roots)?;
     credentials.renewed(checked.chain, UnixTime::now())?;
     info!(until = %credentials.expires(), "certificate renewed");
+    node.renewed.notify_waiters();
     node.driver.send(Event::Renewed).await;
     Ok(())
 }
