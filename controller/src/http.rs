@@ -193,8 +193,12 @@ async fn dispatch(call: &Call) -> Answer {
         ["api", "v2"] => root::version_two(call),
         ["api", "v2", rest @ ..] => version_two(call, rest).await,
         ["websocket"] | ["api", "websocket"] => Err(websocket::needed()),
+        ["api", "plexus", "v1", "mesh", rest @ ..]
+            if matches!(rest.first(), Some(&("tokens" | "requests" | "revocations"))) =>
+        {
+            enrolment::serve(call, rest).await
+        }
         ["api", "plexus", "v1", "mesh", rest @ ..] => mesh::serve(call, rest).await,
-        ["api", "plexus", "v1", "enrolment", rest @ ..] => enrolment::serve(call, rest).await,
         _ => Err(ApiError::no_such_page()),
     }
 }

@@ -103,7 +103,7 @@ async fn each_trouble_of_joining_has_its_own_message() {
     let revoked = cluster.token(&["--role", "execution", "--name", "m"]).await.unwrap();
     let list = cluster.plexus_as_admin(&["-o", "json", "token", "list"]).await.unwrap();
     let list: serde_json::Value = serde_json::from_slice(&list.stdout).unwrap();
-    let id = list["tokens"][0]["id"].to_string();
+    let id = list["results"][0]["id"].to_string();
     well(&cluster.plexus_as_admin(&["token", "revoke", &id]).await.unwrap());
     refused(&join(&revoked, &[]).await, "the token was revoked");
 
@@ -139,10 +139,10 @@ async fn each_trouble_of_joining_has_its_own_message() {
             &machine.join(&token, &["--name", name, "--wait", "0"]).await.unwrap(),
             "no operator has approved",
         );
-        let list = cluster.plexus_as_admin(&["-o", "json", "token", "list"]).await.unwrap();
+        let list = cluster.plexus_as_admin(&["-o", "json", "token", "requests"]).await.unwrap();
         let list: serde_json::Value = serde_json::from_slice(&list.stdout).unwrap();
         let request =
-            list["requests"].as_array().unwrap().iter().find(|request| request["node"] == name).unwrap();
+            list["results"].as_array().unwrap().iter().find(|request| request["node"] == name).unwrap();
         assert_eq!(request["state"], "pending");
         well(&cluster.plexus_as_admin(&["token", verb, &request["id"].to_string()]).await.unwrap());
         let outcome = machine.join(&token, &["--name", name, "--wait", "30"]).await.unwrap();

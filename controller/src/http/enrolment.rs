@@ -1,4 +1,5 @@
-//! Tokens, machines that wait for approval, and revocations: below `/api/plexus/v1/enrolment/`, superusers only.
+//! Tokens, machines that wait for approval, and revocations: `tokens`, `requests` and `revocations` below
+//! `/api/plexus/v1/mesh/`, superusers only.
 
 use std::time::Duration;
 
@@ -58,7 +59,7 @@ pub(super) async fn serve(call: &Call, rest: &[&str]) -> Answer {
             let node = node(body.get("node").and_then(Value::as_str).unwrap_or_default())?;
             let every_key = body.get("every_key").and_then(Value::as_bool).unwrap_or(false);
             enrolment.revoke_node(mesh, &node, every_key, by).await.map_err(not_revoked)?;
-            done()
+            ok(json!({"schema_version": 1, "node": node, "every_key": every_key}))
         }
         (["revocations"], _) => {
             let rows = enrolment.revocations().await.map_err(failed)?;
@@ -125,11 +126,13 @@ fn wanted(body: &Map<String, Value>) -> Result<Wanted, ApiError> {
 
 fn token(row: &TokenRow, now: i64) -> Value {
     json!({
+        "schema_version": 1,
         "id": row.id,
         "role": row.role,
         "name": row.name,
         "uses": row.uses,
         "used": row.used,
+        "uses_left": row.uses - row.used,
         "approve": row.approve,
         "state": row.state(now),
         "expires": time_json(row.expires),
