@@ -15,6 +15,7 @@ mod error;
 mod events;
 mod fleet;
 mod generic;
+mod grep;
 mod inventories;
 mod jobs;
 mod later;
@@ -198,6 +199,7 @@ async fn dispatch(call: &Call) -> Answer {
         {
             enrolment::serve(call, rest).await
         }
+        ["api", "plexus", "v1", "grep"] => grep::serve(call).await,
         ["api", "plexus", "v1", "mesh", rest @ ..] => mesh::serve(call, rest).await,
         _ => Err(ApiError::no_such_page()),
     }

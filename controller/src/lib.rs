@@ -8,6 +8,7 @@ pub mod dispatch;
 pub mod enrolment;
 mod event_kind;
 pub mod fleet;
+mod grep;
 pub mod http;
 pub mod https;
 pub mod ingest;
