@@ -102,6 +102,10 @@ impl From<payload::Error> for Trouble {
 fn refused(refusal: &Refusal) -> Trouble {
     match refusal.code() {
         RefusalCode::OlderEpoch => Trouble::Outranked,
+        // Nothing is decided by a controller whose database is not the latest: everything waits for its operator.
+        RefusalCode::PastIncarnation => {
+            Trouble::Passing(format!("{}; run plexus-controller db recovered", refusal.message))
+        }
         RefusalCode::NodeFull | RefusalCode::ShuttingDown => Trouble::Passing(refusal.message.clone()),
         _ => Trouble::Fatal(refusal.message.clone()),
     }
@@ -165,6 +169,14 @@ pub(super) async fn forget(context: &Context, unit: Unit, created: Timestamp) {
     let client = NodeClient::new(&context.mesh, &unit.node);
     let forgotten = async {
         let epoch = units::take(&context.core, unit.attempt).await?;
+        if unit.state == UnitState::Abandoned {
+            // The node is back: what still lives of the unit ends now. What it printed is stored below, late.
+            match client.abandon(unit.attempt, epoch).await {
+                Err(CallError::Refused { refusal, .. })
+                    if matches!(refusal.code(), RefusalCode::Forgotten | RefusalCode::OtherStore) => {}
+                status => drop(status?),
+            }
+        }
         match client.forget(unit.attempt, epoch).await {
             Ok(_) => {}
             Err(CallError::Refused { refusal, .. })
@@ -279,6 +291,7 @@ impl Driver {
             env: Default::default(),
             organization: String::new(),
             keep_seconds: 0,
+            owner_deadline_seconds: 0,
         };
         let status = self.client.submit(self.unit.attempt, epoch, self.unit.store, spec).await?;
         if needs_payload(&status) {
