@@ -42,6 +42,7 @@ use tracing::{debug, info, warn};
 use crate::batch::Gather;
 use crate::config::LinkKind;
 use crate::driver::{DriverHandle, Event};
+use crate::error::chain;
 use crate::forward::Overlay;
 use crate::framed::{self, FrameReader, FrameWriter};
 use crate::identity::{self, Standing, key_fingerprint};
@@ -61,6 +62,8 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// Messages that may wait for a neighbour's control stream. It fills when the neighbour stops reading; the link is
 /// then closed, for a router that misses messages has a wrong map.
 const CONTROL_BACKLOG: usize = 4096;
+/// Bytes kept at hand for each neighbour's messages; most are smaller.
+const CONTROL_CHUNK: usize = 2048;
 /// Datagrams handled before other tasks of this thread get their turn.
 const BURST: usize = 64;
 
@@ -134,6 +137,8 @@ pub(crate) struct LinkHandle {
     pub(crate) dialed: bool,
     pub(crate) since: jiff::Timestamp,
     pub(crate) bandwidth: Option<u64>,
+    /// Why the link before this one was lost, if one was.
+    pub(crate) last_error: Option<String>,
     pub(crate) egress: Arc<Egress>,
     /// SHA-256 of the neighbour's public key.
     pub(crate) key: [u8; 32],
@@ -333,7 +338,7 @@ async fn greet_quic(
         Side::Dialed { .. } => connection.open_bi().await.map_err(Error::Connection)?,
         Side::Accepted => connection.accept_bi().await.map_err(Error::Connection)?,
     };
-    let (mut writer, mut reader) = (FrameWriter::new(send), FrameReader::new(receive));
+    let (mut writer, mut reader) = (FrameWriter::new(send), FrameReader::with_chunk(receive, CONTROL_CHUNK));
     writer.send(&our_hello(node, side)).await.map_err(Error::Hello)?;
     let first: Option<LinkMessage> = reader.next(LINK_FRAME_MAX).await.map_err(Error::Hello)?;
     Ok((neighbor, their_hello(first)?, (writer, reader)))
@@ -393,6 +398,7 @@ pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, origin: Origin) -> E
         dialed: origin.dialed,
         since: jiff::Timestamp::now(),
         bandwidth: origin.bandwidth,
+        last_error: node.neighbors.last_loss(&neighbor.node),
         egress: egress.clone(),
         key,
         expires,
@@ -451,6 +457,7 @@ pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, origin: Origin) -> E
     if end.is_local() {
         debug!(peer = %neighbor.node, "link closed");
     } else {
+        node.neighbors.lost(&neighbor.node, chain(&end));
         warn!(peer = %neighbor.node, error = &end as &dyn std::error::Error, "link lost");
     }
     end

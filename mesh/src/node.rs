@@ -85,22 +85,36 @@ impl Dialed {
     }
 }
 
-/// Who is linked to this node by a link that the other end dialed: those need not be dialed.
+/// Who is linked to this node by a link that the other end dialed: those need not be dialed. And why links were lost.
 #[derive(Debug, Default)]
-pub(crate) struct Neighbors(watch::Sender<HashMap<NodeId, usize>>);
+pub(crate) struct Neighbors {
+    links: watch::Sender<HashMap<NodeId, usize>>,
+    /// By neighbour, who is a certified node: bounded by the mesh.
+    lost: Mutex<HashMap<NodeId, String>>,
+}
 
 impl Neighbors {
+    /// Notes why a link was lost.
+    pub(crate) fn lost(&self, neighbor: &NodeId, why: String) {
+        self.lost.lock().expect("no code panics under this lock").insert(neighbor.clone(), why);
+    }
+
+    /// Why the last link to `neighbor` that was lost was.
+    pub(crate) fn last_loss(&self, neighbor: &NodeId) -> Option<String> {
+        self.lost.lock().expect("no code panics under this lock").get(neighbor).cloned()
+    }
+
     /// Notes a link that has come up.
     pub(crate) fn up(&self, neighbor: &NodeId, dialed: bool) {
         if !dialed {
-            self.0.send_modify(|links| *links.entry(neighbor.clone()).or_default() += 1);
+            self.links.send_modify(|links| *links.entry(neighbor.clone()).or_default() += 1);
         }
     }
 
     /// Notes its end.
     pub(crate) fn down(&self, neighbor: &NodeId, dialed: bool) {
         if !dialed {
-            self.0.send_modify(|links| {
+            self.links.send_modify(|links| {
                 if let Some(count) = links.get_mut(neighbor) {
                     *count -= 1;
                     if *count == 0 {
@@ -113,13 +127,13 @@ impl Neighbors {
 
     /// Whether `neighbor` has dialed us.
     pub(crate) fn has(&self, neighbor: &NodeId) -> bool {
-        self.0.borrow().contains_key(neighbor)
+        self.links.borrow().contains_key(neighbor)
     }
 
     /// Resolves when no link that `neighbor` dialed is up.
     pub(crate) async fn gone(&self, neighbor: &NodeId) {
         // The sender lives as long as this.
-        let _ = self.0.subscribe().wait_for(|links| !links.contains_key(neighbor)).await;
+        let _ = self.links.subscribe().wait_for(|links| !links.contains_key(neighbor)).await;
     }
 }
 

@@ -207,6 +207,7 @@ fn link(link: &LinkHandle) -> LinkStatus {
             mtu: link.mtu().and_then(|mtu| mtu.try_into().ok()),
             loss: link.lost(),
             bandwidth: link.bandwidth,
+            last_error: link.last_error.clone(),
             ..LinkFacts::default()
         },
     }

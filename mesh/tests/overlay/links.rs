@@ -198,6 +198,8 @@ async fn a_link_falls_back_to_tcp_and_moves_up_again_under_an_open_stream() {
     near.write_u8(4).await.unwrap();
     assert_eq!(within("byte over TCP", far.read_u8()).await.unwrap(), 4);
     assert!(gate.streams.load(Ordering::Relaxed) >= 2);
+    let lost = controller.status().links[0].more.last_error.clone();
+    assert!(lost.is_some(), "the status tells why the link before was lost");
 }
 
 #[tokio::test]
