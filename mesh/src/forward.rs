@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 
 use arc_swap::ArcSwap;
 use plexus_proto::id::{Address, Identity, Role};
-use plexus_proto::packet::{Class, HOP_LIMIT, Header, Probe};
+use plexus_proto::packet::{Class, HOP_LIMIT, Header, LinkNote, Probe};
 
 use crate::batch::Batch;
 use crate::link::egress::{Counter, Egress, Full};
@@ -45,7 +45,7 @@ pub(crate) trait Local: Send + Sync + std::fmt::Debug {
     /// Packets of an inner connection. Returns false if they were not wanted.
     fn deliver(&self, batch: Batch) -> bool;
     /// An answer to a probe of ours, or what became of it.
-    fn probed(&self, from: Address, reply: Probe);
+    fn probed(&self, from: Address, reply: Probe, note: Option<LinkNote>);
 }
 
 /// Packets that went nowhere, by reason.
@@ -164,8 +164,12 @@ impl Overlay {
             source: self.address,
             destination,
         };
+        let mut body = probe.encode();
+        if !matches!(probe, Probe::Echo { .. }) {
+            body.extend_from_slice(&egress.note().encode());
+        }
         // A full queue loses the probe, and that is what it then shows.
-        egress.offer(Batch::one(header, &probe.encode()));
+        egress.offer(Batch::one(header, &body));
         true
     }
 
@@ -200,7 +204,7 @@ impl Overlay {
                 Ok(Probe::Echo { nonce }) => {
                     self.answer(header.source, Probe::EchoReply { nonce, hops_left: header.hop_limit });
                 }
-                Ok(reply) => local.probed(header.source, reply),
+                Ok(reply) => local.probed(header.source, reply, LinkNote::behind(&reply, body)),
                 Err(_) => self.drops.malformed.add(1),
             }
         }
@@ -284,7 +288,7 @@ mod tests {
             true
         }
 
-        fn probed(&self, from: Address, reply: Probe) {
+        fn probed(&self, from: Address, reply: Probe, _: Option<LinkNote>) {
             self.0.lock().unwrap().push((from, Some(reply)));
         }
     }

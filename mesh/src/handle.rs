@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use plexus_proto::id::{Address, Identity, NodeId};
-use plexus_proto::packet::{Class, Probe};
+use plexus_proto::packet::{Class, LinkNote, Probe};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
@@ -291,7 +291,7 @@ impl Local for Arrivals {
         self.sessions.upgrade().is_some_and(|sessions| sessions.deliver(batch))
     }
 
-    fn probed(&self, from: Address, reply: Probe) {
-        self.probes.probed(from, reply);
+    fn probed(&self, from: Address, reply: Probe, note: Option<LinkNote>) {
+        self.probes.probed(from, reply, note);
     }
 }

@@ -103,7 +103,13 @@ impl Node {
             }
         });
         if let Some(forwarding) = port_forward::serve(&mesh, config.forward.clone())? {
-            tasks.spawn(forwarding);
+            let stop = cancel.clone();
+            tasks.spawn(async move {
+                tokio::select! {
+                    () = forwarding => {}
+                    () = stop.cancelled() => {}
+                }
+            });
         }
         if let Some(supervisor) = &supervisor {
             serve::serve(&mesh, supervisor, &tasks, &cancel)?;

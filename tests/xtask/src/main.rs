@@ -28,8 +28,8 @@ enum Command {
     DemoStop(demo::StopOptions),
     /// Measures and prints a table.
     Bench(bench::Options),
-    /// Checks links and commands of the documentation.
-    Docs,
+    /// Checks links and commands of the documentation, and that the reference is what the programs say.
+    Docs(pages::Options),
     /// Says how many tests ran and names those that were skipped.
     TestReport(report::Options),
     /// What a bench starts in place of a worker: writes when it began.
@@ -46,7 +46,7 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Demo(options) => demo::run(&options),
         Command::DemoStop(options) => demo::stop(&options),
-        Command::Docs => pages::run(),
+        Command::Docs(options) => pages::run(&options),
         Command::TestReport(options) => report::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Probe(options) => probe::run(&options, began),
