@@ -140,7 +140,7 @@ impl Net {
         let address = SocketAddr::from(([127, 0, 0, 1], port.port()));
         let config = self.configure(name, Role::Hop, Some(address), peers, "")?;
         let log = self.of(name).join("log");
-        let args: Vec<OsString> = vec!["--config".into(), config.into()];
+        let args: Vec<OsString> = vec!["run".into(), "--config".into(), config.into()];
         Ok(Hop { daemon: Daemon::new(name, self.binaries.node(), args, log), address, _port: port })
     }
 

@@ -22,7 +22,13 @@ async fn start_hop(net: &Net, name: &str, peers: &[SocketAddr]) -> anyhow::Resul
     Ok(hop)
 }
 
-async fn end(net: &Net, role: Role, name: &str, peers: &[SocketAddr], kinds: &[&str]) -> anyhow::Result<Peer> {
+async fn end(
+    net: &Net,
+    role: Role,
+    name: &str,
+    peers: &[SocketAddr],
+    kinds: &[&str],
+) -> anyhow::Result<Peer> {
     net.peer(role, name, &PeerOptions { peers, kinds, ..PeerOptions::default() }).await
 }
 

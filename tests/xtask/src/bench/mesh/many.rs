@@ -173,7 +173,7 @@ fn controller(net: &Net, hops: &[std::net::SocketAddr]) -> anyhow::Result<(Daemo
     );
     let path = identity.join("config.toml");
     fs::write(&path, config).context("cannot write a configuration")?;
-    let args: Vec<OsString> = vec!["--config".into(), path.into()];
+    let args: Vec<OsString> = vec!["run".into(), "--config".into(), path.into()];
     let mut daemon = Daemon::new("controller", net.binaries().controller(), args, identity.join("log"));
     daemon.set_env("PLEXUS_CONTROLLER_ADMIN_PASSWORD", "only-for-tests");
     daemon.start()?;

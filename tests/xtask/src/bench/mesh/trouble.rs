@@ -79,7 +79,7 @@ pub(super) async fn start() -> anyhow::Result<Measured> {
     for number in 0..STARTS {
         let name = format!("n-{number}");
         let config = net.configure(&name, Role::Execution, None, &at, "")?;
-        let args: Vec<OsString> = vec!["--config".into(), config.into()];
+        let args: Vec<OsString> = vec!["run".into(), "--config".into(), config.into()];
         let mut node = Daemon::new(&name, net.binaries().node(), args, net.of(&name).join("log"));
         let began = Instant::now();
         node.start()?;
