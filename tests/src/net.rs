@@ -24,8 +24,8 @@ use crate::wire::Namespace;
 /// Longest wait for anything that does not say otherwise: far more than it takes, on a machine busy with builds.
 const DEADLINE: Duration = Duration::from_secs(90);
 
-/// An authority, and folders for the nodes it certifies. Removed when dropped, unless the thread panics or `PLEXUS_KEEP` is
-/// set; then the logs are there to read.
+/// An authority, and folders for the nodes it certifies; removed when dropped, unless [`Net::keep`] is called. Errors show the
+/// end of the log of the process they are about.
 #[derive(Debug)]
 pub struct Net {
     folder: TempDir,
@@ -225,7 +225,7 @@ impl Net {
         Ok(peer)
     }
 
-    /// Forgets that it was needed: the folders stay.
+    /// Leaves certificates, configurations and logs where they are, and says where.
     pub fn keep(self) -> PathBuf {
         self.folder.keep()
     }
