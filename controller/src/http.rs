@@ -32,6 +32,7 @@ mod stdout;
 mod templates;
 mod tokens;
 mod websocket;
+mod work;
 
 #[cfg(test)]
 mod tests;
@@ -200,6 +201,7 @@ async fn dispatch(call: &Call) -> Answer {
             enrolment::serve(call, rest).await
         }
         ["api", "plexus", "v1", "grep"] => grep::serve(call).await,
+        ["api", "plexus", "v1", "work", id, "abandon"] => work::abandon(call, id).await,
         ["api", "plexus", "v1", "mesh", rest @ ..] => mesh::serve(call, rest).await,
         _ => Err(ApiError::no_such_page()),
     }
