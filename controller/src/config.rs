@@ -68,6 +68,9 @@ pub struct Config {
     /// Where jobs run.
     #[serde(default)]
     pub execution: Execution,
+    /// Who may open which service on whom.
+    #[serde(default)]
+    pub policy: plexus_mesh::Policy,
     /// What is told, and how.
     #[serde(default)]
     pub log: Log,

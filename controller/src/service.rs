@@ -158,6 +158,7 @@ fn mesh_config(config: &Config, credentials: Credentials) -> plexus_mesh::Config
         listen: config.mesh.listen.clone(),
         peers: config.mesh.peers(),
         kinds: config.mesh.kinds.clone(),
+        policy: config.policy.clone(),
         mtu: config.mesh.mtu,
         ..plexus_mesh::Config::new(
             credentials,

@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll, Waker};
 
 use arc_swap::ArcSwap;
-use plexus_proto::id::{Address, Identity, Role};
+use plexus_proto::id::{Address, Identity};
 use plexus_proto::packet::{Class, HOP_LIMIT, Header, LinkNote, Probe};
 
+use crate::authorization;
 use crate::batch::Batch;
 use crate::link::egress::{Counter, Egress, Full};
 
@@ -76,7 +77,7 @@ impl Overlay {
     pub(crate) fn new(identity: &Identity) -> Self {
         Self {
             address: identity.address,
-            transits: identity.role == Role::Hop,
+            transits: authorization::transits(identity.role),
             table: ArcSwap::default(),
             stranded: Mutex::default(),
             local: OnceLock::new(),
@@ -278,6 +279,7 @@ impl Allowance {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use plexus_proto::id::Role;
 
     #[derive(Debug, Default)]
     struct Recorder(Mutex<Vec<(Address, Option<Probe>)>>);

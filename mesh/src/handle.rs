@@ -17,6 +17,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::info;
 
+use crate::authorization::Denied;
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::driver::{self, Driver, Links, Published};
@@ -72,7 +73,7 @@ impl Mesh {
     pub async fn start(config: Config) -> Result<Self, StartError> {
         install_crypto_provider();
         let fixed = Fixed::of(&config);
-        let Config { credentials, listen, peers, kinds, mtu, state_dir, software } = config;
+        let Config { credentials, listen, peers, kinds, mtu, state_dir, policy, software } = config;
         let identity = credentials.identity().clone();
         let cancel = CancellationToken::new();
         let overlay = Arc::new(Overlay::new(&identity));
@@ -84,6 +85,7 @@ impl Mesh {
         let epoch = epoch::next(&state_dir)?;
 
         let services = Arc::new(Services::new(identity.clone()));
+        services.go_by(policy);
         let directory: Arc<ArcSwap<Directory>> = Arc::default();
         let links: Arc<ArcSwap<Links>> = Arc::default();
         let journal: Arc<Journal> = Arc::default();
@@ -193,6 +195,10 @@ impl Mesh {
         let Some(peer) = self.0.directory.load().by_name(node).cloned() else {
             return Err(ConnectError::Unknown { node: named() });
         };
+        if !self.0.services.may_open(service, &peer) {
+            let denied = Denied { service: service.to_owned(), node: named() };
+            return Err(ConnectError::Denied(denied));
+        }
         if !self.0.node.overlay.has_route(peer.address) {
             return Err(ConnectError::Unreachable { node: named() });
         }

@@ -1,6 +1,7 @@
 //! The overlay of Plexus: who is who, who is linked to whom, and streams from end to end.
 //!
 //! * [`identity`]: certificates in, certified [`Identity`](plexus_proto::id::Identity) out, or the reason why not.
+//! * [`authorization`]: who may say and open what.
 //! * [`ca`]: the authority that issues them; [`enrol`]: how a machine gets one; [`revocation`]: how it is taken back.
 //! * [`routing`]: what is known of the mesh, and where to forward; pure.
 //! * [`Mesh`]: a running node. It links with its neighbours, forwards overlay packets if it is a hop, and opens and
@@ -71,6 +72,7 @@
 //!
 //! This crate knows nothing of work units, jobs or HTTP.
 
+pub mod authorization;
 pub mod ca;
 pub mod enrol;
 pub mod identity;
@@ -111,6 +113,7 @@ mod events;
 mod handle;
 mod view;
 
+pub use authorization::Policy;
 pub use config::{Config, DEFAULT_COST, DEFAULT_MTU, LinkKind, MTU_MIN, MeshSection, Peer, PeerSection};
 pub use error::{ConnectError, ListenError, Refusal, SessionError, StartError, StreamError};
 pub use handle::{Mesh, ReloadError, ReloadReport};

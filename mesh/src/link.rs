@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use plexus_proto::frame::LINK_FRAME_MAX;
-use plexus_proto::id::{Address, Identity, NodeId, Role};
+use plexus_proto::id::{Address, Identity, NodeId};
 use plexus_proto::link::{Hello, LinkMessage, LinkMessageKind, ProbeReply, SealedReady};
 use plexus_proto::version::{MAX_VERSION, MIN_VERSION, negotiate};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
@@ -39,6 +39,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::authorization;
 use crate::batch::Gather;
 use crate::config::LinkKind;
 use crate::driver::{DriverHandle, Event};
@@ -378,7 +379,7 @@ pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, origin: Origin) -> E
     let (key, expires) = (key.unwrap_or_default(), expires.unwrap_or(jiff::Timestamp::UNIX_EPOCH));
     let id = node.next_link();
     let (control, messages) = mpsc::channel(CONTROL_BACKLOG);
-    let leaf = (neighbor.role != Role::Hop).then_some(neighbor.address);
+    let leaf = authorization::speaks_for_itself(neighbor.role).then_some(neighbor.address);
     let (wire, egress) = match &channel {
         Channel::Quic { connection, .. } => {
             let egress = Egress::over_datagrams(connection.clone(), origin.bandwidth);

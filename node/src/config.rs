@@ -58,6 +58,8 @@ pub struct Config {
     pub work: WorkSection,
     /// Who may have this node open TCP connections where; nobody if left out.
     pub forward: Policy,
+    /// Who may open which service on whom.
+    pub policy: plexus_mesh::Policy,
     /// Logs.
     pub log: LogSection,
 }
@@ -138,6 +140,7 @@ impl Default for Config {
             mesh: MeshSection::default(),
             work: WorkSection::default(),
             forward: Policy::default(),
+            policy: plexus_mesh::Policy::default(),
             log: LogSection::default(),
         }
     }

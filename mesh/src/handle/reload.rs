@@ -166,6 +166,7 @@ impl Mesh {
                 node.credentials.store(Arc::new(config.credentials));
             }
         }
+        handle.services.go_by(config.policy);
         for door in doors {
             report.listening.push(door.bound);
             open(node, door);
