@@ -408,7 +408,7 @@ impl Shim {
             }
             Exit::Signal(_) => None,
         };
-        conclude(exit, self.ending.cause(), explanation, self.kind == Kind::Podman)
+        conclude(exit, self.ending.cause(), explanation, self.kind.is_container())
     }
 
     /// Tells the agent what it does not know yet.
