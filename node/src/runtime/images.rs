@@ -244,7 +244,7 @@ impl Inner {
                 ..ImageReply::default()
             };
         };
-        let script = "ansible-runner --version; ansible --version | head -n1; python3 --version";
+        let script = "ansible-runner --version; ansible --version | head -n1; python3 --version; true";
         let run = ["run", "--rm", "--network", "none", "--pull=never", "--", name, "sh", "-c", script];
         let (mut versions, mut problem) = (BTreeMap::new(), String::new());
         match self.engine.call(&run) {
