@@ -74,6 +74,7 @@ pub mod ca;
 pub mod identity;
 pub mod routing;
 
+mod batch;
 mod config;
 mod endpoint;
 mod link;
@@ -105,7 +106,7 @@ mod view;
 
 pub use config::{Config, DEFAULT_COST, DEFAULT_MTU, LinkKind, MTU_MIN, MeshSection, Peer, PeerSection};
 pub use error::{ConnectError, ListenError, Refusal, SessionError, StartError, StreamError};
-pub use handle::Mesh;
+pub use handle::{Mesh, ReloadError, ReloadReport};
 pub use identity::{Credentials, Verifier};
 pub use service::{Allow, Listener};
 pub use stream::{MeshReader, MeshStream, MeshWriter};

@@ -125,7 +125,7 @@ pub struct LinkStatus {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LinkFacts {
-    /// How packets travel: `quic`, `udp` or `tcp`.
+    /// What carries its packets: `quic`, `sealed` or `tcp`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
     /// Largest overlay packet that it carries, in bytes.

@@ -36,7 +36,7 @@ pub mod link {
     pub use crate::generated::link_message::Kind as LinkMessageKind;
     pub use crate::generated::{
         AnnouncedLink, Announcement, Digest, DigestEntry, Hello, LinkClose, LinkMessage, Probe, ProbeReply,
-        SignedAnnouncement, StreamOpen, Want,
+        SealedReady, SignedAnnouncement, StreamOpen, Want,
     };
 }
 

@@ -87,6 +87,7 @@ fn link_messages() {
             software: "plexus 0.1.0".into(),
             boot_nonce: 0x0102_0304_0506_0708,
             cost: 10,
+            sealed: false,
         })),
     );
     let body = Announcement {

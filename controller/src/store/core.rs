@@ -26,13 +26,16 @@ use sea_query::{
 use sea_query_sqlx::{SqlxBinder, SqlxValues};
 use sqlx::sqlite::{Sqlite, SqlitePool};
 use sqlx::{AssertSqlSafe, Row as _, Transaction};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 pub use gate::Class;
 pub use row::{Cell, Row};
 
 /// Longest a transaction may hold the writer before it is worth a line in the log.
 const LONG_TRANSACTION: Duration = Duration::from_millis(250);
+
+/// Changes of jobs that are kept for who listens slowly; a listener that falls further behind is told so.
+const JOB_CHANGES: usize = 4096;
 
 /// Which database speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,6 +176,15 @@ macro_rules! statement {
 }
 statement!(SelectStatement, InsertStatement, UpdateStatement, DeleteStatement, WithQuery);
 
+/// A job has another status.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobChange {
+    /// Id of the job.
+    pub job: i64,
+    /// Its status now: `pending`.
+    pub status: Arc<str>,
+}
+
 /// The core database. Cheap to clone.
 #[derive(Clone)]
 pub struct CoreDb {
@@ -185,6 +197,7 @@ struct Shared {
     writer: SqlitePool,
     gate: gate::Gate,
     changed: watch::Sender<u64>,
+    jobs: broadcast::Sender<JobChange>,
     /// Held for as long as the database is open: two controllers on one file would both place its jobs.
     _lock: std::fs::File,
 }
@@ -213,6 +226,7 @@ impl CoreDb {
                 writer,
                 gate: gate::Gate::default(),
                 changed: watch::Sender::new(0),
+                jobs: broadcast::Sender::new(JOB_CHANGES),
                 _lock: lock,
             }),
         };
@@ -234,12 +248,24 @@ impl CoreDb {
     pub async fn begin(&self, class: Class) -> Result<WriteTx, Error> {
         let turn = self.shared.gate.turn(class).await;
         let tx = self.shared.writer.begin_with(sqlite::BEGIN).await?;
-        Ok(WriteTx { tx, turn, shared: self.shared.clone(), since: Instant::now(), wake: false })
+        Ok(WriteTx {
+            tx,
+            turn,
+            shared: self.shared.clone(),
+            since: Instant::now(),
+            wake: false,
+            jobs: Vec::new(),
+        })
     }
 
     /// Says when something happened that the reconciler should look at: the value counts such commits.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.shared.changed.subscribe()
+    }
+
+    /// Says which jobs got another status, after the commit, in the order of commits.
+    pub fn job_changes(&self) -> broadcast::Receiver<JobChange> {
+        self.shared.jobs.subscribe()
     }
 
     /// All rows of a query, from a reader.
@@ -300,6 +326,7 @@ pub struct WriteTx {
     shared: Arc<Shared>,
     since: Instant,
     wake: bool,
+    jobs: Vec<JobChange>,
 }
 
 impl WriteTx {
@@ -343,6 +370,11 @@ impl WriteTx {
         self.wake = true;
     }
 
+    /// Tells those who listen, once this is committed, that a job has another status.
+    pub fn job_changed(&mut self, job: i64, status: &str) {
+        self.jobs.push(JobChange { job, status: status.into() });
+    }
+
     /// Makes it durable. When this returns `Ok`, it survives a power cut.
     ///
     /// # Errors
@@ -352,6 +384,10 @@ impl WriteTx {
         drop(self.turn);
         if self.wake {
             self.shared.changed.send_modify(|count| *count += 1);
+        }
+        for change in self.jobs {
+            // An error says that nobody listens.
+            let _ = self.shared.jobs.send(change);
         }
         let held = self.since.elapsed();
         if held > LONG_TRANSACTION {

@@ -10,6 +10,7 @@
 mod assemble;
 mod body;
 mod commit;
+mod heads;
 mod id;
 mod intake;
 mod query;
@@ -34,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::assemble::{Assembler, Request};
 use self::commit::Committer;
+use self::heads::Heads;
 use self::sqlite::{Engine, Reader};
 
 pub use self::id::EventId;
@@ -211,6 +213,7 @@ struct Inner {
     // Apart, so that nobody who reads waits for a file that is locked for writing.
     readers: Mutex<BTreeMap<Month, Reader>>,
     intakes: Mutex<BTreeMap<Month, Intake>>,
+    heads: Arc<Heads>,
     stop: CancellationToken,
 }
 
@@ -243,7 +246,7 @@ impl EventStore {
         let engine = Engine::open(dir)?;
         let stop = CancellationToken::new();
         let (readers, intakes) = (Mutex::default(), Mutex::default());
-        Ok(Self { inner: Arc::new(Inner { engine, readers, intakes, stop }) })
+        Ok(Self { inner: Arc::new(Inner { engine, readers, intakes, heads: Arc::default(), stop }) })
     }
 
     /// Stops taking records, waits for what was taken, and folds the logs into the files. Sessions still open fail.
@@ -300,7 +303,8 @@ impl EventStore {
         let (work, todo) = mpsc::channel(1);
         let stop = self.inner.stop.clone();
         let assembler = Assembler::new(incoming, work, reader, Arc::clone(&generation), stop.clone());
-        let committer = Committer { writer, work: todo, generation, stop };
+        let heads = Arc::clone(&self.inner.heads);
+        let committer = Committer { writer, work: todo, generation, heads, stop };
         let tasks = [tokio::spawn(assembler.run()), tokio::spawn(committer.run())];
         Ok(Intake { requests, room: Arc::new(Semaphore::new(ROOM)), tasks })
     }

@@ -57,6 +57,9 @@ pub(crate) enum Command {
     Ping(Ping),
     /// Shows the nodes that packets to a node cross, as they answer.
     Trace(Trace),
+    /// Jobs: launch, follow, list, show, cancel; asks a controller as a user.
+    #[command(subcommand)]
+    Job(crate::commands::job::Job),
     /// The certificate authority of a mesh, in a directory.
     #[command(subcommand)]
     Ca(Ca),

@@ -1,6 +1,7 @@
 //! One module for each verb.
 
 pub(crate) mod ca;
+pub(crate) mod job;
 pub(crate) mod nodes;
 pub(crate) mod ping;
 pub(crate) mod status;

@@ -133,7 +133,7 @@ impl HttpDoor {
 }
 
 /// Whether TLS did not like the certificate, somewhere among the causes.
-fn certificate_refused(error: &(dyn Error + 'static)) -> bool {
+pub(crate) fn certificate_refused(error: &(dyn Error + 'static)) -> bool {
     if let Some(tls) = error.downcast_ref::<rustls::Error>() {
         return matches!(tls, rustls::Error::InvalidCertificate(_));
     }

@@ -4,6 +4,7 @@
 //! ends with a documented exit code ([`failure`]). Every answer is rendered by a pure function, so that what people
 //! see is kept by tests.
 
+mod api;
 mod args;
 mod commands;
 mod door;
@@ -38,6 +39,7 @@ async fn run(args: Args, output: &mut Output) -> Result<Exit, Failure> {
     let settings = Settings::new(args.socket, args.controller, |name| std::env::var(name).ok());
     match args.command {
         Command::Ca(command) => commands::ca::run(command, output),
+        Command::Job(job) => commands::job::run(&api::Api::open(&settings)?, job, output).await,
         Command::Status => commands::status::run(&mut door::open(&settings).await?, output).await,
         Command::Nodes => commands::nodes::run(&mut door::open(&settings).await?, output).await,
         Command::Ping(ping) => commands::ping::run(&mut door::open(&settings).await?, ping, output).await,

@@ -41,6 +41,12 @@ impl Output {
         self.write(&format!("{}\n", document.trim_end()))
     }
 
+    /// Says something beside the output, to people.
+    pub(crate) fn note(&mut self, text: &str) {
+        // Nowhere to report that this failed.
+        let _ = writeln!(io::stderr(), "{text}");
+    }
+
     /// Says why it did not end well.
     pub(crate) fn failure(&mut self, failure: &Failure) -> Exit {
         if !failure.silent {

@@ -5,13 +5,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use plexus_proto::id::{Address, Identity, NodeId};
 
-use super::Mesh;
+use super::{Mesh, ReloadError};
 use crate::link::LinkHandle;
 use crate::local::{ActError, Answers};
 use crate::node::Progress;
 use crate::probe::Failure;
 use crate::status::{
-    LinkFacts, LinkStatus, MeshEvents, NodeStatus, PacketCounts, PeerStatus, Ping, QueryError,
+    LinkFacts, LinkStatus, MeshEvents, NodeStatus, PacketCounts, PeerStatus, Ping, QueryError, Reloaded,
     SCHEMA_VERSION, Status, Trace, TraceHop, millis,
 };
 use crate::view::NodeView;
@@ -30,9 +30,9 @@ impl Mesh {
             cluster: identity.cluster.clone(),
             address: identity.address,
             software: node.software.clone(),
-            certificate_expires: node.expires,
+            certificate_expires: node.credentials.load().expires(),
             listen: self.listen_addresses(),
-            peers: node.dialed.iter().map(|dialed| peer(&dialed.peer, dialed.progress())).collect(),
+            peers: node.peers().iter().map(|dialed| peer(&dialed.peer, dialed.progress())).collect(),
             links: self.0.links.load().values().map(link).collect(),
             nodes: view.nodes.values().map(|known| node_status(known, identity)).collect(),
             packets: self.packets(),
@@ -143,18 +143,26 @@ impl Answers for Mesh {
         Self::trace(self, &node, timeout).await
     }
 
+    async fn reload(&self) -> Result<Reloaded, ActError> {
+        let report = self.reload_again().await.map_err(|error| match error {
+            ReloadError::NoSource => ActError::NotOffered("reload"),
+            refused => ActError::Refused(crate::error::chain(&refused)),
+        })?;
+        Ok(Reloaded { schema_version: SCHEMA_VERSION, changed: report.lines(), needs_restart: Vec::new() })
+    }
+
     async fn events(&self, after: u64, wait: Duration) -> Result<MeshEvents, ActError> {
         Ok(Self::events(self, after, wait).await)
     }
 }
 
-fn peer(peer: &crate::Peer, progress: Progress) -> PeerStatus {
+fn peer(peer: &crate::Peer, (progress, since): (Progress, Timestamp)) -> PeerStatus {
     let (node, linked, error) = match progress {
         Progress::Begun => (peer.name.clone(), false, None),
         Progress::Linked(node) => (Some(node), true, None),
         Progress::Failed(error) => (peer.name.clone(), false, Some(error)),
     };
-    PeerStatus { address: peer.label().to_owned(), node, linked, error, since: None }
+    PeerStatus { address: peer.label().to_owned(), node, linked, error, since: Some(since) }
 }
 
 fn link(link: &LinkHandle) -> LinkStatus {
@@ -168,7 +176,13 @@ fn link(link: &LinkHandle) -> LinkStatus {
         rtt_ms: millis(link.rtt()),
         software: link.software.clone(),
         since: link.since,
-        more: LinkFacts::default(),
+        more: LinkFacts {
+            kind: Some(link.kind().to_string()),
+            mtu: link.mtu().and_then(|mtu| mtu.try_into().ok()),
+            loss: link.lost(),
+            bandwidth: link.bandwidth,
+            ..LinkFacts::default()
+        },
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod hostile;
 mod intruder;
+mod links;
 mod probes;
 mod streams;
 mod trouble;

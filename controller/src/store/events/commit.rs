@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::body::{Block, Opened, Tail};
+use super::heads::Heads;
 use super::id::Uuid;
 use super::intake::{Commits, NewGap, Slot};
 use super::schema::{self, Dictionary};
@@ -175,6 +176,8 @@ pub(super) struct Committer {
     pub(super) work: mpsc::Receiver<Work>,
     /// Rises when a transaction failed for good: what was assembled on top of it is worth nothing.
     pub(super) generation: Arc<AtomicU64>,
+    /// Told what is committed.
+    pub(super) heads: Arc<Heads>,
     /// Ends the waiting for a lock that never goes.
     pub(super) stop: CancellationToken,
 }
@@ -217,8 +220,9 @@ impl Committer {
         match outcome {
             Ok(refused) => {
                 for (job, part) in &bundle.jobs {
-                    if refused.contains_key(job) {
-                        part.state.make_stale();
+                    match refused.contains_key(job) {
+                        true => part.state.make_stale(),
+                        false => self.heads.advance(*job, part.summary.events),
                     }
                 }
                 for unit in bundle.units {
