@@ -226,7 +226,14 @@ part_images() {
 
 part_registry() { apt_need docker-registry apache2-utils openssl; }
 
-part_ssh() { apt_need openssh-server openssh-client sshpass; }
+# Two users for the tests to log in as. They have no password: a test gives them one for as long as it runs.
+part_ssh() {
+    local user
+    apt_need openssh-server openssh-client sshpass tcpdump procps
+    for user in plexus-ssh plexus-become; do
+        id "$user" >/dev/null 2>&1 || as_root useradd --system --create-home --shell /bin/sh "$user"
+    done
+}
 
 part_rootless() {
     apt_need uidmap

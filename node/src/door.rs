@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use plexus_mesh::Mesh;
 use plexus_mesh::local::{ActError, Action, Answers};
-use plexus_mesh::status::{MeshEvents, Ping, QueryError, Status, Trace};
+use plexus_mesh::status::{
+    MeshEvents, MeshLinks, Netcheck, Ping, QueryError, Reloaded, Routes, Status, Trace,
+};
 use plexus_proto::id::NodeId;
 use serde_json::Value;
 
@@ -39,6 +41,22 @@ impl Answers for Door {
 
     async fn events(&self, after: u64, wait: Duration) -> Result<MeshEvents, ActError> {
         Answers::events(&self.mesh, after, wait).await
+    }
+
+    fn routes(&self) -> Routes {
+        Answers::routes(&self.mesh)
+    }
+
+    fn links(&self) -> MeshLinks {
+        Answers::links(&self.mesh)
+    }
+
+    async fn netcheck(&self, from: Option<NodeId>, to: NodeId) -> Result<Netcheck, ActError> {
+        Answers::netcheck(&self.mesh, from, to).await
+    }
+
+    async fn reload(&self) -> Result<Reloaded, ActError> {
+        Answers::reload(&self.mesh).await
     }
 
     async fn act(&self, action: Action) -> Result<Value, ActError> {

@@ -68,8 +68,8 @@ async fn conformance(place: &Place) {
     records.until_output("up").await;
     job.cancel(&node).await;
     let outcome = records.take_all().await;
-    assert!(records.stdout().contains("heard"));
     if tells_exit_codes(place) {
+        assert!(records.stdout().contains("heard"));
         assert_eq!(outcome.outcome(), Outcome::Canceled, "{outcome:?}");
     }
 
@@ -80,17 +80,22 @@ async fn conformance(place: &Place) {
     let mut records = job.attach(&node, 1).await;
     records.until_output("up").await;
     job.cancel(&node).await;
-    assert_eq!(records.take_all().await.outcome(), Outcome::Canceled);
+    let outcome = records.take_all().await;
+    if tells_exit_codes(place) {
+        assert_eq!(outcome.outcome(), Outcome::Canceled, "{outcome:?}");
+    }
     wait_for(|| async { sleepers() }, |count| *count == 0).await;
 
-    // A dead shim: the unit is lost, and what ran is ended.
-    let job = script("echo up; sleep 4321");
-    job.start(&node).await;
-    let mut records = job.attach(&node, 1).await;
-    records.until_output("up").await;
-    run("kill", &["-9", &place.shim_pid(job.attempt).to_string()]);
-    assert_eq!(records.take_all().await.outcome(), Outcome::Lost);
-    wait_for(|| async { sleepers() }, |count| *count == 0).await;
+    // A dead shim: the unit is lost, and what ran is ended. Only root can see which process is the shim.
+    if std::env::var_os(AS_USER).is_none() {
+        let job = script("echo up; sleep 4321");
+        job.start(&node).await;
+        let mut records = job.attach(&node, 1).await;
+        records.until_output("up").await;
+        run("kill", &["-9", &place.shim_pid(job.attempt).to_string()]);
+        assert_eq!(records.take_all().await.outcome(), Outcome::Lost);
+        wait_for(|| async { sleepers() }, |count| *count == 0).await;
+    }
 
     node.reap().await;
     wait_for(|| async { left(place) }, BTreeSet::is_empty).await;
@@ -134,7 +139,9 @@ async fn container_options(place: &mut Place) {
     assert!(text.starts_with(expected), "{text:?} {outcome:?}");
     assert!(!text.contains("forked"), "the limit on processes holds");
     let (_, outcome) = output(&node, &script("tail /dev/zero; exit 1")).await;
-    assert!(matches!(outcome.exit_code, Some(137 | 1)) || outcome.signal.is_some(), "{outcome:?}");
+    if tells_exit_codes(place) {
+        assert_eq!(outcome.outcome(), Outcome::Failed, "the limit on memory holds: {outcome:?}");
+    }
     wait_for(|| async { left(place) }, BTreeSet::is_empty).await;
     node.shutdown().await;
 }
