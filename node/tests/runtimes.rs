@@ -73,8 +73,9 @@ async fn conformance(place: &Place) {
         assert_eq!(outcome.outcome(), Outcome::Canceled, "{outcome:?}");
     }
 
+    let nap = nap(place);
     let mut job =
-        script("trap '' TERM; (trap '' TERM; setsid sleep 4321 >/dev/null 2>&1 &); echo up; sleep 4321");
+        script(&format!("trap '' TERM; (trap '' TERM; setsid {nap} >/dev/null 2>&1 &); echo up; {nap}"));
     job.spec.grace_seconds = 1;
     job.start(&node).await;
     let mut records = job.attach(&node, 1).await;
@@ -84,17 +85,17 @@ async fn conformance(place: &Place) {
     if tells_exit_codes(place) {
         assert_eq!(outcome.outcome(), Outcome::Canceled, "{outcome:?}");
     }
-    wait_for(|| async { sleepers() }, |count| *count == 0).await;
+    wait_for(|| async { sleepers(&nap) }, |count| *count == 0).await;
 
     // A dead shim: the unit is lost, and what ran is ended. Only root can see which process is the shim.
     if std::env::var_os(AS_USER).is_none() {
-        let job = script("echo up; sleep 4321");
+        let job = script(&format!("echo up; {nap}"));
         job.start(&node).await;
         let mut records = job.attach(&node, 1).await;
         records.until_output("up").await;
         run("kill", &["-9", &place.shim_pid(job.attempt).to_string()]);
         assert_eq!(records.take_all().await.outcome(), Outcome::Lost);
-        wait_for(|| async { sleepers() }, |count| *count == 0).await;
+        wait_for(|| async { sleepers(&nap) }, |count| *count == 0).await;
     }
 
     node.reap().await;
@@ -146,9 +147,14 @@ async fn container_options(place: &mut Place) {
     node.shutdown().await;
 }
 
-fn sleepers() -> usize {
-    let own = std::env::var(AS_USER).unwrap_or_else(|_| "root".to_owned());
-    let output = Command::new("pgrep").args(["-c", "-u", &own, "-f", "^sleep 4321"]).output().unwrap();
+/// A command that nobody else on the machine runs.
+fn nap(place: &Place) -> String {
+    let user = u32::from(std::env::var_os(AS_USER).is_some());
+    format!("sleep {}", 43_210 + user * 10 + place.work.runtime as u32)
+}
+
+fn sleepers(nap: &str) -> usize {
+    let output = Command::new("pgrep").args(["-c", "-f", &format!("^{nap}$")]).output().unwrap();
     String::from_utf8_lossy(&output.stdout).trim().parse().unwrap()
 }
 
