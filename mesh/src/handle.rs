@@ -30,7 +30,7 @@ use crate::service::{Allow, Listener, Services};
 use crate::session::Sessions;
 use crate::stream::MeshStream;
 use crate::view::{Directory, View};
-use crate::{epoch, install_crypto_provider};
+use crate::{epoch, install_crypto_provider, netcheck};
 use reload::{Fixed, Sources};
 pub use reload::{ReloadError, ReloadReport};
 
@@ -140,6 +140,11 @@ impl Mesh {
             sources: Sources::default(),
             _cancel: cancel.drop_guard(),
         }));
+        // On a mesh this young the name is free.
+        if let Ok(listener) = netcheck::listen(&mesh) {
+            let weak = Arc::downgrade(&mesh.0);
+            mesh.0.tasks.spawn(netcheck::serve(listener, move || weak.upgrade().map(Mesh)));
+        }
         info!(node = %mesh.identity().node, listen = ?mesh.listen_addresses(), epoch, "mesh started");
         Ok(mesh)
     }

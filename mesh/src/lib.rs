@@ -6,6 +6,7 @@
 //! * [`Mesh`]: a running node. It links with its neighbours, forwards overlay packets if it is a hop, and opens and
 //!   accepts end-to-end streams ([`MeshStream`]) inside which hops see ciphertext only.
 //! * [`grpc`] and [`framed`]: calls and messages over such streams.
+//! * [`port_forward`]: TCP connections from one node to what another can reach, where its policy allows.
 //! * [`status`]: what people and programs are told, as documented JSON; [`local`]: the socket that tells it.
 //!
 //! # Layers
@@ -97,7 +98,10 @@ pub mod framed;
 pub mod grpc;
 
 pub mod local;
+pub mod port_forward;
 pub mod status;
+
+mod netcheck;
 
 mod error;
 mod events;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use plexus_mesh::MeshSection;
+use plexus_mesh::port_forward::Policy;
 use serde::Deserialize;
 
 /// A file that is no configuration.
@@ -53,6 +54,8 @@ pub struct Config {
     pub mesh: MeshSection,
     /// Units; of no use to a hop.
     pub work: WorkSection,
+    /// Who may have this node open TCP connections where; nobody if left out.
+    pub forward: Policy,
     /// Logs.
     pub log: LogSection,
 }
@@ -168,6 +171,7 @@ impl Default for Config {
             identity_dir: "/etc/plexus/node".into(),
             mesh: MeshSection::default(),
             work: WorkSection::default(),
+            forward: Policy::default(),
             log: LogSection::default(),
         }
     }
@@ -300,6 +304,7 @@ impl Config {
             return Err("mesh.listen and mesh.peers are both empty: this node could reach nobody".to_owned());
         }
         self.mesh.check().map_err(|(key, problem)| format!("{key}: {problem}"))?;
+        self.forward.check().map_err(|error| error.to_string())?;
         for (key, section) in [("work.podman", &self.work.podman), ("work.docker", &self.work.docker)] {
             check_container(key, section)?;
         }
@@ -392,6 +397,9 @@ mod tests {
         check(&work("[work.docker]\nmounts = [\"/x:/runner/project\"]"), "would hide");
         check(&work("[work.docker]\nuser = \"image\""), "docker gives mounts to nobody");
         check(&work("[work.images]\npull_timeout_s = 0"), "pull_timeout_s must be above 0");
+        let forward = "[mesh]\nlisten = [\"[::]:1\"]\n[forward]\n";
+        check(&format!("{forward}allow = [{{ from = \"A\", to = [] }}]\n"), "forward.allow: from \"A\"");
+        check(&format!("{forward}allow = [{{ from = \"a\", to = [\"h\"] }}]\n"), "must be host:port");
         check("x = [", "line 1");
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use plexus_mesh::local::{LocalSocket, ServeError};
-use plexus_mesh::{Credentials, Mesh};
+use plexus_mesh::{Credentials, Mesh, port_forward};
 use plexus_proto::id::Role;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -103,6 +103,9 @@ impl Node {
                 warn!(error = &error as &dyn std::error::Error, "local socket failed");
             }
         });
+        if let Some(forwarding) = port_forward::serve(&mesh, config.forward.clone())? {
+            tasks.spawn(forwarding);
+        }
         if let Some(supervisor) = &supervisor {
             serve::serve(&mesh, supervisor, &tasks, &cancel)?;
         }

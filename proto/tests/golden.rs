@@ -271,6 +271,13 @@ fn local_messages() {
     let netcheck = NetcheckQuery { from: "hop-1".into(), to: "node-1".into() };
     check("local-netcheck", query(LocalQueryKind::Netcheck(netcheck)));
     check("local-act", query(LocalQueryKind::Act(ActQuery { json: "{\"action\":\"reload\"}".into() })));
+    let open = LocalForwardOpen { node: "node-7".into(), target: "[::1]:80".into(), check: false };
+    check("local-forward-open", LocalForward { kind: Some(LocalForwardKind::Open(open)) });
+    let data = LocalForwardKind::Data(Bytes::from_static(b"GET /"));
+    check("local-forward-data", LocalForward { kind: Some(data) });
+    check("local-forward-end", LocalForward { kind: Some(LocalForwardKind::End(LocalForwardEnd {})) });
+    check("forward-open", plexus_proto::forward::ForwardOpen { target: "[::1]:80".into(), check: true });
+    check("forward-opened", plexus_proto::forward::ForwardOpened { code: 2, text: "refused".into() });
     check("local-answer", LocalAnswer { json: "{}".into() });
 }
 

@@ -6,14 +6,17 @@ use jiff::Timestamp;
 use plexus_proto::id::{Address, Identity, NodeId};
 
 use super::{Mesh, ReloadError};
+use crate::error::ConnectError;
 use crate::link::LinkHandle;
 use crate::local::{ActError, Answers};
 use crate::node::Progress;
-use crate::probe::Failure;
+use crate::port_forward::ForwardError;
+use crate::probe::{Failure, Step};
 use crate::status::{
-    LinkFacts, LinkStatus, MeshEvents, NodeStatus, PacketCounts, PeerStatus, Ping, QueryError, Reloaded,
-    SCHEMA_VERSION, Status, Trace, TraceHop, millis,
+    LinkFacts, LinkStatus, MeshEvents, Netcheck, NodeStatus, PacketCounts, PeerStatus, Ping, QueryError,
+    Reloaded, SCHEMA_VERSION, Status, Trace, TraceHop, millis,
 };
+use crate::stream::MeshStream;
 use crate::view::NodeView;
 
 impl Mesh {
@@ -107,12 +110,20 @@ impl Mesh {
         Ok(known.address)
     }
 
-    fn trace_hop(&self, hop: Option<(Address, Duration)>) -> TraceHop {
+    fn trace_hop(&self, step: Step) -> TraceHop {
         let directory = self.0.directory.load();
+        let address = step.answer.map(|(address, _)| address);
+        // Of links between others only they could tell.
+        let own = self.0.links.load().values().find(|link| Some(link.neighbor.address) == address).map(link);
+        let own = own.filter(|_| step.limit == 1);
         TraceHop {
-            node: hop.and_then(|(address, _)| Some(directory.by_address(address)?.node.clone())),
-            address: hop.map(|(address, _)| address),
-            rtt_ms: hop.map(|(_, rtt)| millis(rtt)),
+            node: address.and_then(|address| Some(directory.by_address(address)?.node.clone())),
+            address,
+            rtt_ms: step.answer.map(|(_, rtt)| millis(rtt)),
+            sent: step.sent,
+            answered: step.answered,
+            kind: own.as_ref().and_then(|link| link.more.kind.clone()),
+            mtu: own.as_ref().and_then(|link| link.more.mtu),
         }
     }
 
@@ -153,6 +164,21 @@ impl Answers for Mesh {
 
     async fn events(&self, after: u64, wait: Duration) -> Result<MeshEvents, ActError> {
         Ok(Self::events(self, after, wait).await)
+    }
+
+    async fn netcheck(&self, from: Option<NodeId>, to: NodeId) -> Result<Netcheck, ActError> {
+        Self::netcheck(self, from, to).await
+    }
+
+    async fn forward(&self, node: NodeId, target: String, check: bool) -> Result<MeshStream, ActError> {
+        Self::forward(self, &node, &target, check).await.map_err(|error| match error {
+            ForwardError::Connect(ConnectError::Unknown { node }) => QueryError::UnknownNode(node).into(),
+            ForwardError::Connect(ConnectError::Unreachable { node }) => QueryError::Unreachable(node).into(),
+            ForwardError::Connect(ConnectError::ShuttingDown) => QueryError::ShuttingDown.into(),
+            ForwardError::Connect(ConnectError::Myself { .. }) => ActError::Invalid(error.to_string()),
+            ForwardError::NotOffered(_) | ForwardError::Denied { .. } => ActError::Denied(error.to_string()),
+            _ => ActError::Failed(error.to_string()),
+        })
     }
 }
 

@@ -19,7 +19,10 @@ Examples:
     /// Shows a job's output as Ansible prints it, and follows it; ends as the job does.
     #[command(after_help = "\
 Exit code: 0 when the job was successful, 1 when it failed or was canceled.
-A lost connection is taken up again where it broke; nothing is shown twice.")]
+A lost connection is taken up again where it broke; nothing is shown twice.
+
+Examples:
+  plexus job tail 42")]
     Tail {
         /// Id of the job.
         id: i64,
@@ -28,6 +31,9 @@ A lost connection is taken up again where it broke; nothing is shown twice.")]
         after: i64,
     },
     /// Lists the newest jobs.
+    #[command(after_help = "\
+Examples:
+  plexus job list --status running")]
     List {
         /// Only those with this status: pending, waiting, running, successful, failed, error, canceled.
         #[arg(long)]
@@ -37,21 +43,33 @@ A lost connection is taken up again where it broke; nothing is shown twice.")]
         limit: u32,
     },
     /// Shows a job: what it runs, where, since when, and how it ended.
+    #[command(after_help = "\
+Examples:
+  plexus job show 42")]
     Show {
         /// Id of the job.
         id: i64,
     },
     /// Says in a sentence why a job waits, or why it ended as it did.
+    #[command(after_help = "\
+Examples:
+  plexus job why 42")]
     Why {
         /// Id of the job.
         id: i64,
     },
     /// Asks for a job to be stopped.
+    #[command(after_help = "\
+Examples:
+  plexus job cancel 42")]
     Cancel {
         /// Id of the job.
         id: i64,
     },
     /// Launches a job again, and follows it.
+    #[command(after_help = "\
+Examples:
+  plexus job relaunch 42 --failed")]
     Relaunch {
         /// Id of the job.
         id: i64,
