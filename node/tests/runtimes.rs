@@ -200,7 +200,7 @@ async fn podman() {
 }
 
 /// Podman's own API socket, for the docker client.
-struct Service(Child, tempfile::TempDir);
+struct Service(Child);
 
 impl Drop for Service {
     fn drop(&mut self) {
@@ -220,7 +220,7 @@ async fn docker() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let service = Service(child, dir);
+    let service = Service(child);
     wait_for(|| async { socket.exists() }, |exists| *exists).await;
     let mut place = place(RuntimeName::Docker);
     place.work.docker.command =
