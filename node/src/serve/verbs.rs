@@ -5,9 +5,9 @@ use std::pin::Pin;
 use futures_util::Stream;
 use plexus_mesh::grpc::PeerIdentity;
 use plexus_proto::work::{
-    CancelRequest, ForgetRequest, ImageReply, ImageRequest, ImagesReply, ImagesRequest, InfoRequest,
-    ListReply, ListRequest, NodeInfo, PullProgress, StatusRequest, SubmitRequest, TidyImagesReply,
-    TidyImagesRequest, UnitReply, Work,
+    AbandonRequest, CancelRequest, ForgetRequest, ImageReply, ImageRequest, ImagesReply, ImagesRequest,
+    InfoRequest, ListReply, ListRequest, NodeInfo, PullProgress, StatusRequest, SubmitRequest,
+    TidyImagesReply, TidyImagesRequest, UnitReply, Work,
 };
 use tonic::{Request, Response, Status};
 
@@ -49,6 +49,11 @@ impl Work for Verbs {
     async fn forget(&self, request: Request<ForgetRequest>) -> Result<Response<UnitReply>, Status> {
         let caller = caller(&request)?;
         Ok(Response::new(self.supervisor.forget(&caller, request.into_inner()).await))
+    }
+
+    async fn abandon(&self, request: Request<AbandonRequest>) -> Result<Response<UnitReply>, Status> {
+        let caller = caller(&request)?;
+        Ok(Response::new(self.supervisor.abandon(&caller, request.into_inner()).await))
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<UnitReply>, Status> {
