@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::config::{Config, WorkSection};
+use crate::door::Door;
 use crate::supervisor::{self, Supervisor};
 use crate::{SOFTWARE, serve, store_id};
 
@@ -96,7 +97,8 @@ impl Node {
         let mesh = Mesh::start(mesh_config(&config, credentials)).await?;
         mesh.keep_certified(&dir);
         let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
-        let (answers, stop) = (Arc::new(mesh.clone()), cancel.clone());
+        let door = Door::new(mesh.clone(), supervisor.clone());
+        let (answers, stop) = (Arc::new(door), cancel.clone());
         tasks.spawn(async move {
             if let Err(error) = local.serve(answers, stop.cancelled()).await {
                 warn!(error = &error as &dyn std::error::Error, "local socket failed");

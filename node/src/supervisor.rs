@@ -4,6 +4,7 @@
 //! (module `unit`) alone touches the unit's state, disk and shim. At start every unit on disk gets its task back, and
 //! finds its shim again if it has one. Every minute [`reap`](Supervisor::reap) looks for what should be gone.
 
+pub mod images;
 mod incarnations;
 mod leftovers;
 mod shims;
@@ -18,8 +19,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use plexus_proto::id::{Attempt, NodeId, OwnerEpoch, StoreId};
 use plexus_proto::work::{
-    AbandonRequest, CancelRequest, ForgetRequest, ListReply, NodeInfo, PrivateBlock, Refusal, RefusalCode,
-    SealedRecord, StatusRequest, SubmitRequest, UnitReply, UnitReplyResult, UnitSpec, UnitStatus,
+    AbandonRequest, CancelRequest, ForgetRequest, ListReply, NodeInfo, PrivateBlock, PullPolicy, Refusal,
+    RefusalCode, SealedRecord, StatusRequest, SubmitRequest, UnitReply, UnitReplyResult, UnitSpec,
+    UnitStatus,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -27,7 +29,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, error, info, info_span, warn};
 
 use crate::config::WorkSection;
-use crate::runtime::{self, Kind, Place, Runtime};
+use crate::runtime::{Images, Kind, Place, Runtime, choice};
 use crate::store_id::Store;
 use crate::tree::{self, Cache, Digest};
 use crate::unit_dir::{self, UnitDir};
@@ -100,6 +102,8 @@ pub struct Wanted {
     pub tree: Option<(Digest, u64)>,
     /// Where to lay the working copy out.
     pub copy: PathBuf,
+    /// The image it runs in, and when to pull it; none where units need no image.
+    pub image: Option<(String, PullPolicy)>,
 }
 
 /// A records stream's permission.
@@ -131,6 +135,8 @@ struct Inner {
     /// Keeps other agents out until shutdown.
     lock: Mutex<Option<Store>>,
     runtime: Arc<dyn Runtime>,
+    /// None where units need no image.
+    images: Option<Images>,
     runtime_version: tokio::sync::OnceCell<String>,
     cache: Arc<Cache>,
     incarnations: Incarnations,
@@ -228,18 +234,20 @@ impl Supervisor {
         let incarnations = Incarnations::open(&options.data_dir)?;
         let tombstones = Tombstones::open(&options.data_dir, today())?;
         let place = Place { node: options.node.clone(), store: store.id };
-        let runtime: Arc<dyn Runtime> = match options.work.runtime.kind() {
-            Kind::Podman => {
-                let podman = options.work.podman.clone();
-                Arc::new(runtime::Podman::new(podman.command, podman.network, place))
-            }
-            Kind::Process => Arc::new(runtime::Process::new(options.work.process.command.clone())),
-        };
+        let work = options.work.clone();
+        let kind = tokio::task::spawn_blocking(move || choice::choose(&work)).await.unwrap_or(Kind::Podman);
+        info!(runtime = kind.as_str(), "units run here");
+        let runtime: Arc<dyn Runtime> = choice::runtime(&options.work, kind, place).into();
+        let images = choice::engine(&options.work, kind).map(|engine| {
+            let (private, ledger) = (options.runtime_dir.join("pulls"), options.data_dir.join("images.json"));
+            Images::new(engine, options.work.images.clone(), private, ledger)
+        });
         let supervisor = Self(Arc::new(Inner {
             options,
             store: store.id,
             lock: Mutex::new(Some(store)),
             runtime,
+            images,
             runtime_version: tokio::sync::OnceCell::new(),
             cache,
             incarnations,
@@ -259,6 +267,10 @@ impl Supervisor {
         let cancel = supervisor.0.cancel.clone();
         supervisor.0.tasks.spawn(async move {
             cancel.run_until_cancelled(reaper.reap_for_ever()).await;
+        });
+        let (tidier, cancel) = (supervisor.images(), supervisor.0.cancel.clone());
+        supervisor.0.tasks.spawn(async move {
+            cancel.run_until_cancelled(tidier.tidy_for_ever()).await;
         });
         Ok(supervisor)
     }
@@ -382,7 +394,7 @@ impl Supervisor {
         if spec.tree.as_ref().is_some_and(|tree| !tree.digest.is_empty() && tree.digest.len() != 32) {
             return invalid(format!("unit {attempt} names a tree by something that is no digest"));
         }
-        if self.0.runtime.kind() == Kind::Podman && spec.image.is_empty() {
+        if self.0.runtime.kind().is_container() && spec.image.is_empty() {
             return invalid(format!("unit {attempt} names no image, and this node runs units in containers"));
         }
         Ok(())
@@ -579,6 +591,14 @@ impl Supervisor {
         if let Some(handle) = self.handle(attempt) {
             handle.requests.send(Request::Damaged { why }).await.ok();
         }
+    }
+
+    /// The unit as it is from now on.
+    ///
+    /// # Errors
+    /// Unknown unit.
+    pub fn watch(&self, attempt: Attempt) -> Result<watch::Receiver<View>, Refusal> {
+        Ok(self.known(attempt)?.view)
     }
 
     /// Marks a payload as under way while the guard lives.

@@ -57,8 +57,8 @@ pub mod work {
         InfoRequest, ListReply, ListRequest, LostRecord, ManifestPart, NodeInfo, Outcome, Output, OwnerEpoch,
         PayloadDone, PayloadMessage, PayloadNeed, PayloadOpen, PayloadProgress, Pending, Preparing,
         PrivateBlock, PrivateFile, PullPolicy, PullProgress, Record, RecordMessage, Refusal, RefusalCode,
-        RegistryAuth, Running, SealedRecord, Starting, StatusRequest, Stream, SubmitRequest, TreeEntry,
-        TreeManifest, TreeRef, UnitRef, UnitReply, UnitSpec, UnitStatus,
+        RegistryAuth, Running, SealedRecord, Starting, StatusRequest, Stream, SubmitRequest, TidyImagesReply,
+        TidyImagesRequest, TreeEntry, TreeManifest, TreeRef, UnitRef, UnitReply, UnitSpec, UnitStatus,
     };
 }
 

@@ -267,6 +267,9 @@ fn payload_messages() {
     check("payload-done", payload(PayloadMessageKind::Done(done)));
     check("payload-refusal", payload(PayloadMessageKind::Refusal(refusal())));
     check("images", ImagesRequest {});
+    check("tidy-images", TidyImagesRequest { wanted: vec!["localhost/ee:1".into()] });
+    let removed = vec!["localhost/ee:0".into()];
+    check("tidy-images-reply", TidyImagesReply { removed, problem: "p".into() });
     check("images-reply", ImagesReply { images: vec![image.clone()], problem: "p".into() });
     check("image", ImageRequest { image: "localhost/ee:1".into(), auth: None });
     let versions = BTreeMap::from([("ansible-core".into(), "2.19.14".into())]);

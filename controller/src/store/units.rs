@@ -315,6 +315,15 @@ pub async fn started(core: &CoreDb, job: i64, attempt: Attempt) -> Result<(), Er
     tx.commit().await
 }
 
+/// Notes the digest of the image that the job runs in.
+pub async fn ran_in(core: &CoreDb, job: i64, digest: &str) -> Result<(), Error> {
+    let mut tx = core.begin(Class::Bookkeeping).await?;
+    let mut update = update_job(job);
+    update.value("image_digest", digest);
+    tx.execute(update).await?;
+    tx.commit().await
+}
+
 /// Ends a job: status, recap and everything else that was waited for, in one transaction. A job that is over stays
 /// as it is.
 pub async fn finish(core: &CoreDb, job: i64, last: &Final) -> Result<(), Error> {

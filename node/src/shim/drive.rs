@@ -410,7 +410,10 @@ impl Shim {
             }
             Exit::Signal(_) => None,
         };
-        conclude(exit, self.ending.cause(), explanation, self.kind == Kind::Podman)
+        // Some clients say 0 of a container that was killed.
+        let killed = self.kind.is_container() && self.ending.was_forced() && exit == Exit::Code(0);
+        let exit = if killed { Exit::Signal(Signal::KILL.as_raw()) } else { exit };
+        conclude(exit, self.ending.cause(), explanation, self.kind.is_container())
     }
 
     /// Tells the agent what it does not know yet.

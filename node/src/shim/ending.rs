@@ -70,6 +70,11 @@ impl Ending {
         self.cause
     }
 
+    /// True when the tree was ended by force.
+    pub fn was_forced(&self) -> bool {
+        self.killed
+    }
+
     /// The owner wants the end, `at_once` without grace. Signals again each time; the grace runs from the first.
     pub fn on_cancel(&mut self, at_once: bool, now: Instant) -> Option<Action> {
         self.begin(Cause::Cancel, now);

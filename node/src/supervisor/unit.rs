@@ -311,6 +311,12 @@ impl Task {
             ticket: self.ticket,
             tree: self.spec.tree.as_ref().and_then(|tree| Some((digest_of(&tree.digest)?, tree.size))),
             copy: self.dir.path().join(format!("project.{}", self.ticket)),
+            image: self
+                .inner
+                .runtime
+                .kind()
+                .is_container()
+                .then(|| (self.spec.image.clone(), self.spec.pull())),
         };
         Ok(Opened { status: self.unit.status(), wanted: Some(wanted) })
     }
