@@ -21,6 +21,7 @@ use crate::reconcile;
 use crate::shown_mesh::ShownMesh;
 use crate::store::core::CoreDb;
 use crate::store::events::EventStore;
+use crate::store::postgres::Server;
 use crate::vault::Vault;
 use crate::{auth, fleet};
 
@@ -43,9 +44,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         identity.role,
         identity.node,
     );
-    let core = CoreDb::open(&config.data_dir.join("core.sqlite")).await?;
+    let (core, events) = open_databases(&config).await?;
     let vault = Vault::open(&config.data_dir.join("secret"))?;
-    let events = EventStore::open(&config.data_dir.join("events")).await?;
     let doors = Doors::open(&config.http, &config.data_dir.join("https")).await?;
     let mesh = start_mesh(&config, credentials).await?;
     let socket = LocalSocket::bind(&config.socket).await?;
@@ -99,6 +99,17 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     core.close().await;
     tracing::info!("controller stopped");
     served.context("the API stopped")
+}
+
+/// Core database and events: on the server that is configured, otherwise in files.
+async fn open_databases(config: &Config) -> anyhow::Result<(CoreDb, EventStore)> {
+    let Some(url) = &config.database.url else {
+        let core = CoreDb::open(&config.data_dir.join("core.sqlite")).await?;
+        return Ok((core, EventStore::open(&config.data_dir.join("events")).await?));
+    };
+    let server = Server::new(url, config.database.password_file.as_deref()).context("database.url")?;
+    let core = CoreDb::connect(&server).await?;
+    Ok((core, EventStore::connect(&server).await?))
 }
 
 async fn start_mesh(config: &Config, credentials: Credentials) -> anyhow::Result<Mesh> {

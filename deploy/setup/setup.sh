@@ -7,6 +7,7 @@
 #     podman   podman and runc, and /etc/containers/containers.conf where podman's defaults do not work and no such file exists
 #     ee       the execution environment image localhost/plexus-ee:demo, built once (see ee/README.md)
 #     awx      the `awx` command of AWX (PyPI awxkit) in a virtual environment below the cache directory
+#     postgres PostgreSQL's programs, for the tests; no server is started
 #   setup.sh --print-cache  prints the cache directory
 #   setup.sh --print-awx    prints the directory of the `awx` command
 #
@@ -206,6 +207,18 @@ part_awx() {
     say "installed the awx command in $(seconds_since "$start")"
 }
 
+# The server's programs only: tests start servers of their own. Debian would make and start a cluster, unless told not to
+# before the package comes.
+part_postgres() {
+    local dir conf=/etc/postgresql-common/createcluster.conf
+    for dir in /usr/lib/postgresql/*/bin; do [ ! -x "$dir/initdb" ] || return 0; done
+    if [ ! -e "$conf" ]; then
+        as_root mkdir -p "${conf%/*}"
+        echo 'create_main_cluster = false' | as_root tee "$conf" >/dev/null
+    fi
+    apt_need postgresql postgresql-client
+}
+
 # ---------------------------------------------------------------- command line
 
 main() {
@@ -215,9 +228,9 @@ main() {
     --print-awx) echo "$AWX_DIR/bin"; return ;;
     -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; return ;;
     esac
-    [ $# -gt 0 ] || set -- rust podman ee awx
+    [ $# -gt 0 ] || set -- rust podman ee awx postgres
     for part in "$@"; do
-        declare -F "part_$part" >/dev/null || die "no such part: $part (parts: rust podman ee awx)"
+        declare -F "part_$part" >/dev/null || die "no such part: $part (parts: rust podman ee awx postgres)"
     done
     for part in "$@"; do "part_$part"; done
 }

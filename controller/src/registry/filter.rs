@@ -3,6 +3,7 @@
 //! Names and lookups are those of AWX's API. A name that is not declared is refused, so a filter can reach nothing
 //! that the declaration does not show, and no secret. Values are always bound, never text of the query.
 
+use sea_query::extension::postgres::PgExpr;
 use sea_query::{BinOper, Condition, Expr, ExprTrait, Func, LikeExpr, Order, Query, SelectStatement};
 
 use super::read::source;
@@ -112,7 +113,7 @@ pub fn condition(
     }
     for (_, value) in parameters.iter().filter(|(name, _)| name == "search") {
         for term in value.split([',', ' ']).filter(|term| !term.is_empty()).take(16) {
-            all = all.add(search(resource, alias, term));
+            all = all.add(search(resource, alias, term, engine));
         }
     }
     if let Some((_, kinds)) = parameters.iter().find(|(name, _)| name == "type") {
@@ -304,9 +305,9 @@ fn leaf(column: Expr, field: &Field, lookup: &str, value: &str, engine: Engine) 
         "lt" => column.lt(typed(field, value)?),
         "lte" => column.lte(typed(field, value)?),
         "iexact" => Expr::from(Func::lower(text())).eq(value.to_lowercase()),
-        "icontains" => text().like(like(&format!("%{}%", escaped(value)))),
-        "istartswith" => text().like(like(&format!("{}%", escaped(value)))),
-        "iendswith" => text().like(like(&format!("%{}", escaped(value)))),
+        "icontains" => alike(engine, text(), &format!("%{}%", escaped(value))),
+        "istartswith" => alike(engine, text(), &format!("{}%", escaped(value))),
+        "iendswith" => alike(engine, text(), &format!("%{}", escaped(value))),
         // LIKE does not tell cases apart everywhere, so these compare pieces.
         "contains" => position(engine, text(), value).gt(0),
         "startswith" => left(text(), value).eq(value),
@@ -356,8 +357,13 @@ fn regex(engine: Engine, text: Expr, pattern: &str, caseless: bool) -> Result<Ex
     })
 }
 
-fn like(pattern: &str) -> LikeExpr {
-    LikeExpr::new(pattern).escape('\\')
+/// Matches without regard to case: of ASCII letters on SQLite, of all on PostgreSQL.
+fn alike(engine: Engine, text: Expr, pattern: &str) -> Expr {
+    match engine {
+        Engine::Sqlite => text.like(LikeExpr::new(pattern).escape('\\')),
+        // The backslash is what it escapes with anyway.
+        Engine::Postgres => text.ilike(LikeExpr::new(pattern)),
+    }
 }
 
 fn escaped(value: &str) -> String {
@@ -413,10 +419,10 @@ fn moment(value: &str) -> Option<i64> {
     Some(time.ok()?.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_microsecond())
 }
 
-fn search(resource: &'static Resource, alias: &str, term: &str) -> Condition {
+fn search(resource: &'static Resource, alias: &str, term: &str, engine: Engine) -> Condition {
     let fields = resource.search.iter().filter_map(|name| resource.column(name));
     fields.fold(Condition::any(), |any, field| {
-        any.add(column(resource, alias, &field).like(like(&format!("%{}%", escaped(term)))))
+        any.add(alike(engine, column(resource, alias, &field), &format!("%{}%", escaped(term))))
     })
 }
 

@@ -4,6 +4,7 @@
 //! busy with the transaction before, so that a lone event is committed at once and a flood in large transactions, and
 //! parsing and compression go on while the disk is waited for.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -13,14 +14,14 @@ use sea_query::{Expr, ExprTrait, Query};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::Error;
 use super::body::{Body, Packer, Tail};
 use super::commit::{Bundle, EventRow, JobPart, JobState, OpenWork, OpenedRows, SlotChange, UnitPart, Work};
+use super::engine::{Reader, statement};
 use super::id::Uuid;
 use super::intake::{Batch, Commits, NewEvent, OpenRequest, Opened, Staged};
 use super::schema::{Dictionary, flag};
-use super::sqlite::{Reader, statement};
 use super::summary::JobSummary;
+use super::{Counters, Error};
 use crate::stream;
 
 /// Events after which a transaction takes no further records: about 10 ms of writing.
@@ -37,6 +38,8 @@ pub(super) enum Request {
     Open(OpenRequest),
     Store(Batch),
     Discard(Attempt, oneshot::Sender<Result<(), Error>>),
+    /// Removes all of a job.
+    Delete(i64, oneshot::Sender<Result<(), Error>>),
 }
 
 /// The task that owns the jobs of a month which are being added to.
@@ -51,6 +54,7 @@ pub(super) struct Assembler {
     packer: Packer,
     generation: Arc<AtomicU64>,
     seen_generation: u64,
+    counters: Arc<Counters>,
 }
 
 /// A job that is being added to.
@@ -72,6 +76,7 @@ impl Assembler {
         reader: Reader,
         generation: Arc<AtomicU64>,
         stop: CancellationToken,
+        counters: Arc<Counters>,
     ) -> Self {
         Self {
             requests,
@@ -83,6 +88,7 @@ impl Assembler {
             packer: Packer::new(),
             generation,
             seen_generation: 0,
+            counters,
         }
     }
 
@@ -105,6 +111,11 @@ impl Assembler {
                     Request::Open(open) => self.open(open).await,
                     Request::Discard(attempt, reply) => {
                         let _ = self.work.send(Work::Discard(attempt, reply)).await;
+                    }
+                    Request::Delete(job, reply) => {
+                        // Whoever adds to it begins anew, and so finds out.
+                        self.jobs.remove(&job);
+                        let _ = self.work.send(Work::Delete(job, reply)).await;
                     }
                     Request::Store(first) => next = self.gather(first).await,
                 }
@@ -217,6 +228,7 @@ impl Assembler {
             for batch in batches {
                 // The cursor of the attempt no longer follows: whoever brought it opens again.
                 self.jobs.remove(&batch.job);
+                self.counters.undone.add(1);
                 batch.commits.fail(Arc::clone(&error));
             }
             return bundle;
@@ -225,7 +237,10 @@ impl Assembler {
             let job = self.jobs.get_mut(&batch.job);
             match job.ok_or(Error::Stale).and_then(|job| job.admit(&batch).map(|()| job)) {
                 Ok(job) => job.add(batch, &self.names, &mut self.packer, &mut bundle),
-                Err(error) => batch.commits.fail(Arc::new(error)),
+                Err(error) => {
+                    self.counters.undone.add(1);
+                    batch.commits.fail(Arc::new(error));
+                }
             }
         }
         for (job, part) in &mut bundle.jobs {
@@ -362,6 +377,7 @@ impl Job {
                     epoch: batch.epoch,
                     previous: batch.previous,
                     record: batch.record,
+                    records: 0,
                     carry: Vec::new(),
                     staged: Default::default(),
                     gaps: Vec::new(),
@@ -371,6 +387,7 @@ impl Job {
             }
         };
         unit.record = batch.record;
+        unit.records += 1;
         unit.carry = batch.carry;
         unit.gaps.extend(batch.gaps);
         for staged in batch.staged {
@@ -412,11 +429,11 @@ impl Job {
             kind,
             host: event.host().and_then(|host| names.id(Dictionary::Host, &host)),
             task: event.task().and_then(|task| names.id(Dictionary::Task, &task)),
-            uuid: (!uuid.is_empty()).then(|| Uuid::from_text(cut(&uuid))),
+            uuid: (!uuid.is_empty()).then(|| Uuid::from_text(&cut(&uuid))),
             parent: event
                 .parent_uuid()
                 .filter(|uuid| !uuid.is_empty())
-                .map(|uuid| Uuid::from_text(cut(&uuid))),
+                .map(|uuid| Uuid::from_text(&cut(&uuid))),
             flags: flags(event, failed, changed),
             start_line,
             end_line: summary.last_line,
@@ -444,12 +461,16 @@ fn with_header(header: &str, stdout: &[u8]) -> bytes::Bytes {
 }
 
 /// A name as far as it is kept.
-fn cut(name: &str) -> &str {
-    if name.len() <= NAME_MAX {
-        return name;
+fn cut(name: &str) -> Cow<'_, str> {
+    let end = match name.len() {
+        ..=NAME_MAX => name.len(),
+        _ => (0..=NAME_MAX).rev().find(|&at| name.is_char_boundary(at)).unwrap_or(0),
+    };
+    // Texts of PostgreSQL cannot hold a NUL; a name is the same on every engine. The body keeps what came.
+    if memchr::memchr(0, name.as_bytes()).is_some() {
+        return Cow::Owned(name[..end].replace('\0', "\u{fffd}"));
     }
-    let end = (0..=NAME_MAX).rev().find(|&at| name.is_char_boundary(at)).unwrap_or(0);
-    &name[..end]
+    Cow::Borrowed(&name[..end])
 }
 
 /// Numbers of names, those of the month that came up lately.
@@ -462,14 +483,14 @@ struct Names {
 
 impl Names {
     fn id(&self, dictionary: Dictionary, name: &str) -> Option<i64> {
-        self.known[dictionary as usize].get(cut(name)).copied()
+        self.known[dictionary as usize].get(&*cut(name)).copied()
     }
 
     fn note_unknown(&self, dictionary: Dictionary, name: &str, unknown: &mut [HashSet<Box<str>>; 3]) {
         let name = cut(name);
         let is_name = !name.is_empty() || dictionary == Dictionary::Kind;
-        if is_name && !self.known[dictionary as usize].contains_key(name) {
-            unknown[dictionary as usize].insert(name.into());
+        if is_name && !self.known[dictionary as usize].contains_key(&*name) {
+            unknown[dictionary as usize].insert((&*name).into());
         }
     }
 
