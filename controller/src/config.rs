@@ -81,6 +81,8 @@ pub struct Database {
     pub url: Option<String>,
     /// File with the password, alone on its line; none: the environment's, if there is one.
     pub password_file: Option<PathBuf>,
+    /// Days after which a job that is over goes, with its events; none: never.
+    pub keep_jobs_days: Option<u32>,
 }
 
 /// The API.
@@ -227,6 +229,12 @@ impl Config {
                 return wrong(key, "must not be empty".to_owned());
             }
         }
+        if self.database.keep_jobs_days == Some(0) {
+            return wrong(
+                "database.keep_jobs_days",
+                "must be at least 1; leave it out to keep all".to_owned(),
+            );
+        }
         match &self.database.url {
             Some(url) => {
                 if let Err(error) = crate::store::postgres::Server::check(url) {
@@ -305,6 +313,7 @@ mod tests {
         assert!(refused("[execution]\nnodes = [\"Node 1\"]\n").contains("execution.nodes"));
         assert!(refused("= 3").contains("line 1"));
         assert!(refused("[database]\nurl = \"mysql://u@h/d\"\n").contains("database.url"));
+        assert!(refused("[database]\nkeep_jobs_days = 0\n").contains("database.keep_jobs_days"));
         assert!(refused("[database]\npassword_file = \"/x\"\n").contains("database.password_file"));
         let message = refused("[database]\nurl = \"postgres://u:s3cret@h/d\"\n");
         assert!(message.contains("database.password_file") && !message.contains("s3cret"), "{message}");

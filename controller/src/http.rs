@@ -18,6 +18,7 @@ mod inventories;
 mod jobs;
 mod later;
 mod launch;
+mod live;
 mod login;
 mod mesh;
 mod people;
@@ -28,6 +29,7 @@ mod settings;
 mod stdout;
 mod templates;
 mod tokens;
+mod websocket;
 
 #[cfg(test)]
 mod tests;
@@ -41,12 +43,14 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub use error::ApiError;
 pub use mesh::{MeshError, MeshView, NoMesh};
 
 use crate::auth::Auth;
+use crate::live::Live;
 use crate::registry;
 use crate::store::core::CoreDb;
 use crate::store::events::EventStore;
@@ -67,6 +71,8 @@ pub struct App {
     pub auth: Auth,
     /// What jobs printed and did.
     pub events: EventStore,
+    /// What happens right now.
+    pub live: Live,
     /// The mesh, as far as people see it.
     pub mesh: Arc<dyn MeshView>,
     /// Directory of the manual projects.
@@ -78,7 +84,8 @@ pub struct App {
 }
 
 impl App {
-    /// Brings up what the API needs: the built-in objects and the identity of the installation.
+    /// Brings up what the API needs: the built-in objects and the identity of the installation. Whoever watches
+    /// something is let go when `shutdown` comes.
     ///
     /// # Errors
     /// What the database or the random numbers say.
@@ -89,15 +96,18 @@ impl App {
         mesh: Arc<dyn MeshView>,
         projects_root: PathBuf,
         node: &str,
+        shutdown: CancellationToken,
     ) -> Result<Self, crate::auth::Error> {
         registry::seed(&db).await?;
         let install = root::installation(&db).await?;
         let auth = Auth::new(db.clone())?;
+        let live = Live::start(db.clone(), events.clone(), shutdown);
         Ok(Self {
             db,
             vault,
             auth,
             events,
+            live,
             mesh,
             projects_root: Arc::new(projects_root),
             node: node.into(),
@@ -113,15 +123,19 @@ pub fn router(app: App) -> Router {
 
 async fn serve(State(app): State<App>, request: Request) -> Response {
     let begun = Instant::now();
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
     let id = Uuid::now_v7();
+    let socket = websocket::requested(&mut parts).await;
     let (path, method) = (parts.uri.path().to_owned(), parts.method.clone());
     let node = app.node.clone();
     let mut known = false;
     let mut allow = None;
     let mut response = match Call::read(app, parts, body).await {
         Ok(call) => {
-            let answer = dispatch(&call).await;
+            let answer = match socket {
+                Some(socket) => websocket::accept(&call, socket),
+                None => dispatch(&call).await,
+            };
             known = call.somebody().is_some();
             allow = call.allowed();
             answer.unwrap_or_else(IntoResponse::into_response)
@@ -172,6 +186,7 @@ async fn dispatch(call: &Call) -> Answer {
         ["api", "logout"] => login::logout(call).await,
         ["api", "v2"] => root::version_two(call),
         ["api", "v2", rest @ ..] => version_two(call, rest).await,
+        ["websocket"] | ["api", "websocket"] => Err(websocket::needed()),
         ["api", "plexus", "v1", "mesh", rest @ ..] => mesh::serve(call, rest).await,
         _ => Err(ApiError::no_such_page()),
     }
@@ -201,6 +216,7 @@ async fn version_two(call: &Call, segments: &[&str]) -> Answer {
             Some(resource) => below_object(call, resource, id, below).await,
             None => Err(ApiError::no_such_page()),
         },
+        ["jobs", id, "events", "stream"] => live::of_job(call, id).await,
         _ => Err(ApiError::no_such_page()),
     }
 }

@@ -99,7 +99,7 @@ pub async fn cancel(tx: &mut WriteTx, job: i64) -> Result<bool, StoreError> {
     Ok(tx.execute(&asked).await? > 0)
 }
 
-/// Notes on its template how a job ended. To be called in the transaction that ends the job.
+/// Notes on its template how a job ended, and tells who watches. To be called in the transaction that ends the job.
 ///
 /// # Errors
 /// What the database says.
@@ -108,6 +108,7 @@ pub async fn conclude(tx: &mut WriteTx, job: i64) -> Result<(), StoreError> {
     query.columns(["unified_job_template_id", "status", "failed", "finished"]).from("unified_jobs");
     query.and_where(Expr::col("id").eq(job));
     let Some(row) = tx.optional(&query).await? else { return Ok(()) };
+    tx.job_changed(job, &row.at::<String>(1)?);
     let Some(template) = row.at::<Option<i64>>(0)? else { return Ok(()) };
     let mut update = Query::update();
     update.table("unified_job_templates").values([

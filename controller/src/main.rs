@@ -75,7 +75,7 @@ fn run(file: &std::path::Path) -> anyhow::Result<()> {
             tracing::info!("asked to stop");
             asked.cancel();
         });
-        service::run(config, shutdown).await
+        service::run(config, file, shutdown).await
     })
 }
 

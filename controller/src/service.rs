@@ -3,6 +3,7 @@
 //! Everything that can be refused is looked at before the first port is bound: configuration, identity, database,
 //! keys. A controller that says it is ready has its API open; its nodes come and go.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
@@ -10,6 +11,7 @@ use plexus_mesh::Mesh;
 use plexus_mesh::identity::Credentials;
 use plexus_mesh::local::LocalSocket;
 use plexus_proto::id::Role;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
@@ -22,17 +24,19 @@ use crate::shown_mesh::ShownMesh;
 use crate::store::core::CoreDb;
 use crate::store::events::EventStore;
 use crate::store::postgres::Server;
+use crate::store::retention;
 use crate::vault::Vault;
 use crate::{auth, fleet};
 
 /// Environment variable with the administrator's password of a first start. Without it one is made and shown once.
 pub const ADMIN_PASSWORD: &str = "PLEXUS_CONTROLLER_ADMIN_PASSWORD";
 
-/// Runs the controller until `shutdown`.
+/// Runs the controller until `shutdown`. At SIGHUP, and when root asks at the local door, peers, listeners and
+/// certificates are taken over from `file`, which `config` is from.
 ///
 /// # Errors
 /// What keeps it from starting, in words for an operator, or what ended it.
-pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(config: Config, file: &Path, shutdown: CancellationToken) -> anyhow::Result<()> {
     let credentials = Credentials::load(&config.identity_dir)
         .with_context(|| format!("cannot use the identity in {}", config.identity_dir.display()))?;
     let identity = credentials.identity().clone();
@@ -47,14 +51,29 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let (core, events) = open_databases(&config).await?;
     let vault = Vault::open(&config.data_dir.join("secret"))?;
     let doors = Doors::open(&config.http, &config.data_dir.join("https")).await?;
-    let mesh = start_mesh(&config, credentials).await?;
+    let hangup = signal(SignalKind::hangup()).context("cannot watch for SIGHUP")?;
+    let mesh = Mesh::start(mesh_config(&config, credentials)).await.context("cannot start the mesh node")?;
+    let file = file.to_owned();
+    mesh.reload_from(move || {
+        let config = Config::load(&file).map_err(|error| error.to_string())?;
+        let credentials = Credentials::load(&config.identity_dir)
+            .map_err(|error| format!("{:#}", anyhow::anyhow!(error)))?;
+        Ok(mesh_config(&config, credentials))
+    });
     let socket = LocalSocket::bind(&config.socket).await?;
 
     let shown = Arc::new(ShownMesh(mesh.clone()));
     let root = config.projects.root.clone();
-    let app =
-        App::open(core.clone(), vault.clone(), events.clone(), shown, root.clone(), identity.node.as_str())
-            .await?;
+    let app = App::open(
+        core.clone(),
+        vault.clone(),
+        events.clone(),
+        shown,
+        root.clone(),
+        identity.node.as_str(),
+        shutdown.clone(),
+    )
+    .await?;
     let wanted = std::env::var(ADMIN_PASSWORD).ok().map(Zeroizing::new);
     let made = auth::ensure_admin(&core, &app.auth, wanted.as_ref().map(|text| text.as_str())).await?;
     if let Some(password) = made {
@@ -74,6 +93,24 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         trees: Arc::default(),
     };
     let reconciler = reconcile::spawn(context, ours.clone());
+    let retention = tokio::spawn({
+        let (core, events, stop) = (core.clone(), events.clone(), ours.clone());
+        let days = config.database.keep_jobs_days;
+        async move {
+            if let Some(days) = days {
+                retention::run(core, events, days, stop).await;
+            }
+        }
+    });
+    let reloading = tokio::spawn({
+        let (mesh, stop) = (mesh.clone(), ours.clone());
+        async move {
+            tokio::select! {
+                () = mesh.reload_at(hangup) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    });
     let local = tokio::spawn(socket.serve(Arc::new(mesh.clone()), ours.clone().cancelled_owned()));
     tracing::info!(
         node = %identity.node,
@@ -86,7 +123,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let served = doors.serve(http::router(app), shutdown.clone()).await;
 
     ours.cancel();
-    for (what, task) in [("fleet", fleet), ("reconciler", reconciler)] {
+    for (what, task) in
+        [("fleet", fleet), ("reconciler", reconciler), ("retention", retention), ("reload", reloading)]
+    {
         if let Err(error) = task.await {
             tracing::error!(what, %error, "task ended badly");
         }
@@ -112,8 +151,8 @@ async fn open_databases(config: &Config) -> anyhow::Result<(CoreDb, EventStore)>
     Ok((core, EventStore::connect(&server).await?))
 }
 
-async fn start_mesh(config: &Config, credentials: Credentials) -> anyhow::Result<Mesh> {
-    let mesh = Mesh::start(plexus_mesh::Config {
+fn mesh_config(config: &Config, credentials: Credentials) -> plexus_mesh::Config {
+    plexus_mesh::Config {
         listen: config.mesh.listen.clone(),
         peers: config.mesh.peers(),
         kinds: config.mesh.kinds.clone(),
@@ -123,6 +162,5 @@ async fn start_mesh(config: &Config, credentials: Credentials) -> anyhow::Result
             config.data_dir.join("mesh"),
             concat!("plexus-controller ", env!("CARGO_PKG_VERSION")),
         )
-    });
-    mesh.await.context("cannot start the mesh node")
+    }
 }

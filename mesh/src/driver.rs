@@ -36,6 +36,8 @@ pub(crate) enum Event {
     LinkDown(LinkId, String),
     /// A neighbour's router speaks.
     Heard(LinkId, LinkMessageKind),
+    /// Our certificate, or whom we trust, is another.
+    Credentials(Box<Credentials>),
 }
 
 /// Sends events to the driver.
@@ -169,6 +171,12 @@ impl Driver {
             Event::Heard(link, LinkMessageKind::Digest(digest)) => Input::Digest { link, digest },
             Event::Heard(link, LinkMessageKind::Want(want)) => Input::Want { link, want },
             Event::Heard(..) => return,
+            Event::Credentials(credentials) => {
+                self.verifier = credentials.verifier();
+                self.vouched = Vouched::default();
+                self.credentials = *credentials;
+                return;
+            }
         };
         self.router.handle(input, now);
         self.apply(now);
@@ -181,6 +189,10 @@ impl Driver {
         };
         for known in self.links.values().filter(stale) {
             known.close(code::SUPERSEDED, "neighbour has started anew");
+        }
+        let this = self.credentials.identity().address;
+        for duplicate in self.links.values().filter_map(|known| link.duplicate(known, this)) {
+            duplicate.close(code::DUPLICATE, "both ends dialed");
         }
     }
 

@@ -13,8 +13,10 @@ use crate::identity;
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An address to listen on cannot be had.
-    #[error("cannot listen on udp {address}")]
+    #[error("cannot listen on {protocol} {address}")]
     Listen {
+        /// `udp` or `tcp`.
+        protocol: &'static str,
         /// As configured.
         address: SocketAddr,
         /// What the system says.
@@ -38,6 +40,12 @@ pub enum StartError {
         /// Its content, cut to 40 characters.
         found: String,
     },
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// A stream to a node that did not open.

@@ -1,7 +1,7 @@
 //! Packets in, packets on: what a node does with every overlay packet, and what it refuses.
 //!
-//! The forwarding table is a snapshot that the driver replaces; a packet is handled in the task of the link that
-//! brought it and never waits. At its origin a packet meets a full queue as back-pressure, on a hop as a drop.
+//! The forwarding table is a snapshot that the driver replaces; a batch of packets is handled in the task of the link
+//! that brought it and never waits. At its origin a packet meets a full queue as back-pressure, on a hop as a drop.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll, Waker};
 
 use arc_swap::ArcSwap;
-use bytes::{BufMut, Bytes, BytesMut};
 use plexus_proto::id::{Address, Identity, Role};
-use plexus_proto::packet::{Class, HEADER_LEN, HOP_LIMIT, Header, Probe};
+use plexus_proto::packet::{Class, HOP_LIMIT, Header, Probe};
 
+use crate::batch::Batch;
 use crate::link::egress::{Counter, Egress, Full};
 
 /// Where packets for whom go now.
@@ -42,8 +42,8 @@ impl Hasher for AddressHasher {
 
 /// Takes what is addressed to this node.
 pub(crate) trait Local: Send + Sync + std::fmt::Debug {
-    /// A packet of an inner connection. Returns false if it was not wanted.
-    fn deliver(&self, header: &Header, packet: Bytes) -> bool;
+    /// Packets of an inner connection. Returns false if they were not wanted.
+    fn deliver(&self, batch: Batch) -> bool;
     /// An answer to a probe of ours, or what became of it.
     fn probed(&self, from: Address, reply: Probe);
 }
@@ -68,7 +68,7 @@ pub(crate) struct Overlay {
     stranded: Mutex<Vec<Waker>>,
     local: OnceLock<Arc<dyn Local>>,
     answers: Allowance,
-    pub(crate) drops: Drops,
+    pub(crate) drops: Arc<Drops>,
     pub(crate) forwarded: Counter,
 }
 
@@ -81,7 +81,7 @@ impl Overlay {
             stranded: Mutex::default(),
             local: OnceLock::new(),
             answers: Allowance::default(),
-            drops: Drops::default(),
+            drops: Arc::default(),
             forwarded: Counter::default(),
         }
     }
@@ -121,13 +121,13 @@ impl Overlay {
     ) -> Result<(), Full> {
         let table = self.table.load();
         let egress = table.next.get(&destination).ok_or(Full)?;
+        if !egress.has_room(class) {
+            return Err(Full);
+        }
         let header =
-            Header { class, ecn, rekey: false, hop_limit: HOP_LIMIT, source: self.address, destination }
-                .encode();
-        // One buffer for the batch: allocations of a packet's size are the expensive ones.
-        let count = bodies.len().div_ceil(size);
-        let mut slab = Slab::with_capacity(bodies.len() + count * HEADER_LEN);
-        egress.push_batch(class, bodies.chunks(size).map(|body| slab.packet(&header, body)))
+            Header { class, ecn, rekey: false, hop_limit: HOP_LIMIT, source: self.address, destination };
+        egress.push(Batch::build(header, bodies, size));
+        Ok(())
     }
 
     /// Whether [`Overlay::originate`] would take more for `destination`.
@@ -165,70 +165,75 @@ impl Overlay {
             destination,
         };
         // A full queue loses the probe, and that is what it then shows.
-        let _ = egress.push(Class::Probe, header.packet(&probe.encode()));
+        egress.offer(Batch::one(header, &probe.encode()));
         true
     }
 
-    /// Handles a packet that came over a link. `leaf` is the neighbour's address if it does not transit: then nobody
-    /// else can speak through it.
-    pub(crate) fn receive(&self, leaf: Option<Address>, packet: Bytes, slab: &mut Slab) {
-        let Ok(header) = Header::decode(&packet) else {
-            return self.drops.malformed.add(1);
-        };
+    /// Handles packets that came over a link. `leaf` is the neighbour's address if it does not transit: then nobody else
+    /// can speak through it.
+    pub(crate) fn receive(&self, leaf: Option<Address>, batch: Batch) {
+        let header = *batch.header();
         // Our own address comes back from nowhere but a forger or a loop.
         if leaf.is_some_and(|leaf| leaf != header.source) || header.source == self.address {
-            return self.drops.forged.add(1);
+            return self.drops.forged.add(batch.count() as u64);
         }
         if header.destination == self.address {
-            self.arrive(&header, packet);
+            self.arrive(&header, batch);
         } else if self.transits {
-            self.pass(&header, &packet, slab);
+            self.pass(&header, batch);
         } else {
-            self.drops.unroutable.add(1);
+            self.drops.unroutable.add(batch.count() as u64);
         }
     }
 
-    fn arrive(&self, header: &Header, packet: Bytes) {
-        let Some(local) = self.local.get() else { return self.drops.unwanted.add(1) };
+    fn arrive(&self, header: &Header, batch: Batch) {
+        let count = batch.count() as u64;
+        let Some(local) = self.local.get() else { return self.drops.unwanted.add(count) };
         if header.class != Class::Probe {
-            if !local.deliver(header, packet) {
-                self.drops.unwanted.add(1);
+            if !local.deliver(batch) {
+                self.drops.unwanted.add(count);
             }
             return;
         }
-        match Probe::decode(&packet[HEADER_LEN..]) {
-            Ok(Probe::Echo { nonce }) => {
-                self.answer(header.source, Probe::EchoReply { nonce, hops_left: header.hop_limit });
+        for body in batch.bodies() {
+            match Probe::decode(body) {
+                Ok(Probe::Echo { nonce }) => {
+                    self.answer(header.source, Probe::EchoReply { nonce, hops_left: header.hop_limit });
+                }
+                Ok(reply) => local.probed(header.source, reply),
+                Err(_) => self.drops.malformed.add(1),
             }
-            Ok(reply) => local.probed(header.source, reply),
-            Err(_) => self.drops.malformed.add(1),
         }
     }
 
-    fn pass(&self, header: &Header, packet: &Bytes, slab: &mut Slab) {
+    fn pass(&self, header: &Header, mut batch: Batch) {
+        let count = batch.count() as u64;
         if header.hop_limit <= 1 {
-            self.drops.expired.add(1);
-            return self.explain(header, packet, |nonce| Probe::HopLimitExceeded { nonce });
+            self.drops.expired.add(count);
+            return self.explain(header, &batch, |nonce| Probe::HopLimitExceeded { nonce });
         }
         let table = self.table.load();
         let Some(egress) = table.next.get(&header.destination) else {
-            self.drops.unroutable.add(1);
+            self.drops.unroutable.add(count);
             let destination = header.destination;
-            return self.explain(header, packet, |nonce| Probe::NoRoute { nonce, destination });
+            return self.explain(header, &batch, |nonce| Probe::NoRoute { nonce, destination });
         };
-        let next = Header { hop_limit: header.hop_limit - 1, ..*header }.encode();
+        batch.set_hop_limit(header.hop_limit - 1);
         // A full queue drops its newest: the inner connection slows down.
-        if egress.push(header.class, slab.packet(&next, &packet[HEADER_LEN..])).is_ok() {
-            self.forwarded.add(1);
+        if egress.offer(batch) {
+            self.forwarded.add(count);
         }
     }
 
     /// Tells the sender of an echo request why it ends here; nothing else is answered, so answers never beget answers.
-    fn explain(&self, header: &Header, packet: &Bytes, why: impl FnOnce(u64) -> Probe) {
-        if header.class == Class::Probe
-            && let Ok(Probe::Echo { nonce }) = Probe::decode(&packet[HEADER_LEN..])
-        {
-            self.answer(header.source, why(nonce));
+    fn explain(&self, header: &Header, batch: &Batch, why: impl Fn(u64) -> Probe) {
+        if header.class != Class::Probe {
+            return;
+        }
+        for body in batch.bodies() {
+            if let Ok(Probe::Echo { nonce }) = Probe::decode(body) {
+                self.answer(header.source, why(nonce));
+            }
         }
     }
 
@@ -236,29 +241,6 @@ impl Overlay {
         if self.answers.take() {
             self.probe(to, HOP_LIMIT, reply);
         }
-    }
-}
-
-/// Packets built side by side in one allocation, which is freed when the last of them is.
-#[derive(Debug, Default)]
-pub(crate) struct Slab(BytesMut);
-
-/// A hop's slab: about twenty packets.
-const SLAB: usize = 32 * 1024;
-
-impl Slab {
-    fn with_capacity(bytes: usize) -> Self {
-        Self(BytesMut::with_capacity(bytes))
-    }
-
-    fn packet(&mut self, header: &[u8; HEADER_LEN], body: &[u8]) -> Bytes {
-        let length = HEADER_LEN + body.len();
-        if self.0.capacity() < length {
-            self.0 = BytesMut::with_capacity(length.max(SLAB));
-        }
-        self.0.put_slice(header);
-        self.0.put_slice(body);
-        self.0.split().freeze()
     }
 }
 
@@ -297,8 +279,8 @@ mod tests {
     struct Recorder(Mutex<Vec<(Address, Option<Probe>)>>);
 
     impl Local for Recorder {
-        fn deliver(&self, header: &Header, _packet: Bytes) -> bool {
-            self.0.lock().unwrap().push((header.source, None));
+        fn deliver(&self, batch: Batch) -> bool {
+            self.0.lock().unwrap().push((batch.header().source, None));
             true
         }
 
@@ -324,20 +306,23 @@ mod tests {
         (overlay, recorder)
     }
 
-    fn packet(source: Address, destination: Address, hop_limit: u8) -> Bytes {
-        Header { class: Class::Bulk, ecn: 0, rekey: false, hop_limit, source, destination }.packet(b"body")
+    fn packet(source: Address, destination: Address, hop_limit: u8) -> Batch {
+        Batch::one(
+            Header { class: Class::Bulk, ecn: 0, rekey: false, hop_limit, source, destination },
+            b"body",
+        )
     }
 
     #[test]
     fn a_leaf_speaks_for_itself_only() {
         let (overlay, got) = overlay(Role::Hop);
-        overlay.receive(Some(LEAF), packet(OTHER, ME, 9), &mut Slab::default());
+        overlay.receive(Some(LEAF), packet(OTHER, ME, 9));
         assert_eq!((overlay.drops.forged.value(), got.0.lock().unwrap().len()), (1, 0));
-        overlay.receive(Some(LEAF), packet(LEAF, ME, 9), &mut Slab::default());
-        overlay.receive(None, packet(OTHER, ME, 9), &mut Slab::default());
+        overlay.receive(Some(LEAF), packet(LEAF, ME, 9));
+        overlay.receive(None, packet(OTHER, ME, 9));
         let sources: Vec<_> = got.0.lock().unwrap().iter().map(|(source, _)| *source).collect();
         assert_eq!(sources, [LEAF, OTHER], "a hop passes on what others say");
-        overlay.receive(None, packet(ME, ME, 9), &mut Slab::default());
+        overlay.receive(None, packet(ME, ME, 9));
         assert_eq!(overlay.drops.forged.value(), 2, "nobody else is me");
     }
 
@@ -347,21 +332,11 @@ mod tests {
             [(Role::Execution, 2, 0), (Role::Controller, 2, 0), (Role::Hop, 1, 1)]
         {
             let (overlay, _) = overlay(role);
-            overlay.receive(None, packet(LEAF, OTHER, 9), &mut Slab::default());
-            overlay.receive(None, packet(LEAF, OTHER, 1), &mut Slab::default());
+            overlay.receive(None, packet(LEAF, OTHER, 9));
+            overlay.receive(None, packet(LEAF, OTHER, 1));
             let drops = (overlay.drops.unroutable.value(), overlay.drops.expired.value());
             assert_eq!(drops, (unroutable, expired), "{role}");
         }
-    }
-
-    #[test]
-    fn garbage_is_counted_and_forgotten() {
-        let (overlay, got) = overlay(Role::Hop);
-        for bytes in [&b""[..], b"x", &[0xff; 40], &[0x30; 40], &[0x0c; 40]] {
-            overlay.receive(None, Bytes::copy_from_slice(bytes), &mut Slab::default());
-        }
-        assert_eq!(overlay.drops.malformed.value(), 5);
-        assert!(got.0.lock().unwrap().is_empty());
     }
 
     #[test]

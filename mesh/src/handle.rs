@@ -1,21 +1,22 @@
 //! The handle that programs hold of their mesh node.
 
 mod answers;
+mod reload;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use plexus_proto::id::{Address, Identity, NodeId};
-use plexus_proto::packet::{Class, Header, Probe};
+use plexus_proto::packet::{Class, Probe};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::info;
 
+use crate::batch::Batch;
 use crate::config::Config;
 use crate::driver::{self, Driver, Links, Published};
 use crate::endpoint::Endpoints;
@@ -23,14 +24,15 @@ use crate::error::{ConnectError, ListenError, SessionError, StartError};
 use crate::events::Journal;
 use crate::forward::{Local, Overlay};
 use crate::link::code;
-use crate::link::dial::keep_linked;
-use crate::node::{self, Dialed, Node, random_u64};
+use crate::node::{Neighbors, Node, random_u64};
 use crate::probe::Probes;
 use crate::service::{Allow, Listener, Services};
 use crate::session::Sessions;
 use crate::stream::MeshStream;
 use crate::view::{Directory, View};
-use crate::{epoch, install_crypto_provider};
+use crate::{epoch, install_crypto_provider, netcheck};
+use reload::{Fixed, Sources};
+pub use reload::{ReloadError, ReloadReport};
 
 /// Longest wait in [`Mesh::shutdown`] for neighbours to acknowledge the end.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -51,6 +53,8 @@ struct Handle {
     journal: Arc<Journal>,
     view: watch::Receiver<Arc<View>>,
     tasks: TaskTracker,
+    fixed: tokio::sync::Mutex<Fixed>,
+    sources: Sources,
     _cancel: DropGuard,
 }
 
@@ -62,13 +66,18 @@ impl Mesh {
     /// An address that cannot be had, or a state folder that cannot be written.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         install_crypto_provider();
-        let Config { credentials, listen, peers, state_dir, software, .. } = config;
+        let fixed = Fixed::of(&config);
+        let Config { credentials, listen, peers, kinds, mtu, state_dir, software } = config;
         let identity = credentials.identity().clone();
-        let endpoints = Endpoints::bind(&listen, &credentials)?;
-        let epoch = epoch::next(&state_dir)?;
-
         let cancel = CancellationToken::new();
         let overlay = Arc::new(Overlay::new(&identity));
+        let endpoints = Endpoints::new(&credentials, &kinds, mtu, overlay.drops.clone());
+        let mut doors = Vec::new();
+        for address in listen {
+            doors.push(endpoints.bind(address, cancel.child_token()).await?);
+        }
+        let epoch = epoch::next(&state_dir)?;
+
         let services = Arc::new(Services::new(identity.clone()));
         let directory: Arc<ArcSwap<Directory>> = Arc::default();
         let links: Arc<ArcSwap<Links>> = Arc::default();
@@ -85,15 +94,20 @@ impl Mesh {
             links: links.clone(),
             journal: journal.clone(),
         };
-        let (verifier, expires) = (credentials.verifier(), credentials.expires());
-        let driver =
-            Driver::new(credentials, epoch, software.clone(), overlay.clone(), sessions.clone(), published);
+        let driver = Driver::new(
+            credentials.clone(),
+            epoch,
+            software.clone(),
+            overlay.clone(),
+            sessions.clone(),
+            published,
+        );
         let (driver_handle, inbox) = driver::channel();
 
+        let tasks = TaskTracker::new();
         let node = Arc::new(Node {
             identity,
-            verifier,
-            expires,
+            credentials: ArcSwap::from_pointee(credentials),
             overlay,
             endpoints,
             driver: driver_handle,
@@ -101,16 +115,17 @@ impl Mesh {
             boot_nonce: random_u64(),
             cancel: cancel.clone(),
             last_link: AtomicU64::new(0),
-            dialed: peers.into_iter().map(Dialed::new).collect(),
+            tasks: tasks.clone(),
+            kinds,
+            dialed: Mutex::default(),
+            neighbors: Neighbors::default(),
         });
-        let tasks = TaskTracker::new();
         tasks.spawn(driver.run(inbox, cancel.clone()));
-        for endpoint in node.endpoints.listening() {
-            tasks.spawn(node::accept(node.clone(), endpoint));
+        for door in doors {
+            reload::open(&node, door);
         }
-        for index in 0..node.dialed.len() {
-            tasks.spawn(keep_linked(node.clone(), index));
-        }
+        let dialed = peers.into_iter().map(|peer| reload::dial(&node, peer)).collect();
+        *node.dialed.lock().expect("no code panics under this lock") = dialed;
         let mesh = Self(Arc::new(Handle {
             node,
             sessions,
@@ -121,8 +136,15 @@ impl Mesh {
             journal,
             view,
             tasks,
+            fixed: tokio::sync::Mutex::new(fixed),
+            sources: Sources::default(),
             _cancel: cancel.drop_guard(),
         }));
+        // On a mesh this young the name is free.
+        if let Ok(listener) = netcheck::listen(&mesh) {
+            let weak = Arc::downgrade(&mesh.0);
+            mesh.0.tasks.spawn(netcheck::serve(listener, move || weak.upgrade().map(Mesh)));
+        }
         info!(node = %mesh.identity().node, listen = ?mesh.listen_addresses(), epoch, "mesh started");
         Ok(mesh)
     }
@@ -134,7 +156,7 @@ impl Mesh {
 
     /// The bound addresses, with the ports that the system chose.
     pub fn listen_addresses(&self) -> Vec<SocketAddr> {
-        self.0.node.endpoints.addresses().to_vec()
+        self.0.node.endpoints.addresses()
     }
 
     /// Opens a stream to `service` on `node`. On a live session this costs no round trip: whether the node takes the
@@ -203,8 +225,8 @@ struct Arrivals {
 }
 
 impl Local for Arrivals {
-    fn deliver(&self, header: &Header, packet: Bytes) -> bool {
-        self.sessions.upgrade().is_some_and(|sessions| sessions.deliver(header, packet))
+    fn deliver(&self, batch: Batch) -> bool {
+        self.sessions.upgrade().is_some_and(|sessions| sessions.deliver(batch))
     }
 
     fn probed(&self, from: Address, reply: Probe) {

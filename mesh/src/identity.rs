@@ -49,6 +49,7 @@ struct Inner {
     signer: Ed25519KeyPair,
     verifier: Arc<Verifier>,
     expires: Timestamp,
+    roots: Vec<CertificateDer<'static>>,
 }
 
 impl fmt::Debug for Credentials {
@@ -102,6 +103,7 @@ impl Credentials {
             signer,
             verifier: Arc::new(verifier),
             expires,
+            roots,
         })))
     }
 
@@ -113,6 +115,11 @@ impl Credentials {
     /// Leaf, then intermediate.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.0.chain
+    }
+
+    /// Whether certificates and trusted roots are those of `other`.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        (&self.0.chain, &self.0.roots) == (&other.0.chain, &other.0.roots)
     }
 
     /// When the leaf ends.
@@ -175,7 +182,15 @@ impl Credentials {
 pub fn peer_identity(connection: &quinn::Connection, verifier: &Verifier) -> Result<Identity, Error> {
     let shown = connection.peer_identity().ok_or(Error::NoCertificate)?;
     let chain = shown.downcast::<Vec<CertificateDer<'static>>>().map_err(|_| Error::NoCertificate)?;
-    verifier.verify(&chain, UnixTime::now())
+    certified(&chain, verifier)
+}
+
+/// Whom the certificates that a peer has shown name, judged now.
+pub(crate) fn certified(shown: &[CertificateDer<'_>], verifier: &Verifier) -> Result<Identity, Error> {
+    if shown.is_empty() {
+        return Err(Error::NoCertificate);
+    }
+    verifier.verify(shown, UnixTime::now())
 }
 
 pub(crate) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {

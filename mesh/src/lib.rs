@@ -6,6 +6,7 @@
 //! * [`Mesh`]: a running node. It links with its neighbours, forwards overlay packets if it is a hop, and opens and
 //!   accepts end-to-end streams ([`MeshStream`]) inside which hops see ciphertext only.
 //! * [`grpc`] and [`framed`]: calls and messages over such streams.
+//! * [`port_forward`]: TCP connections from one node to what another can reach, where its policy allows.
 //! * [`status`]: what people and programs are told, as documented JSON; [`local`]: the socket that tells it.
 //!
 //! # Layers
@@ -74,6 +75,7 @@ pub mod ca;
 pub mod identity;
 pub mod routing;
 
+mod batch;
 mod config;
 mod endpoint;
 mod link;
@@ -96,7 +98,10 @@ pub mod framed;
 pub mod grpc;
 
 pub mod local;
+pub mod port_forward;
 pub mod status;
+
+mod netcheck;
 
 mod error;
 mod events;
@@ -105,7 +110,7 @@ mod view;
 
 pub use config::{Config, DEFAULT_COST, DEFAULT_MTU, LinkKind, MTU_MIN, MeshSection, Peer, PeerSection};
 pub use error::{ConnectError, ListenError, Refusal, SessionError, StartError, StreamError};
-pub use handle::Mesh;
+pub use handle::{Mesh, ReloadError, ReloadReport};
 pub use identity::{Credentials, Verifier};
 pub use service::{Allow, Listener};
 pub use stream::{MeshReader, MeshStream, MeshWriter};

@@ -1,38 +1,59 @@
 //! A link: the live connection of two neighbours.
 //!
-//! It begins with a hello in both directions on a stream of its own, which names versions and cost. Afterwards the
-//! stream carries [`LinkMessage`]s for the router, and QUIC DATAGRAMs beside it carry overlay packets. Liveness is
-//! quinn's: keepalives, and an end when the neighbour has been silent for [`LINK_IDLE`](crate::settings::LINK_IDLE).
+//! It begins with a hello in both directions, which names versions, cost and what this end can. Afterwards
+//! [`LinkMessage`]s for the router go both ways, and overlay packets beside them, by one of three kinds:
 //!
-//! This is link kind L1. Another kind would have another [`Egress`] and another way in to
-//! [`Overlay::receive`](crate::forward::Overlay::receive); hello and control stream would stay.
+//! * `quic`: messages on a stream of the outer connection, packets in its DATAGRAMs;
+//! * `sealed`: the same connection, packets sealed on its socket beside it ([`sealed`], [`seal`], [`udp`]);
+//! * `tcp`: both as [`frames`] on one TCP stream with TLS.
+//!
+//! Which one is [`connect`]'s and [`dial`]'s choice; [`egress`] is the way out of each. A link is dead when the neighbour
+//! has been silent for [`LINK_IDLE`](crate::settings::LINK_IDLE).
 
+pub(crate) mod accept;
+pub(crate) mod connect;
 pub(crate) mod dial;
 pub(crate) mod egress;
+pub(crate) mod frames;
+mod halves;
 pub(crate) mod refusal;
+mod seal;
+pub(crate) mod sealed;
+pub(crate) mod udp;
+pub(crate) mod wire;
 
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use plexus_proto::frame::LINK_FRAME_MAX;
 use plexus_proto::id::{Address, Identity, NodeId, Role};
-use plexus_proto::link::{Hello, LinkMessage, LinkMessageKind, ProbeReply};
+use plexus_proto::link::{Hello, LinkMessage, LinkMessageKind, ProbeReply, SealedReady};
 use plexus_proto::version::{MAX_VERSION, MIN_VERSION, negotiate};
-use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt};
-use tokio::sync::mpsc;
+use quinn::{Connection, RecvStream, SendStream, VarInt};
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::batch::Gather;
+use crate::config::LinkKind;
 use crate::driver::{DriverHandle, Event};
-use crate::forward::{Overlay, Slab};
+use crate::forward::Overlay;
 use crate::framed::{self, FrameReader, FrameWriter};
-use crate::identity::peer_identity;
+use crate::identity::{self, peer_identity};
 use crate::node::Node;
 use crate::routing::LinkId;
 use egress::Egress;
+use halves::Halves;
+use sealed::{Loss, Sealing, keep_sealed};
+use udp::SharedSocket;
+use wire::{TcpWire, Wire};
 
 pub(crate) use refusal::Error;
+pub(crate) use wire::End;
 
 /// Longest wait for the neighbour's hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -58,18 +79,34 @@ pub(crate) mod code {
     pub(crate) const SUPERSEDED: VarInt = VarInt::from_u32(4);
     /// The neighbour did not read its control stream.
     pub(crate) const SLOW: VarInt = VarInt::from_u32(5);
+    /// Both ends dialed; the other link stays.
+    pub(crate) const DUPLICATE: VarInt = VarInt::from_u32(6);
+    /// The neighbour's configuration no longer has this link.
+    pub(crate) const REMOVED: VarInt = VarInt::from_u32(7);
+}
+
+/// A connection that has not said hello yet.
+pub(crate) enum Fresh {
+    Quic(Connection, Arc<SharedSocket>),
+    Tcp(Box<frames::Stream>, SocketAddr),
 }
 
 /// A link that has said hello.
-#[derive(Debug)]
 pub(crate) struct Greeted {
-    connection: Connection,
+    channel: Channel,
     neighbor: Identity,
     hello: Hello,
     /// The larger of both wishes.
     cost: u32,
-    control: (FrameWriter<SendStream>, FrameReader<RecvStream>),
+    sealed: bool,
 }
+
+enum Channel {
+    Quic { connection: Connection, socket: Arc<SharedSocket>, control: Control },
+    Tcp { stream: Box<frames::Stream>, wire: Arc<TcpWire> },
+}
+
+type Control = (FrameWriter<SendStream>, FrameReader<RecvStream>);
 
 /// What the driver holds of a link.
 #[derive(Debug, Clone)]
@@ -81,8 +118,10 @@ pub(crate) struct LinkHandle {
     pub(crate) cost: u32,
     pub(crate) dialed: bool,
     pub(crate) since: jiff::Timestamp,
+    pub(crate) bandwidth: Option<u64>,
     pub(crate) egress: Arc<Egress>,
-    connection: Connection,
+    pub(crate) loss: Arc<Loss>,
+    wire: Wire,
     control: mpsc::Sender<LinkMessage>,
 }
 
@@ -95,15 +134,55 @@ impl LinkHandle {
     }
 
     pub(crate) fn close(&self, code: VarInt, reason: &str) {
-        self.connection.close(code, reason.as_bytes());
+        self.wire.close(code, reason);
     }
 
     pub(crate) fn remote_address(&self) -> SocketAddr {
-        self.connection.remote_address()
+        self.wire.remote_address()
     }
 
     pub(crate) fn rtt(&self) -> Duration {
-        self.connection.rtt()
+        self.wire.rtt()
+    }
+
+    /// What carries its packets now.
+    pub(crate) fn kind(&self) -> LinkKind {
+        match self.wire {
+            Wire::Tcp(_) => LinkKind::Tcp,
+            Wire::Quic(_) if self.egress.is_sealed() => LinkKind::Sealed,
+            Wire::Quic(_) => LinkKind::Quic,
+        }
+    }
+
+    /// Largest overlay packet that it carries, in bytes; none: any.
+    pub(crate) fn mtu(&self) -> Option<usize> {
+        self.egress.mtu()
+    }
+
+    /// Share of packets that are lost on the way to the neighbour, 0 to 1; none where nobody can tell.
+    pub(crate) fn lost(&self) -> Option<f64> {
+        match &self.wire {
+            Wire::Quic(connection) if !self.egress.is_sealed() => {
+                let path = connection.stats().path;
+                Some(path.lost_packets as f64 / path.sent_packets.max(1) as f64)
+            }
+            Wire::Quic(_) => Some(self.loss.share()),
+            Wire::Tcp(_) => None,
+        }
+    }
+
+    /// Which of both nodes dialed, by address.
+    fn dialer(&self, this: Address) -> Address {
+        if self.dialed { this } else { self.neighbor.address }
+    }
+
+    /// Of two links between the same two processes, dialed by each of them, the one that has to go; none if both may
+    /// stay. Both ends come to the same: the one whose dialer has the higher address.
+    pub(crate) fn duplicate<'a>(&'a self, other: &'a Self, this: Address) -> Option<&'a Self> {
+        let crossed = self.neighbor.address == other.neighbor.address
+            && self.boot_nonce == other.boot_nonce
+            && self.dialed != other.dialed;
+        crossed.then(|| if self.dialer(this) > other.dialer(this) { self } else { other })
     }
 }
 
@@ -111,13 +190,17 @@ impl Greeted {
     pub(crate) fn neighbor(&self) -> &NodeId {
         &self.neighbor.node
     }
+
+    pub(crate) fn is_tcp(&self) -> bool {
+        matches!(self.channel, Channel::Tcp { .. })
+    }
 }
 
 /// Which end of a connection this is.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Side<'a> {
     /// We dialed, and perhaps know whom to expect. `cost` is our wish.
-    Dialed { expect: Option<&'a NodeId>, cost: u32 },
+    Dialed { expect: Option<&'a NodeId>, cost: u32, sealed: bool },
     /// They did.
     Accepted,
 }
@@ -126,112 +209,244 @@ pub(crate) enum Side<'a> {
 ///
 /// # Errors
 /// See [`Error`]. The connection is closed then, with a code that tells the neighbour why.
-pub(crate) async fn greet(node: &Node, connection: Connection, side: Side<'_>) -> Result<Greeted, Error> {
-    let greeting = async {
-        let neighbor = peer_identity(&connection, &node.verifier).map_err(Error::Identity)?;
-        if let Side::Dialed { expect: Some(expected), .. } = side
-            && *expected != neighbor.node
-        {
-            return Err(Error::WrongNode { expected: expected.clone(), found: neighbor.node });
-        }
-        if neighbor.node == node.identity.node || neighbor.address == node.identity.address {
-            return Err(Error::Myself);
-        }
-        let (send, receive, cost) = match side {
-            Side::Dialed { cost, .. } => {
-                let (send, receive) = connection.open_bi().await.map_err(Error::Connection)?;
-                (send, receive, cost)
+pub(crate) async fn greet(node: &Node, fresh: Fresh, side: Side<'_>) -> Result<Greeted, Error> {
+    match fresh {
+        Fresh::Quic(connection, socket) => {
+            let greeting = greet_quic(node, &connection, side);
+            match tokio::time::timeout(HELLO_TIMEOUT, greeting).await.unwrap_or(Err(Error::Timeout)) {
+                Ok((neighbor, hello, control)) => {
+                    let channel = Channel::Quic { connection, socket, control };
+                    Ok(greeted(node, channel, neighbor, hello, side))
+                }
+                Err(error) => {
+                    // What the connection ended of says more than the stream on it that broke.
+                    let error = match connection.close_reason() {
+                        Some(reason) => Error::Connection(reason),
+                        None => error,
+                    };
+                    connection.close(error.code(), error.to_string().as_bytes());
+                    Err(error)
+                }
             }
-            Side::Accepted => {
-                let (send, receive) = connection.accept_bi().await.map_err(Error::Connection)?;
-                (send, receive, 0)
+        }
+        Fresh::Tcp(mut stream, remote) => {
+            let greeting = greet_tcp(node, &mut stream, side);
+            match tokio::time::timeout(HELLO_TIMEOUT, greeting).await.unwrap_or(Err(Error::Timeout)) {
+                Ok((neighbor, hello, rtt)) => {
+                    let channel = Channel::Tcp { stream, wire: Arc::new(TcpWire::new(remote, rtt)) };
+                    Ok(greeted(node, channel, neighbor, hello, side))
+                }
+                Err(error) => {
+                    frames::refuse(&mut stream, error.code(), &error.to_string()).await;
+                    Err(error)
+                }
             }
-        };
-        let (mut writer, mut reader) = (FrameWriter::new(send), FrameReader::new(receive));
-        let ours = Hello {
-            min_version: MIN_VERSION,
-            max_version: MAX_VERSION,
-            software: node.software.clone(),
-            boot_nonce: node.boot_nonce,
-            cost,
-        };
-        writer.send(&message(LinkMessageKind::Hello(ours))).await.map_err(Error::Hello)?;
-        let first: Option<LinkMessage> = reader.next(LINK_FRAME_MAX).await.map_err(Error::Hello)?;
-        let Some(LinkMessageKind::Hello(hello)) = first.and_then(|first| first.kind) else {
-            return Err(Error::NoHello);
-        };
-        negotiate(hello.min_version, hello.max_version).map_err(Error::Version)?;
-        let cost = cost.max(hello.cost).max(1);
-        Ok((neighbor, hello, cost, (writer, reader)))
-    };
-    let greeted = tokio::time::timeout(HELLO_TIMEOUT, greeting).await.unwrap_or(Err(Error::Timeout));
-    match greeted {
-        Ok((neighbor, hello, cost, control)) => Ok(Greeted { connection, neighbor, hello, cost, control }),
-        Err(error) => {
-            // What the connection ended of says more than the stream on it that broke.
-            let error = match connection.close_reason() {
-                Some(reason) => Error::Connection(reason),
-                None => error,
-            };
-            connection.close(error.code(), error.to_string().as_bytes());
-            Err(error)
         }
     }
 }
 
+fn greeted(node: &Node, channel: Channel, neighbor: Identity, hello: Hello, side: Side<'_>) -> Greeted {
+    let (wish, sealed) = match side {
+        Side::Dialed { cost, sealed, .. } => (cost, sealed),
+        Side::Accepted => (0, true),
+    };
+    let sealed = sealed && hello.sealed && node.offers(LinkKind::Sealed);
+    Greeted { channel, neighbor, cost: wish.max(hello.cost).max(1), hello, sealed }
+}
+
+/// Whether the certified `neighbor` may be at the other end.
+fn expected(node: &Node, neighbor: Identity, side: Side<'_>) -> Result<Identity, Error> {
+    if let Side::Dialed { expect: Some(expected), .. } = side
+        && *expected != neighbor.node
+    {
+        return Err(Error::WrongNode { expected: expected.clone(), found: neighbor.node });
+    }
+    if neighbor.node == node.identity.node || neighbor.address == node.identity.address {
+        return Err(Error::Myself);
+    }
+    Ok(neighbor)
+}
+
+fn our_hello(node: &Node, side: Side<'_>) -> LinkMessage {
+    let (cost, sealed) = match side {
+        Side::Dialed { cost, sealed, .. } => (cost, sealed),
+        Side::Accepted => (0, true),
+    };
+    message(LinkMessageKind::Hello(Hello {
+        min_version: MIN_VERSION,
+        max_version: MAX_VERSION,
+        software: node.software.clone(),
+        boot_nonce: node.boot_nonce,
+        cost,
+        sealed: sealed && node.offers(LinkKind::Sealed),
+    }))
+}
+
+fn their_hello(first: Option<LinkMessage>) -> Result<Hello, Error> {
+    let hello = match first.and_then(|first| first.kind) {
+        Some(LinkMessageKind::Hello(hello)) => hello,
+        Some(LinkMessageKind::Close(close)) => {
+            return Err(Error::Closed { code: close.code, reason: close.reason });
+        }
+        _ => return Err(Error::NoHello),
+    };
+    negotiate(hello.min_version, hello.max_version).map_err(Error::Version)?;
+    Ok(hello)
+}
+
+async fn greet_quic(
+    node: &Node,
+    connection: &Connection,
+    side: Side<'_>,
+) -> Result<(Identity, Hello, Control), Error> {
+    let neighbor = peer_identity(connection, &node.verifier()).map_err(Error::Identity)?;
+    let neighbor = expected(node, neighbor, side)?;
+    let (send, receive) = match side {
+        Side::Dialed { .. } => connection.open_bi().await.map_err(Error::Connection)?,
+        Side::Accepted => connection.accept_bi().await.map_err(Error::Connection)?,
+    };
+    let (mut writer, mut reader) = (FrameWriter::new(send), FrameReader::new(receive));
+    writer.send(&our_hello(node, side)).await.map_err(Error::Hello)?;
+    let first: Option<LinkMessage> = reader.next(LINK_FRAME_MAX).await.map_err(Error::Hello)?;
+    Ok((neighbor, their_hello(first)?, (writer, reader)))
+}
+
+async fn greet_tcp(
+    node: &Node,
+    stream: &mut frames::Stream,
+    side: Side<'_>,
+) -> Result<(Identity, Hello, Duration), Error> {
+    let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let neighbor = identity::certified(shown, &node.verifier()).map_err(Error::Identity)?;
+    let neighbor = expected(node, neighbor, side)?;
+    let start = Instant::now();
+    frames::send(stream, &our_hello(node, side)).await.map_err(Error::Stream)?;
+    let first = frames::receive(stream).await.map_err(Error::Stream)?;
+    Ok((neighbor, their_hello(Some(first))?, start.elapsed()))
+}
+
+/// How a link came about.
+#[derive(Debug, Clone)]
+pub(crate) struct Origin {
+    pub(crate) dialed: bool,
+    /// Most that may be sent on it, in bytes per second.
+    pub(crate) bandwidth: Option<u64>,
+    /// Ends it.
+    pub(crate) cancel: CancellationToken,
+}
+
 /// Runs a link to its end, and says why it ended.
-pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, dialed: bool) -> ConnectionError {
-    let Greeted { connection, neighbor, hello, cost, control: (writer, reader) } = greeted;
+pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, origin: Origin) -> End {
+    let Greeted { channel, neighbor, hello, cost, sealed } = greeted;
     let id = node.next_link();
-    let egress = Arc::new(Egress::new(connection.clone()));
     let (control, messages) = mpsc::channel(CONTROL_BACKLOG);
+    let leaf = (neighbor.role != Role::Hop).then_some(neighbor.address);
+    let (wire, egress) = match &channel {
+        Channel::Quic { connection, .. } => {
+            let egress = Egress::over_datagrams(connection.clone(), origin.bandwidth);
+            (Wire::Quic(connection.clone()), Arc::new(egress))
+        }
+        Channel::Tcp { wire, .. } => {
+            (Wire::Tcp(wire.clone()), Arc::new(Egress::over_frames(origin.bandwidth)))
+        }
+    };
+    let loss = Arc::new(Loss::default());
     let handle = LinkHandle {
         id,
         neighbor: neighbor.clone(),
         software: hello.software,
         boot_nonce: hello.boot_nonce,
         cost,
-        dialed,
+        dialed: origin.dialed,
         since: jiff::Timestamp::now(),
+        bandwidth: origin.bandwidth,
         egress: egress.clone(),
-        connection: connection.clone(),
+        loss: loss.clone(),
+        wire: wire.clone(),
         control: control.clone(),
     };
-    info!(peer = %neighbor.node, remote = %connection.remote_address(), cost, dialed, "link up");
+    info!(peer = %neighbor.node, remote = %wire.remote_address(), kind = %handle.kind(), cost, dialed = origin.dialed, "link up");
+    node.neighbors.up(&neighbor.node, origin.dialed);
     node.driver.send(Event::LinkUp(Box::new(handle))).await;
 
-    let leaf = (neighbor.role != Role::Hop).then_some(neighbor.address);
+    let ready = Arc::new(Notify::new());
+    let ears = Ears { link: id, wire: wire.clone(), driver: node.driver.clone(), replies: control, ready };
     let mut tasks = JoinSet::new();
-    tasks.spawn(carry(connection.clone(), node.overlay.clone(), leaf));
-    tasks.spawn(async move { egress.run().await });
-    tasks.spawn(write_control(connection.clone(), writer, messages));
-    tasks.spawn(read_control(connection.clone(), reader, id, node.driver.clone(), control));
+    let mut writer = None;
+    match channel {
+        Channel::Quic { connection, socket, control: (writer, reader) } => {
+            tasks.spawn(carry(connection.clone(), node.overlay.clone(), leaf));
+            let out = egress.clone();
+            tasks.spawn(async move { out.run().await });
+            tasks.spawn(write_control(connection.clone(), writer, messages));
+            if sealed {
+                let (replies, ready) = (ears.replies.clone(), ears.ready.clone());
+                let (overlay, egress, dialed) = (node.overlay.clone(), egress.clone(), origin.dialed);
+                let link = Sealing { connection, socket, overlay, egress, leaf, dialed, ready, loss };
+                tasks.spawn(keep_sealed(link, move || {
+                    let _ = replies.try_send(message(LinkMessageKind::SealedReady(SealedReady {})));
+                }));
+            }
+            tasks.spawn(ears.read_stream(reader));
+        }
+        Channel::Tcp { stream, wire } => {
+            let (read, write) = tokio::io::split(*stream);
+            let (heard, messages_in) = mpsc::channel(16);
+            tasks.spawn(frames::read(read, wire.clone(), node.overlay.clone(), leaf, heard));
+            writer = Some(tokio::spawn(frames::write(write, wire.clone(), egress.clone(), messages)));
+            tasks.spawn(ears.read_channel(messages_in));
+        }
+    }
 
-    let reason = tokio::select! {
-        reason = connection.closed() => reason,
-        () = node.cancel.cancelled() => {
-            connection.close(code::SHUTDOWN, b"shutting down");
-            connection.closed().await
+    let end = tokio::select! {
+        end = wire.closed() => end,
+        () = origin.cancel.cancelled() => {
+            wire.close(code::SHUTDOWN, "shutting down");
+            wire.closed().await
         }
     };
-    tasks.shutdown().await;
-    node.driver.send(Event::LinkDown(id, reason.to_string())).await;
-    match &reason {
-        ConnectionError::LocallyClosed => debug!(peer = %neighbor.node, "link closed"),
-        reason => warn!(peer = %neighbor.node, error = reason as &dyn std::error::Error, "link lost"),
+    if let Some(writer) = writer {
+        // It says goodbye, in bounded time.
+        let _ = writer.await;
     }
-    reason
+    tasks.shutdown().await;
+    egress.close();
+    node.neighbors.down(&neighbor.node, origin.dialed);
+    node.driver.send(Event::LinkDown(id, end.to_string())).await;
+    if end.is_local() {
+        debug!(peer = %neighbor.node, "link closed");
+    } else {
+        warn!(peer = %neighbor.node, error = &end as &dyn std::error::Error, "link lost");
+    }
+    end
 }
 
-/// Hands every datagram of the link to the overlay.
+/// Hands every datagram of the link to the overlay: those that are there together, together.
 async fn carry(connection: Connection, overlay: Arc<Overlay>, leaf: Option<Address>) {
-    let mut slab = Slab::default();
+    let (mut gather, mut halves) = (Gather::default(), Halves::default());
     loop {
-        for _ in 0..BURST {
-            match connection.read_datagram().await {
-                Ok(packet) => overlay.receive(leaf, packet, &mut slab),
-                Err(_) => return,
+        let Ok(first) = connection.read_datagram().await else { return };
+        let mut next = Some(first);
+        let mut left = BURST;
+        while let Some(datagram) = next.take() {
+            let whole = if datagram.first() == Some(&egress::FRAGMENT) {
+                halves.join(&datagram)
+            } else {
+                Some(datagram)
+            };
+            match whole.map(|packet| gather.push(&packet)) {
+                Some(Ok(Some(batch))) => overlay.receive(leaf, batch),
+                Some(Err(_)) => overlay.drops.malformed.add(1),
+                Some(Ok(None)) | None => {}
             }
+            left -= 1;
+            if left > 0 {
+                // What is there already; nothing is lost when the future is dropped.
+                next = connection.read_datagram().now_or_never().and_then(Result::ok);
+            }
+        }
+        if let Some(batch) = gather.take() {
+            overlay.receive(leaf, batch);
         }
         tokio::task::yield_now().await;
     }
@@ -263,40 +478,69 @@ async fn write_all(
     writer.flush().await
 }
 
-async fn read_control(
-    connection: Connection,
-    mut reader: FrameReader<RecvStream>,
+/// What listens to the neighbour's messages.
+struct Ears {
     link: LinkId,
+    wire: Wire,
     driver: DriverHandle,
     replies: mpsc::Sender<LinkMessage>,
-) {
-    loop {
-        let heard = match reader.next::<LinkMessage>(LINK_FRAME_MAX).await {
-            Ok(Some(heard)) => heard,
-            Ok(None) => return connection.close(code::PROTOCOL, b"control stream ended"),
-            Err(error) => {
-                debug!(error = &error as &dyn std::error::Error, "control stream failed");
-                return connection.close(code::PROTOCOL, b"control stream failed");
+    /// Told when the neighbour is ready for sealed packets.
+    ready: Arc<Notify>,
+}
+
+impl Ears {
+    async fn read_stream(self, mut reader: FrameReader<RecvStream>) {
+        loop {
+            match reader.next::<LinkMessage>(LINK_FRAME_MAX).await {
+                Ok(Some(heard)) => {
+                    if self.hear(heard).await.is_break() {
+                        return;
+                    }
+                }
+                Ok(None) => return self.wire.close(code::PROTOCOL, "control stream ended"),
+                Err(error) => {
+                    debug!(error = &error as &dyn std::error::Error, "control stream failed");
+                    return self.wire.close(code::PROTOCOL, "control stream failed");
+                }
             }
-        };
+        }
+    }
+
+    async fn read_channel(self, mut messages: mpsc::Receiver<LinkMessage>) {
+        while let Some(heard) = messages.recv().await {
+            if self.hear(heard).await.is_break() {
+                return;
+            }
+        }
+    }
+
+    async fn hear(&self, heard: LinkMessage) -> ControlFlow<()> {
         match heard.kind {
             Some(LinkMessageKind::Probe(probe)) => {
                 // A neighbour that probes faster than it reads gets fewer answers.
-                let _ =
-                    replies.try_send(message(LinkMessageKind::ProbeReply(ProbeReply { nonce: probe.nonce })));
+                let reply = LinkMessageKind::ProbeReply(ProbeReply { nonce: probe.nonce });
+                let _ = self.replies.try_send(message(reply));
             }
             Some(LinkMessageKind::Hello(_)) => {
-                return connection.close(code::PROTOCOL, b"second hello");
+                self.wire.close(code::PROTOCOL, "second hello");
+                return ControlFlow::Break(());
             }
             Some(LinkMessageKind::Close(close)) => {
                 debug!(code = close.code, reason = close.reason, "neighbour closes the link");
-                return connection.close(code::SHUTDOWN, b"as you say");
+                self.wire.close(code::SHUTDOWN, "as you say");
+                return ControlFlow::Break(());
             }
-            Some(LinkMessageKind::ProbeReply(_)) => {}
-            Some(kind) => driver.send(Event::Heard(link, kind)).await,
+            Some(LinkMessageKind::ProbeReply(reply)) => {
+                if let (Wire::Tcp(wire), Some(took)) = (&self.wire, frames::round_trip(reply.nonce)) {
+                    wire.measured(took);
+                }
+            }
+            Some(LinkMessageKind::SealedReady(SealedReady {})) => self.ready.notify_one(),
+            Some(kind) => self.driver.send(Event::Heard(self.link, kind)).await,
             // A message of a later version: nothing it says is needed here.
             None => {}
         }
+        ControlFlow::Continue(())
     }
 }
 

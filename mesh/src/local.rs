@@ -8,6 +8,7 @@
 
 mod action;
 mod client;
+mod forward;
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -17,14 +18,17 @@ use std::time::Duration;
 
 use futures_util::{Stream, stream};
 use plexus_proto::id::NodeId;
-use plexus_proto::local::{Local, LocalAnswer, LocalQuery, LocalQueryKind, LocalServer};
+use plexus_proto::local::{
+    Local, LocalAnswer, LocalForward, LocalForwardKind, LocalQuery, LocalQueryKind, LocalServer,
+};
 use serde::Serialize;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::UdsConnectInfo;
-use tonic::{Request, Response};
+use tonic::{Request, Response, Streaming};
 use tracing::{debug, info, warn};
 
+use crate::MeshStream;
 use crate::status::{MeshEvents, MeshLinks, Netcheck, Ping, QueryError, Reloaded, Routes, Status, Trace};
 
 pub use action::{ActError, Action};
@@ -93,6 +97,17 @@ pub trait Answers: Send + Sync + 'static {
     /// not come here.
     fn act(&self, action: Action) -> impl Future<Output = Result<serde_json::Value, ActError>> + Send {
         std::future::ready(Err(ActError::NotOffered(action.name())))
+    }
+
+    /// Has `node` connect to `target`, `host:port` as that node sees it, and carries the connection on a stream;
+    /// with `check` only asks whether it may, and the stream ends at once.
+    fn forward(
+        &self,
+        _node: NodeId,
+        _target: String,
+        _check: bool,
+    ) -> impl Future<Output = Result<MeshStream, ActError>> + Send {
+        std::future::ready(Err(ActError::NotOffered("forward")))
     }
 }
 
@@ -223,6 +238,21 @@ struct Door<A> {
 
 #[tonic::async_trait]
 impl<A: Answers> Local for Door<A> {
+    type ForwardStream = forward::Replies;
+
+    async fn forward(
+        &self,
+        request: Request<Streaming<LocalForward>>,
+    ) -> Result<Response<Self::ForwardStream>, tonic::Status> {
+        is_root(&request).then_some(()).ok_or_else(|| only_root("forward"))?;
+        let mut chunks = request.into_inner();
+        let Some(LocalForward { kind: Some(LocalForwardKind::Open(open)) }) = chunks.message().await? else {
+            return Err(tonic::Status::invalid_argument("first say where to"));
+        };
+        let stream = self.answers.forward(parse(&open.node)?, open.target, open.check).await?;
+        Ok(Response::new(forward::carry(stream, chunks)))
+    }
+
     async fn query(&self, request: Request<LocalQuery>) -> Result<Response<LocalAnswer>, tonic::Status> {
         let root = is_root(&request);
         let kind =

@@ -1,35 +1,29 @@
-//! What the tasks of one node share, and its front door for neighbours.
+//! What the tasks of one node share.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use plexus_proto::id::{Identity, NodeId};
-use tokio::sync::Semaphore;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tokio_util::task::TaskTracker;
 
-use crate::config::Peer;
+use crate::config::{LinkKind, Peer};
 use crate::driver::DriverHandle;
 use crate::endpoint::Endpoints;
 use crate::forward::Overlay;
-use crate::identity::Verifier;
-use crate::link::{self, Side, greet};
+use crate::identity::{Credentials, Verifier};
 use crate::routing::LinkId;
-
-/// Handshakes that may be under way at once; more strangers must prove their address first.
-const HANDSHAKES: usize = 64;
-/// Least time between two warnings about neighbours that were refused.
-const WARN_EVERY: Duration = Duration::from_secs(1);
 
 /// Shared by the tasks of a node; each part guards itself.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) identity: Identity,
-    pub(crate) verifier: Arc<Verifier>,
-    /// End of our own certificate.
-    pub(crate) expires: Timestamp,
+    /// Replaced as a whole when certificates are.
+    pub(crate) credentials: ArcSwap<Credentials>,
     pub(crate) overlay: Arc<Overlay>,
     pub(crate) endpoints: Endpoints,
     pub(crate) driver: DriverHandle,
@@ -37,15 +31,22 @@ pub(crate) struct Node {
     pub(crate) boot_nonce: u64,
     pub(crate) cancel: CancellationToken,
     pub(crate) last_link: AtomicU64,
+    /// Everything that runs on this node's behalf and ends with it.
+    pub(crate) tasks: TaskTracker,
+    /// Kinds of link that this node takes part in.
+    pub(crate) kinds: Vec<LinkKind>,
     /// Neighbours to dial.
-    pub(crate) dialed: Vec<Dialed>,
+    pub(crate) dialed: Mutex<Vec<Arc<Dialed>>>,
+    pub(crate) neighbors: Neighbors,
 }
 
 /// A neighbour to dial, and how that goes.
 #[derive(Debug)]
 pub(crate) struct Dialed {
     pub(crate) peer: Peer,
-    progress: Mutex<Progress>,
+    /// Ends dialing and the link that came of it.
+    pub(crate) cancel: CancellationToken,
+    progress: Mutex<(Progress, Timestamp)>,
 }
 
 /// How dialing goes.
@@ -58,79 +59,80 @@ pub(crate) enum Progress {
 }
 
 impl Dialed {
-    pub(crate) fn new(peer: Peer) -> Self {
-        Self { peer, progress: Mutex::new(Progress::Begun) }
+    pub(crate) fn new(peer: Peer, cancel: CancellationToken) -> Self {
+        Self { peer, cancel, progress: Mutex::new((Progress::Begun, Timestamp::now())) }
     }
 
-    pub(crate) fn progress(&self) -> Progress {
+    /// How it goes, and since when it has been linked or not.
+    pub(crate) fn progress(&self) -> (Progress, Timestamp) {
         self.progress.lock().expect("no code panics under this lock").clone()
     }
 
     pub(crate) fn set(&self, progress: Progress) {
-        *self.progress.lock().expect("no code panics under this lock") = progress;
+        let mut known = self.progress.lock().expect("no code panics under this lock");
+        let linked = |progress: &Progress| matches!(progress, Progress::Linked(_));
+        if linked(&known.0) != linked(&progress) {
+            known.1 = Timestamp::now();
+        }
+        known.0 = progress;
+    }
+}
+
+/// Who is linked to this node by a link that the other end dialed: those need not be dialed.
+#[derive(Debug, Default)]
+pub(crate) struct Neighbors(watch::Sender<HashMap<NodeId, usize>>);
+
+impl Neighbors {
+    /// Notes a link that has come up.
+    pub(crate) fn up(&self, neighbor: &NodeId, dialed: bool) {
+        if !dialed {
+            self.0.send_modify(|links| *links.entry(neighbor.clone()).or_default() += 1);
+        }
+    }
+
+    /// Notes its end.
+    pub(crate) fn down(&self, neighbor: &NodeId, dialed: bool) {
+        if !dialed {
+            self.0.send_modify(|links| {
+                if let Some(count) = links.get_mut(neighbor) {
+                    *count -= 1;
+                    if *count == 0 {
+                        links.remove(neighbor);
+                    }
+                }
+            });
+        }
+    }
+
+    /// Whether `neighbor` has dialed us.
+    pub(crate) fn has(&self, neighbor: &NodeId) -> bool {
+        self.0.borrow().contains_key(neighbor)
+    }
+
+    /// Resolves when no link that `neighbor` dialed is up.
+    pub(crate) async fn gone(&self, neighbor: &NodeId) {
+        // The sender lives as long as this.
+        let _ = self.0.subscribe().wait_for(|links| !links.contains_key(neighbor)).await;
     }
 }
 
 impl Node {
+    pub(crate) fn verifier(&self) -> Arc<Verifier> {
+        self.credentials.load().verifier()
+    }
+
+    /// Whether this node takes part in links of `kind`.
+    pub(crate) fn offers(&self, kind: LinkKind) -> bool {
+        self.kinds.contains(&kind)
+    }
+
+    pub(crate) fn peers(&self) -> Vec<Arc<Dialed>> {
+        self.dialed.lock().expect("no code panics under this lock").clone()
+    }
+
     /// An id that no link of this process has had.
     pub(crate) fn next_link(&self) -> LinkId {
         LinkId(self.last_link.fetch_add(1, Ordering::Relaxed) + 1)
-    }
-}
-
-/// Accepts neighbours on one socket until the node is cancelled.
-pub(crate) async fn accept(node: Arc<Node>, endpoint: quinn::Endpoint) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
-    let mut links = tokio::task::JoinSet::new();
-    let mut warned: Option<std::time::Instant> = None;
-    let (refused, mut refusals) = tokio::sync::mpsc::channel::<(std::net::SocketAddr, link::Error)>(16);
-    loop {
-        let incoming = tokio::select! {
-            incoming = endpoint.accept() => incoming,
-            Some(_) = links.join_next() => continue,
-            Some((remote, error)) = refusals.recv() => {
-                let now = std::time::Instant::now();
-                let loud = error.is_refusal() && warned.is_none_or(|at| now.duration_since(at) > WARN_EVERY);
-                let error = &error as &dyn std::error::Error;
-                if loud {
-                    warned = Some(now);
-                    warn!(%remote, error, "neighbour refused");
-                } else {
-                    debug!(%remote, error, "link not accepted");
-                }
-                continue;
-            }
-            () = node.cancel.cancelled() => None,
-        };
-        let Some(incoming) = incoming else {
-            return links.shutdown().await;
-        };
-        let Ok(turn) = handshakes.clone().try_acquire_owned() else {
-            // Many at once, or a flood from forged addresses: only who can be reached may try again.
-            if incoming.may_retry() {
-                let _ = incoming.retry();
-            } else {
-                incoming.ignore();
-            }
-            continue;
-        };
-        let (node, refused) = (node.clone(), refused.clone());
-        links.spawn(async move {
-            let remote = incoming.remote_address();
-            let greeted = async {
-                let connection = incoming.await.map_err(link::Error::Connection)?;
-                greet(&node, connection, Side::Accepted).await
-            };
-            let greeted = greeted.await;
-            drop(turn);
-            match greeted {
-                Ok(greeted) => {
-                    link::run(&node, greeted, false).await;
-                }
-                // A full channel means that nobody could read so many warnings.
-                Err(error) => drop(refused.try_send((remote, error))),
-            }
-        });
     }
 }
 
@@ -143,5 +145,23 @@ pub(crate) fn random_u64() -> u64 {
         Err(_) => std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .map_or(0, |since| since.as_nanos() as u64),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn links_that_others_dialed_are_counted() {
+        let (neighbors, hop): (Neighbors, NodeId) = (Neighbors::default(), "hop-1".parse().unwrap());
+        neighbors.up(&hop, true);
+        assert!(!neighbors.has(&hop));
+        neighbors.up(&hop, false);
+        neighbors.up(&hop, false);
+        neighbors.down(&hop, false);
+        assert!(neighbors.has(&hop));
+        neighbors.down(&hop, false);
+        neighbors.gone(&hop).await;
     }
 }

@@ -4,7 +4,7 @@
 //! shows the path of packets and not what somebody configured. Answers are not authenticated (a hop on the path could
 //! make them up), and nothing but what people read depends on them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,8 @@ use crate::node::random_u64;
 
 /// Wait for an answer before the probe is sent again.
 const AGAIN: Duration = Duration::from_millis(300);
+/// How much later than another a probe may be answered before it counts as lost.
+const SLACK: Duration = Duration::from_millis(20);
 /// Hops that a round of a trace looks further than the last.
 const HORIZON: u8 = 8;
 /// Answers that may wait; more than a trace can cause.
@@ -42,8 +44,21 @@ pub(crate) enum Failure {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Traced {
     pub(crate) reached: bool,
-    /// Who answered for the first link, the second, and so on; `None` for who kept silent.
-    pub(crate) hops: Vec<Option<(Address, Duration)>>,
+    /// The first link, the second, and so on.
+    pub(crate) hops: Vec<Step>,
+}
+
+/// What is known of one step of a path.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Step {
+    /// Links crossed up to here.
+    pub(crate) limit: u8,
+    /// Who answered first, and how soon; `None` for who kept silent.
+    pub(crate) answer: Option<(Address, Duration)>,
+    /// Probes that could have been answered by now.
+    pub(crate) sent: u32,
+    /// Probes that were.
+    pub(crate) answered: u32,
 }
 
 /// Who waits for answers.
@@ -125,11 +140,11 @@ impl Probes {
             while let Some((answer, limit, rtt)) = asking.answer(round).await {
                 path.learn(limit, answer.from, rtt, &answer.reply, to);
                 if path.is_whole() {
-                    return Ok(path.finish());
+                    return Ok(asking.tally(path.finish()));
                 }
             }
             if Instant::now() >= deadline {
-                return Ok(path.finish());
+                return Ok(asking.tally(path.finish()));
             }
         }
     }
@@ -139,6 +154,7 @@ impl Probes {
 struct Asking<'a> {
     probes: &'a Probes,
     sent: HashMap<u64, (u8, Instant)>,
+    answered: HashSet<u64>,
     sender: mpsc::Sender<Answer>,
     answers: mpsc::Receiver<Answer>,
 }
@@ -146,7 +162,7 @@ struct Asking<'a> {
 impl<'a> Asking<'a> {
     fn new(probes: &'a Probes) -> Self {
         let (sender, answers) = mpsc::channel(ANSWERS);
-        Self { probes, sent: HashMap::new(), sender, answers }
+        Self { probes, sent: HashMap::new(), answered: HashSet::new(), sender, answers }
     }
 
     /// Sends one probe; false if there is no route.
@@ -159,11 +175,26 @@ impl<'a> Asking<'a> {
         overlay.probe(to, limit, Probe::Echo { nonce })
     }
 
+    /// Counts what was sent and answered at each step. A probe whose answer may still be on its way is not counted.
+    fn tally(&self, mut traced: Traced) -> Traced {
+        let now = Instant::now();
+        for step in &mut traced.hops {
+            let patience = step.answer.map_or(Duration::ZERO, |(_, rtt)| 2 * rtt + SLACK);
+            for (nonce, (_, at)) in self.sent.iter().filter(|(_, (limit, _))| *limit == step.limit) {
+                let answered = self.answered.contains(nonce);
+                step.answered += u32::from(answered);
+                step.sent += u32::from(answered || now.saturating_duration_since(*at) >= patience);
+            }
+        }
+        traced
+    }
+
     /// The next answer, with the hop limit of its probe and the time it took; `None` at `deadline`.
     async fn answer(&mut self, deadline: Instant) -> Option<(Answer, u8, Duration)> {
         loop {
             let answer = tokio::time::timeout_at(deadline.into(), self.answers.recv()).await.ok()??;
             if let Some((limit, at)) = self.sent.get(&answer.nonce) {
+                self.answered.insert(answer.nonce);
                 return Some((answer, *limit, answer.at.saturating_duration_since(*at)));
             }
         }
@@ -217,8 +248,8 @@ impl Path {
             Some((end, reached)) => (end, reached),
             None => (self.hops.last_key_value().map_or(0, |(limit, _)| *limit), false),
         };
-        let hops = (1..=last).map(|limit| self.hops.remove(&limit)).collect();
-        Traced { reached, hops }
+        let step = |limit| Step { limit, answer: self.hops.remove(&limit), ..Step::default() };
+        Traced { reached, hops: (1..=last).map(step).collect() }
     }
 }
 
@@ -252,14 +283,16 @@ mod tests {
         assert_eq!(path.open(8), [2], "what lies behind the target is not asked again");
         path.learn(2, Address(2), RTT, &exceeded(), TARGET);
         assert!(path.is_whole());
-        let hops = [1, 2, 9].map(|address| Some((Address(address), RTT))).to_vec();
+        let step =
+            |(limit, address)| Step { limit, answer: Some((Address(address), RTT)), ..Step::default() };
+        let hops = [(1, 1), (2, 2), (3, 9)].map(step).to_vec();
         assert_eq!(path.finish(), Traced { reached: true, hops });
     }
 
     #[test]
     fn silence_is_a_gap_and_no_route_is_an_end() {
         let silent = path(&[(1, 1, exceeded()), (3, 3, exceeded())]).finish();
-        assert_eq!((silent.reached, silent.hops.len(), silent.hops[1]), (false, 3, None));
+        assert_eq!((silent.reached, silent.hops.len(), silent.hops[1].answer), (false, 3, None));
         let lost = path(&[(1, 1, exceeded()), (2, 2, Probe::NoRoute { nonce: 0, destination: TARGET })]);
         assert!(lost.is_whole());
         assert!(!lost.finish().reached);
@@ -270,6 +303,19 @@ mod tests {
     fn only_the_target_can_answer_for_itself() {
         let path = path(&[(1, 5, reply())]);
         assert_eq!((path.end, path.open(2)), (None, vec![1, 2]));
+    }
+
+    #[tokio::test]
+    async fn only_what_could_be_answered_counts_as_sent() {
+        let probes = Probes::default();
+        let mut asking = Asking::new(&probes);
+        let past = Instant::now().checked_sub(Duration::from_secs(9)).unwrap_or_else(Instant::now);
+        asking.sent =
+            HashMap::from([(1, (1, past)), (2, (1, past)), (3, (1, Instant::now())), (4, (2, past))]);
+        asking.answered.insert(1);
+        let traced = asking.tally(path(&[(1, 1, exceeded()), (3, 3, exceeded())]).finish());
+        let counts: Vec<_> = traced.hops.iter().map(|step| (step.sent, step.answered)).collect();
+        assert_eq!(counts, [(2, 1), (1, 0), (0, 0)]);
     }
 
     #[tokio::test]

@@ -8,16 +8,16 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use dashmap::DashMap;
 use plexus_proto::id::{Address, Identity};
-use plexus_proto::packet::{Class, Header};
+use plexus_proto::packet::Class;
 use quinn::{Connection, TokioRuntime, VarInt};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use crate::batch::Batch;
 use crate::congestion::Kick;
 use crate::endpoint::{ResetSecrets, quic_client, quic_server};
 use crate::error::SessionError;
@@ -58,16 +58,40 @@ mod code {
 pub(crate) struct Sessions {
     overlay: Arc<Overlay>,
     services: Arc<Services>,
-    verifier: Arc<Verifier>,
     directory: Arc<ArcSwap<Directory>>,
-    /// Without transport settings, which are each session's own.
-    client: quinn::ClientConfig,
-    server: quinn::ServerConfig,
+    crypto: ArcSwap<Crypto>,
     secrets: ResetSecrets,
     peers: DashMap<(Address, Class), Arc<Session>>,
     tasks: TaskTracker,
     cancel: CancellationToken,
     this: Weak<Sessions>,
+}
+
+/// What certificates are shown and demanded with; without transport settings, which are each session's own.
+#[derive(Debug)]
+struct Crypto {
+    verifier: Arc<Verifier>,
+    client: quinn::ClientConfig,
+    server: quinn::ServerConfig,
+}
+
+impl Crypto {
+    fn new(credentials: &Credentials) -> Self {
+        Self {
+            verifier: credentials.verifier(),
+            client: quinn::ClientConfig::new(Arc::new(quic_client(credentials, SESSION_ALPN))),
+            server: quinn::ServerConfig::with_crypto(Arc::new(quic_server(credentials, SESSION_ALPN))),
+        }
+    }
+
+    /// The same with the transport of a session.
+    fn with(&self, transport: &Arc<quinn::TransportConfig>) -> (quinn::ClientConfig, quinn::ServerConfig) {
+        let (mut client, mut server) = (self.client.clone(), self.server.clone());
+        // The peer has one address, and half-open connections of one node need no more than this.
+        server.transport_config(transport.clone()).migration(false).max_incoming(8);
+        client.transport_config(transport.clone());
+        (client, server)
+    }
 }
 
 /// The session with one peer in one class.
@@ -76,7 +100,7 @@ pub(crate) struct Session {
     peer: Identity,
     socket: Arc<VirtualSocket>,
     endpoint: quinn::Endpoint,
-    client: quinn::ClientConfig,
+    transport: Arc<quinn::TransportConfig>,
     kick: Kick,
     live: Mutex<Live>,
     dialing: tokio::sync::Mutex<()>,
@@ -110,10 +134,8 @@ impl Sessions {
         let sessions = Arc::new_cyclic(|this| Self {
             overlay,
             services,
-            verifier: credentials.verifier(),
             directory,
-            client: quinn::ClientConfig::new(Arc::new(quic_client(credentials, SESSION_ALPN))),
-            server: quinn::ServerConfig::with_crypto(Arc::new(quic_server(credentials, SESSION_ALPN))),
+            crypto: ArcSwap::from_pointee(Crypto::new(credentials)),
             secrets: ResetSecrets::of(credentials),
             peers: DashMap::new(),
             tasks: TaskTracker::new(),
@@ -151,16 +173,26 @@ impl Sessions {
 
     /// Delivers a packet of an inner connection. Only certified nodes of the mesh get a session, so what strangers'
     /// addresses can make us hold is bounded by the mesh's size.
-    pub(crate) fn deliver(&self, header: &Header, packet: Bytes) -> bool {
+    pub(crate) fn deliver(&self, batch: Batch) -> bool {
+        let header = *batch.header();
         let key = (header.source, header.class);
         if let Some(session) = self.peers.get(&key) {
-            return session.socket.deliver(packet, header.ecn);
+            return session.socket.deliver(batch);
         }
         let directory = self.directory.load();
         let Some(peer) = directory.by_address(header.source) else { return false };
         match self.session(peer, header.class) {
-            Ok(session) => session.socket.deliver(packet, header.ecn),
+            Ok(session) => session.socket.deliver(batch),
             Err(_) => false,
+        }
+    }
+
+    /// Shows and demands other certificates from now on; live connections stay.
+    pub(crate) fn renew(&self, credentials: &Credentials) {
+        let crypto = Arc::new(Crypto::new(credentials));
+        self.crypto.store(crypto.clone());
+        for session in &self.peers {
+            session.endpoint.set_server_config(Some(crypto.with(&session.transport).1));
         }
     }
 
@@ -218,13 +250,10 @@ impl Sessions {
     fn create(&self, peer: &Identity, class: Class) -> Session {
         let kick = Kick::default();
         let transport = Arc::new(settings::session(class, &kick));
-        let (mut client, mut server) = (self.client.clone(), self.server.clone());
-        // The peer has one address, and half-open connections of one node need no more than this.
-        server.transport_config(transport.clone()).migration(false).max_incoming(8);
-        client.transport_config(transport);
+        let (_, server) = self.crypto.load().with(&transport);
         let socket = Arc::new(VirtualSocket::new(self.overlay.clone(), peer.address, class));
         let endpoint = quinn::Endpoint::new_with_abstract_socket(
-            self.secrets.endpoint_config(),
+            self.secrets.endpoint_config(settings::INNER_MTU_CEILING),
             Some(server),
             socket.clone(),
             Arc::new(TokioRuntime),
@@ -234,7 +263,7 @@ impl Sessions {
             peer: peer.clone(),
             socket,
             endpoint,
-            client,
+            transport,
             kick,
             live: Mutex::default(),
             dialing: tokio::sync::Mutex::default(),
@@ -248,7 +277,7 @@ impl Sessions {
         connection: Connection,
         dialed: bool,
     ) -> Result<Established, SessionError> {
-        let found = peer_identity(&connection, &self.verifier)
+        let found = peer_identity(&connection, &self.crypto.load().verifier)
             .map_err(|error| SessionError::Identity(Arc::new(error)))
             .and_then(|found| {
                 let same = (&found.mesh, &found.node, found.address)
@@ -293,9 +322,10 @@ impl Session {
             return Ok(established);
         }
         let address = socket_address(self.peer.address);
+        let (client, _) = sessions.crypto.load().with(&self.transport);
         let connecting = self
             .endpoint
-            .connect_with(self.client.clone(), address, SERVER_NAME)
+            .connect_with(client, address, SERVER_NAME)
             .map_err(|_| SessionError::ShuttingDown)?;
         let connection = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
             .await

@@ -9,6 +9,7 @@ use std::time::Duration;
 use plexus_proto::packet::{Class, HEADER_LEN};
 use quinn::{AckFrequencyConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
+use crate::batch::ROOM;
 use crate::congestion::{Kick, LinkControllers, SessionControllers};
 
 /// ALPN of a link. A new number only for what the hello cannot negotiate.
@@ -18,20 +19,19 @@ pub(crate) const SESSION_ALPN: &[u8] = b"plexus-session/1";
 /// TLS wants a name; ours are in the certificates' URIs and checked there.
 pub(crate) const SERVER_NAME: &str = "plexus.invalid";
 
-/// Bytes that a QUIC packet adds to the DATAGRAM in it: short header with 8-byte connection id and 4-byte number,
-/// tag, frame type and length, as quinn bounds them.
-const DATAGRAM_OVERHEAD: u16 = 38;
-/// Smallest UDP payload a path must carry: QUIC's 1200 for the inner packet, our header, the outer packet around it.
-const OUTER_MTU_FLOOR: u16 = 1200 + HEADER_LEN as u16 + DATAGRAM_OVERHEAD;
-/// Largest UDP payload tried: Ethernet.
-const OUTER_MTU_CEILING: u16 = 1452;
-/// Largest inner packet that fits a link at its ceiling.
-pub(crate) const INNER_MTU_CEILING: u16 = OUTER_MTU_CEILING - DATAGRAM_OVERHEAD - HEADER_LEN as u16;
+/// Smallest overlay packet that every link must carry: QUIC's 1200 and our header.
+pub(crate) const PACKET_FLOOR: usize = 1200 + HEADER_LEN;
+/// The same as a sealed packet: on a path of 1280 bytes, the least of IPv6, it fits.
+pub(crate) const SEALED_FLOOR: usize = PACKET_FLOOR + ROOM;
+/// Largest inner packet: near the 16 KiB of a TLS record, for paths of TCP links. On others the search finds less.
+pub(crate) const INNER_MTU_CEILING: u16 = 15_000;
+/// How often the search for the inner path MTU begins anew: a route may have changed to a wider one.
+const INNER_MTU_AGAIN: Duration = Duration::from_secs(60);
 
 /// Longest silence before a link counts as dead: three keepalives. A hop that was killed is noticed in this time; one
 /// that comes back sooner answers with a stateless reset, which is noticed at once.
 pub(crate) const LINK_IDLE: Duration = Duration::from_secs(3);
-const LINK_KEEPALIVE: Duration = Duration::from_secs(1);
+pub(crate) const LINK_KEEPALIVE: Duration = Duration::from_secs(1);
 /// Longest silence that an end-to-end connection survives: a hop may be gone for the time of its restart, and open
 /// streams go on when it is back.
 pub(crate) const SESSION_IDLE: Duration = Duration::from_secs(60);
@@ -45,11 +45,13 @@ const FIRST_RTT: Duration = Duration::from_millis(100);
 pub(crate) const DATAGRAM_SEND_BUFFER: usize = 64 * 1024;
 /// Datagrams received and not yet taken. Only a reader starved of CPU lets it fill.
 const DATAGRAM_RECEIVE_BUFFER: usize = 2 * 1024 * 1024;
+/// Bytes that may stand unsent in the kernel behind a TCP link. Control waits for them.
+pub(crate) const TCP_UNSENT: u32 = 64 * 1024;
 /// Kernel buffers of an outer socket; larger ones are standing queues for a few per cent more peak.
 pub(crate) const SOCKET_BUFFER: usize = 1024 * 1024;
 
-/// Transport of a link.
-pub(crate) fn link() -> TransportConfig {
+/// Transport of a link on which UDP payloads of up to `mtu` bytes are tried.
+pub(crate) fn link(mtu: u16) -> TransportConfig {
     let mut config = TransportConfig::default();
     config
         // One control stream; quinn allocates for every stream it permits.
@@ -58,9 +60,9 @@ pub(crate) fn link() -> TransportConfig {
         .max_idle_timeout(Some(idle(LINK_IDLE)))
         .keep_alive_interval(Some(LINK_KEEPALIVE))
         .initial_rtt(FIRST_RTT)
-        .initial_mtu(OUTER_MTU_FLOOR)
-        .min_mtu(OUTER_MTU_FLOOR)
-        .mtu_discovery_config(Some(mtu_discovery(OUTER_MTU_CEILING)))
+        .initial_mtu(1200)
+        .min_mtu(1200)
+        .mtu_discovery_config(Some(mtu_discovery(mtu)))
         .stream_receive_window(VarInt::from_u32(512 * 1024))
         .receive_window(VarInt::from_u32(1024 * 1024))
         .send_window(1024 * 1024)
@@ -87,7 +89,7 @@ pub(crate) fn session(class: Class, kick: &Kick) -> TransportConfig {
         .initial_rtt(FIRST_RTT)
         .initial_mtu(1200)
         .min_mtu(1200)
-        .mtu_discovery_config(Some(mtu_discovery(INNER_MTU_CEILING)))
+        .mtu_discovery_config(Some(inner_mtu_discovery()))
         .stream_receive_window(VarInt::from_u32(stream))
         .receive_window(VarInt::from_u32(connection))
         .send_window(send)
@@ -111,6 +113,12 @@ fn acknowledge_every(packets: u32) -> AckFrequencyConfig {
 fn mtu_discovery(ceiling: u16) -> MtuDiscoveryConfig {
     let mut config = MtuDiscoveryConfig::default();
     config.upper_bound(ceiling).minimum_change(4);
+    config
+}
+
+fn inner_mtu_discovery() -> MtuDiscoveryConfig {
+    let mut config = mtu_discovery(INNER_MTU_CEILING);
+    config.interval(INNER_MTU_AGAIN);
     config
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Everything that depends on quinn's [`AsyncUdpSocket`] is here. quinn hands over batches of equal segments as it
 //! would for UDP segmentation offload; each segment becomes one overlay packet, and packets of equal size that arrived
-//! together go back to quinn as one batch.
+//! together go back to quinn as one batch, which may be several of the overlay's.
 //!
 //! The peer's address is shown to quinn as a made-up IPv6 address, which carries no meaning outside this file.
 
@@ -13,15 +13,15 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
-use bytes::Bytes;
 use plexus_proto::id::Address;
-use plexus_proto::packet::{Class, HEADER_LEN};
+use plexus_proto::packet::Class;
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 
+use crate::batch::Batch;
 use crate::forward::Overlay;
 
-/// Segments per batch, both ways. quinn builds batches of at most ten.
+/// Segments per batch to send. quinn builds batches of at most ten.
 const SEGMENTS: usize = 10;
 /// Packets that may wait for quinn to take them; more than the peer may have in flight on a near path. What exceeds it
 /// is dropped, and the peer slows down.
@@ -38,8 +38,9 @@ pub(crate) struct VirtualSocket {
 
 #[derive(Debug, Default)]
 struct Inbound {
-    /// Whole overlay packets; the header is skipped when they are read.
-    packets: VecDeque<(Bytes, u8)>,
+    batches: VecDeque<Batch>,
+    /// Packets of the front batch that have been read.
+    read: usize,
     bytes: usize,
     /// Packets taken since the start.
     heard: u64,
@@ -59,16 +60,16 @@ impl VirtualSocket {
         Self { overlay, peer, class, inbound: Mutex::default() }
     }
 
-    /// Takes a packet from the overlay, header and all. Returns false if there was no room for it.
-    pub(crate) fn deliver(&self, packet: Bytes, ecn: u8) -> bool {
+    /// Takes packets from the overlay. Returns false if there was no room for them.
+    pub(crate) fn deliver(&self, batch: Batch) -> bool {
         let waker = {
             let mut inbound = self.inbound.lock().expect("no code panics under this lock");
-            if packet.len() <= HEADER_LEN || inbound.bytes + packet.len() > INBOUND_BYTES {
+            if inbound.bytes + batch.bytes() > INBOUND_BYTES {
                 return false;
             }
-            inbound.bytes += packet.len();
-            inbound.heard += 1;
-            inbound.packets.push_back((packet, ecn));
+            inbound.bytes += batch.bytes();
+            inbound.heard += batch.count() as u64;
+            inbound.batches.push_back(batch);
             inbound.waker.take()
         };
         if let Some(waker) = waker {
@@ -89,23 +90,23 @@ impl Inbound {
     /// Fills `buffer` with packets of one size and one ECN mark, the last of which may be shorter.
     fn fill(&mut self, buffer: &mut [u8]) -> Option<RecvMeta> {
         let (mut length, mut stride, mut mark) = (0, 0, 0);
-        while let Some((packet, ecn)) = self.packets.front() {
-            let body = &packet[HEADER_LEN..];
+        while let Some(batch) = self.batches.front() {
+            let (body, ecn) = (batch.body(self.read), batch.header().ecn);
             let fits = body.len() <= buffer.len() - length;
             if length == 0 {
-                if !fits {
-                    // More than quinn reserved for any packet: nothing of ours.
-                    self.drop_front();
+                if !fits || body.is_empty() {
+                    // More than quinn reserved for any packet, or nothing: nothing of ours.
+                    self.advance();
                     continue;
                 }
-                (stride, mark) = (body.len(), *ecn);
-            } else if !fits || body.len() > stride || *ecn != mark || length >= stride * SEGMENTS {
+                (stride, mark) = (body.len(), ecn);
+            } else if !fits || body.is_empty() || body.len() > stride || ecn != mark {
                 break;
             }
             let last = body.len() < stride;
             buffer[length..length + body.len()].copy_from_slice(body);
             length += body.len();
-            self.drop_front();
+            self.advance();
             if last {
                 break;
             }
@@ -113,9 +114,11 @@ impl Inbound {
         (length > 0).then(|| meta(length, stride, mark))
     }
 
-    fn drop_front(&mut self) {
-        if let Some((packet, _)) = self.packets.pop_front() {
-            self.bytes -= packet.len();
+    fn advance(&mut self) {
+        self.read += 1;
+        if self.batches.front().is_some_and(|batch| self.read >= batch.count()) {
+            self.read = 0;
+            self.bytes -= self.batches.pop_front().map_or(0, |batch| batch.bytes());
         }
     }
 }
@@ -169,7 +172,9 @@ impl AsyncUdpSocket for VirtualSocket {
     }
 
     fn max_receive_segments(&self) -> usize {
-        SEGMENTS
+        // Each of quinn's buffers then holds one packet of the largest size, and as many of the usual size as it has
+        // room for. A buffer of that size for each segment would be megabytes for every session.
+        1
     }
 
     fn may_fragment(&self) -> bool {
@@ -192,14 +197,25 @@ impl UdpPoller for Poller {
 
 #[cfg(test)]
 mod tests {
+    use plexus_proto::packet::Header;
+
     use super::*;
 
-    fn inbound(sizes: &[(usize, u8)]) -> Inbound {
+    fn inbound(batches: &[(&[usize], u8)]) -> Inbound {
         let mut inbound = Inbound::default();
-        for (index, &(size, ecn)) in sizes.iter().enumerate() {
-            let packet = Bytes::from(vec![index as u8; HEADER_LEN + size]);
-            inbound.bytes += packet.len();
-            inbound.packets.push_back((packet, ecn));
+        for (sizes, ecn) in batches {
+            let header = Header {
+                class: Class::Bulk,
+                ecn: *ecn,
+                rekey: false,
+                hop_limit: 1,
+                source: Address(1),
+                destination: Address(2),
+            };
+            let batch = Batch::build(header, &vec![0; sizes.iter().sum()], sizes[0]);
+            assert_eq!(batch.bodies().map(<[u8]>::len).collect::<Vec<_>>(), *sizes);
+            inbound.bytes += batch.bytes();
+            inbound.batches.push_back(batch);
         }
         inbound
     }
@@ -208,30 +224,29 @@ mod tests {
         let mut buffer = vec![0; buffer];
         let batches =
             std::iter::from_fn(|| inbound.fill(&mut buffer)).map(|meta| (meta.len, meta.stride)).collect();
-        assert_eq!(inbound.bytes, 0, "every byte is accounted for");
+        assert_eq!((inbound.bytes, inbound.read), (0, 0), "every byte is accounted for");
         batches
     }
 
     #[test]
     fn equal_packets_become_one_batch_with_a_short_tail() {
-        let sizes = [(1200, 0), (1200, 0), (300, 0), (1200, 0)];
-        assert_eq!(batches(inbound(&sizes), 20_000), [(2700, 1200), (1200, 1200)]);
+        let came: [(&[usize], u8); 3] = [(&[1200], 0), (&[1200, 300], 0), (&[1200], 0)];
+        assert_eq!(batches(inbound(&came), 20_000), [(2700, 1200), (1200, 1200)]);
     }
 
     #[test]
     fn larger_packets_and_other_marks_start_a_batch() {
-        let sizes = [(100, 0), (1200, 0), (1200, 3), (1200, 3)];
-        assert_eq!(batches(inbound(&sizes), 20_000), [(100, 100), (1200, 1200), (2400, 1200)]);
+        let came: [(&[usize], u8); 4] = [(&[100], 0), (&[1200], 0), (&[1200], 3), (&[1200], 3)];
+        assert_eq!(batches(inbound(&came), 20_000), [(100, 100), (1200, 1200), (2400, 1200)]);
     }
 
     #[test]
-    fn batches_are_bounded_by_segments_and_by_the_buffer() {
-        assert_eq!(batches(inbound(&[(10, 0); 25]), 20_000), [(100, 10), (100, 10), (50, 10)]);
-        assert_eq!(batches(inbound(&[(10, 0); 5]), 25), [(20, 10), (20, 10), (10, 10)]);
+    fn batches_are_bounded_by_the_buffer() {
+        assert_eq!(batches(inbound(&[(&[10; 5], 0)]), 25), [(20, 10), (20, 10), (10, 10)]);
     }
 
     #[test]
     fn a_packet_that_no_buffer_holds_is_dropped() {
-        assert_eq!(batches(inbound(&[(5000, 0), (10, 0)]), 1500), [(10, 10)]);
+        assert_eq!(batches(inbound(&[(&[5000], 0), (&[10], 0)]), 1500), [(10, 10)]);
     }
 }

@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use plexus_proto::id::{Address, ClusterId, MeshName, NodeId, Role};
 use serde::{Deserialize, Serialize};
 
+mod problems;
 mod views;
 
 pub use crate::events::{EventKind, MeshEvent, MeshEvents};
@@ -18,8 +19,6 @@ pub use views::{MeshLink, MeshLinks, Netcheck, PathCheck, Reloaded, Route, Route
 
 /// Version of the shapes in this module.
 pub const SCHEMA_VERSION: u32 = 1;
-/// A certificate that ends sooner than this should have been renewed: a third of the usual thirty days.
-const EXPIRES_SOON: SignedDuration = SignedDuration::from_hours(10 * 24);
 
 /// One daemon and its view of the mesh.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -125,7 +124,7 @@ pub struct LinkStatus {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LinkFacts {
-    /// How packets travel: `quic`, `udp` or `tcp`.
+    /// What carries its packets: `quic`, `sealed` or `tcp`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
     /// Largest overlay packet that it carries, in bytes.
@@ -203,12 +202,15 @@ pub struct Nodes {
 /// Something that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Problem {
-    /// For programs: `node_unreachable`, `peer_down`, `no_links`, `certificate_expires`.
+    /// For programs: `node_unreachable`, `peer_down`, `no_links`, `certificate_expires`, `clock_skew`, `version_skew`.
     pub code: String,
     /// The node or address it is about.
     pub subject: String,
     /// For people.
     pub text: String,
+    /// What to do about it, for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub advice: String,
 }
 
 /// The answer to a ping.
@@ -245,7 +247,7 @@ pub struct Trace {
 }
 
 /// One node on the way.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct TraceHop {
     /// Its name; none when nobody answered for this step, or a node that is not known here.
     pub node: Option<NodeId>,
@@ -254,6 +256,18 @@ pub struct TraceHop {
     pub address: Option<Address>,
     /// There and back; none when nobody answered.
     pub rtt_ms: Option<f64>,
+    /// Probes that could have been answered by now.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub sent: u32,
+    /// Probes that were.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub answered: u32,
+    /// How packets travel on the link to it, where that is known: `quic`, `sealed` or `tcp`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// Largest overlay packet that this link carries, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
 }
 
 /// A query without an answer.
@@ -298,38 +312,17 @@ impl Status {
     /// What is not as it should be at `now`, from the other fields; whoever builds a status keeps it in
     /// [`problems`](Self::problems).
     pub fn find_problems(&self, now: Timestamp) -> Vec<Problem> {
-        let problem =
-            |code: &str, subject: String, text: String| Problem { code: code.into(), subject, text };
-        let mut found = Vec::new();
-        let left = self.certificate_expires.duration_since(now);
-        if left < EXPIRES_SOON {
-            let text = if left.is_negative() {
-                format!("certificate of this node expired at {}", self.certificate_expires)
-            } else {
-                format!("certificate of this node expires at {}", self.certificate_expires)
-            };
-            found.push(problem("certificate_expires", self.node.to_string(), text));
-        }
-        if self.links.is_empty() {
-            found.push(problem("no_links", self.node.to_string(), "this node has no links".into()));
-        }
-        for peer in self.peers.iter().filter(|peer| !peer.linked) {
-            let name = peer.node.as_ref().map_or_else(String::new, |node| format!(" ({node})"));
-            let reason = peer.error.as_ref().map_or_else(String::new, |error| format!(": {error}"));
-            let text = format!("no link to configured peer {}{name}{reason}", peer.address);
-            found.push(problem("peer_down", peer.address.clone(), text));
-        }
-        for node in self.nodes.iter().filter(|node| !node.reachable) {
-            let text = format!("node {} is unreachable since {}", node.node, node.since);
-            found.push(problem("node_unreachable", node.node.to_string(), text));
-        }
-        found
+        problems::find(self, now)
     }
 
     /// The nodes alone.
     pub fn nodes(&self) -> Nodes {
         Nodes { schema_version: SCHEMA_VERSION, from: self.node.clone(), nodes: self.nodes.clone() }
     }
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// A time taken, in milliseconds with three decimals.
@@ -388,6 +381,8 @@ pub(crate) mod text_option {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use jiff::SignedDuration;
+
     use super::*;
 
     pub(super) fn node(name: &str, reachable: bool) -> NodeStatus {
@@ -457,11 +452,12 @@ pub(crate) mod tests {
             target: "node-1".parse().unwrap(),
             reached: true,
             hops: vec![
-                TraceHop { node: None, address: None, rtt_ms: None },
+                TraceHop::default(),
                 TraceHop {
                     node: Some("node-1".parse().unwrap()),
                     address: Some(Address(7)),
                     rtt_ms: Some(0.3),
+                    ..TraceHop::default()
                 },
             ],
             error: None,
@@ -474,37 +470,5 @@ pub(crate) mod tests {
     #[test]
     fn times_have_three_decimals() {
         assert_eq!(millis(Duration::from_nanos(1_234_567)), 1.235);
-    }
-
-    #[test]
-    fn each_trouble_is_a_problem_of_its_own() {
-        let check = |bend: &dyn Fn(&mut Status), expected: &[(&str, &str)]| {
-            let mut status = status();
-            bend(&mut status);
-            let found = status.find_problems(Timestamp::UNIX_EPOCH + SignedDuration::from_hours(24));
-            let found: Vec<_> = found.iter().map(|p| (p.code.as_str(), p.text.as_str())).collect();
-            assert_eq!(found, expected);
-        };
-        check(&|_| {}, &[]);
-        check(&|s| s.links.clear(), &[("no_links", "this node has no links")]);
-        check(
-            &|s| s.nodes.push(node("hop-2", false)),
-            &[("node_unreachable", "node hop-2 is unreachable since 1970-01-01T00:00:00Z")],
-        );
-        check(
-            &|s| {
-                s.peers[0].linked = false;
-                s.peers[0].error = Some("connection refused".into());
-            },
-            &[("peer_down", "no link to configured peer hop.example.org:7323 (hop-1): connection refused")],
-        );
-        check(
-            &|s| s.certificate_expires = Timestamp::UNIX_EPOCH + SignedDuration::from_hours(48),
-            &[("certificate_expires", "certificate of this node expires at 1970-01-03T00:00:00Z")],
-        );
-        check(
-            &|s| s.certificate_expires = Timestamp::UNIX_EPOCH,
-            &[("certificate_expires", "certificate of this node expired at 1970-01-01T00:00:00Z")],
-        );
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use plexus_mesh::MeshSection;
+use plexus_mesh::port_forward::Policy;
 use serde::Deserialize;
 
 use crate::runtime;
@@ -55,6 +56,8 @@ pub struct Config {
     pub mesh: MeshSection,
     /// Units; of no use to a hop.
     pub work: WorkSection,
+    /// Who may have this node open TCP connections where; nobody if left out.
+    pub forward: Policy,
     /// Logs.
     pub log: LogSection,
 }
@@ -134,6 +137,7 @@ impl Default for Config {
             identity_dir: "/etc/plexus/node".into(),
             mesh: MeshSection::default(),
             work: WorkSection::default(),
+            forward: Policy::default(),
             log: LogSection::default(),
         }
     }
@@ -233,6 +237,7 @@ impl Config {
             return Err("mesh.listen and mesh.peers are both empty: this node could reach nobody".to_owned());
         }
         self.mesh.check().map_err(|(key, problem)| format!("{key}: {problem}"))?;
+        self.forward.check().map_err(|error| error.to_string())?;
         let commands = [
             ("work.podman.command", &self.work.podman.command),
             ("work.process.command", &self.work.process.command),
@@ -294,6 +299,9 @@ mod tests {
         check("[mesh]\nlisten = [\"nowhere\"]\n", "line 2");
         check("[mesh]\nlisten = [\"[::]:1\"]\n[work.process]\ncommand = []\n", "work.process.command");
         check("[mesh]\nlisten = [\"[::]:1\"]\n[work]\nruntime = \"docker\"\n", "unknown variant `docker`");
+        let forward = "[mesh]\nlisten = [\"[::]:1\"]\n[forward]\n";
+        check(&format!("{forward}allow = [{{ from = \"A\", to = [] }}]\n"), "forward.allow: from \"A\"");
+        check(&format!("{forward}allow = [{{ from = \"a\", to = [\"h\"] }}]\n"), "must be host:port");
         check("x = [", "line 1");
     }
 }

@@ -72,7 +72,9 @@ fn run(file: &Path) -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
+        let hangup = signal(SignalKind::hangup()).context("cannot watch for SIGHUP")?;
         let node = Node::start(config, own).await?;
+        node.reload_from(file.to_owned(), hangup);
         tokio::select! {
             _ = terminate.recv() => info!("SIGTERM received"),
             _ = interrupt.recv() => info!("SIGINT received"),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use plexus_mesh::local::{LocalSocket, ServeError};
-use plexus_mesh::{Credentials, Mesh};
+use plexus_mesh::{Credentials, Mesh, port_forward};
 use plexus_proto::id::Role;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -68,8 +68,7 @@ impl Node {
     pub async fn start(config: Config, shim_binary: PathBuf) -> Result<Self, StartError> {
         plexus_mesh::install_crypto_provider();
         let dir = config.identity_dir.clone();
-        let credentials =
-            Credentials::load(&dir).map_err(|source| StartError::Identity { dir: dir.clone(), source })?;
+        let credentials = credentials(&config)?;
         let identity = credentials.identity().clone();
         let (supervisor, store) = match identity.role {
             Role::Controller => return Err(StartError::Controller { dir }),
@@ -102,11 +101,36 @@ impl Node {
                 warn!(error = &error as &dyn std::error::Error, "local socket failed");
             }
         });
+        if let Some(forwarding) = port_forward::serve(&mesh, config.forward.clone())? {
+            tasks.spawn(forwarding);
+        }
         if let Some(supervisor) = &supervisor {
             serve::serve(&mesh, supervisor, &tasks, &cancel)?;
         }
         info!(node = %identity.node, role = %identity.role, listen = ?mesh.listen_addresses(), "node ready");
         Ok(Self { mesh, supervisor, _store: store, tasks, cancel })
+    }
+
+    /// Reads `file` anew at each of `signals`, and when root asks at the local door: peers, listeners and certificates
+    /// are taken over, or nothing is. Runs until the node shuts down.
+    pub fn reload_from(&self, file: PathBuf, signals: tokio::signal::unix::Signal) {
+        self.mesh.reload_from(move || {
+            let config = Config::load(&file).map_err(|error| error.to_string())?;
+            let credentials = credentials(&config).map_err(|error| {
+                format!(
+                    "{error}: {}",
+                    std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default()
+                )
+            })?;
+            Ok(mesh_config(&config, credentials))
+        });
+        let (mesh, stop) = (self.mesh.clone(), self.cancel.clone());
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = mesh.reload_at(signals) => {}
+                () = stop.cancelled() => {}
+            }
+        });
     }
 
     /// The node in the mesh.
@@ -129,6 +153,11 @@ impl Node {
         }
         self.mesh.shutdown().await;
     }
+}
+
+fn credentials(config: &Config) -> Result<Credentials, StartError> {
+    let dir = &config.identity_dir;
+    Credentials::load(dir).map_err(|source| StartError::Identity { dir: dir.clone(), source })
 }
 
 fn mesh_config(config: &Config, credentials: Credentials) -> plexus_mesh::Config {

@@ -36,7 +36,7 @@ pub mod link {
     pub use crate::generated::link_message::Kind as LinkMessageKind;
     pub use crate::generated::{
         AnnouncedLink, Announcement, Digest, DigestEntry, Hello, LinkClose, LinkMessage, Probe, ProbeReply,
-        SignedAnnouncement, StreamOpen, Want,
+        SealedReady, SignedAnnouncement, StreamOpen, Want,
     };
 }
 
@@ -61,14 +61,20 @@ pub mod work {
     };
 }
 
+/// Messages of `forward.proto`: a TCP connection on a stream.
+pub mod forward {
+    pub use crate::generated::{ForwardOpen, ForwardOpened};
+}
+
 /// Messages of `local.proto`: the door of a daemon for the people of its machine.
 pub mod local {
     pub use crate::generated::local_client::LocalClient;
+    pub use crate::generated::local_forward::Kind as LocalForwardKind;
     pub use crate::generated::local_query::Kind as LocalQueryKind;
     pub use crate::generated::local_server::{Local, LocalServer};
     pub use crate::generated::{
-        ActQuery, EventsQuery, LinksQuery, LocalAnswer, LocalQuery, NetcheckQuery, NodesQuery, PingQuery,
-        RoutesQuery, StatusQuery, TraceQuery,
+        ActQuery, EventsQuery, LinksQuery, LocalAnswer, LocalForward, LocalForwardEnd, LocalForwardOpen,
+        LocalQuery, NetcheckQuery, NodesQuery, PingQuery, RoutesQuery, StatusQuery, TraceQuery,
     };
 }
 

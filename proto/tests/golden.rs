@@ -87,6 +87,7 @@ fn link_messages() {
             software: "plexus 0.1.0".into(),
             boot_nonce: 0x0102_0304_0506_0708,
             cost: 10,
+            sealed: false,
         })),
     );
     let body = Announcement {
@@ -267,6 +268,13 @@ fn local_messages() {
     let netcheck = NetcheckQuery { from: "hop-1".into(), to: "node-1".into() };
     check("local-netcheck", query(LocalQueryKind::Netcheck(netcheck)));
     check("local-act", query(LocalQueryKind::Act(ActQuery { json: "{\"action\":\"reload\"}".into() })));
+    let open = LocalForwardOpen { node: "node-7".into(), target: "[::1]:80".into(), check: false };
+    check("local-forward-open", LocalForward { kind: Some(LocalForwardKind::Open(open)) });
+    let data = LocalForwardKind::Data(Bytes::from_static(b"GET /"));
+    check("local-forward-data", LocalForward { kind: Some(data) });
+    check("local-forward-end", LocalForward { kind: Some(LocalForwardKind::End(LocalForwardEnd {})) });
+    check("forward-open", plexus_proto::forward::ForwardOpen { target: "[::1]:80".into(), check: true });
+    check("forward-opened", plexus_proto::forward::ForwardOpened { code: 2, text: "refused".into() });
     check("local-answer", LocalAnswer { json: "{}".into() });
 }
 

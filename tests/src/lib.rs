@@ -17,6 +17,7 @@ mod recap;
 mod replay;
 mod samples;
 mod wait;
+pub mod wire;
 
 pub use api::{Answer, Api};
 pub use binaries::Binaries;

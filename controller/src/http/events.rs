@@ -22,6 +22,8 @@ use super::call::Call;
 use super::error::ApiError;
 use super::generic::{self, envelope, page_number};
 use super::{Answer, App, ok};
+use crate::auth::User;
+use crate::event_kind::kind;
 use crate::registry::read::{BASE, time_json};
 use crate::registry::{HOSTS, JOBS, read};
 use crate::store::core::Error as StoreError;
@@ -53,6 +55,11 @@ pub(super) struct Owner {
 
 /// The job with this id or no job that the user may see.
 pub(super) async fn owner(call: &Call, id: &str) -> Result<Owner, ApiError> {
+    seen(&call.app, call.user()?, id).await
+}
+
+/// As [`owner`], for a user who does not ask by a request.
+pub(super) async fn seen(app: &App, user: &User, id: &str) -> Result<Owner, ApiError> {
     let id = id.parse::<i64>().map_err(|_| ApiError::missing(JOBS.model))?;
     let mut query = read::source(&JOBS, BASE);
     let columns = [
@@ -68,8 +75,8 @@ pub(super) async fn owner(call: &Call, id: &str) -> Result<Owner, ApiError> {
         "elapsed",
     ];
     query.columns(columns.map(|column| (BASE, column))).and_where(Expr::col((BASE, "id")).eq(id));
-    query.cond_where(Condition::all().add_option(generic::visible(&JOBS, call.user()?)?));
-    let row = call.app.db.optional(&query).await?.ok_or_else(|| ApiError::missing(JOBS.model))?;
+    query.cond_where(Condition::all().add_option(generic::visible(&JOBS, user)?));
+    let row = app.db.optional(&query).await?.ok_or_else(|| ApiError::missing(JOBS.model))?;
     let created = row.time("created")?;
     Ok(Owner {
         key: JobKey { id: row.at(0)?, created },
@@ -171,46 +178,6 @@ impl<'e> Shown<'e> {
             end_line: event.end_line,
             verbosity: event.verbosity,
         }
-    }
-}
-
-/// What people call a kind of event, and how deep in the tree it stands.
-fn kind(event: &str) -> (&'static str, u8) {
-    match event {
-        "runner_on_failed" => ("Host Failed", 3),
-        "runner_on_start" => ("Host Started", 3),
-        "runner_on_ok" => ("Host OK", 3),
-        "runner_on_error" => ("Host Failure", 3),
-        "runner_on_skipped" => ("Host Skipped", 3),
-        "runner_on_unreachable" => ("Host Unreachable", 3),
-        "runner_on_no_hosts" => ("No Hosts Remaining", 3),
-        "runner_on_async_poll" => ("Host Polling", 3),
-        "runner_on_async_ok" => ("Host Async OK", 3),
-        "runner_on_async_failed" => ("Host Async Failure", 3),
-        "runner_item_on_ok" => ("Item OK", 3),
-        "runner_item_on_failed" => ("Item Failed", 3),
-        "runner_item_on_skipped" => ("Item Skipped", 3),
-        "runner_retry" => ("Host Retry", 3),
-        "runner_on_file_diff" => ("File Difference", 3),
-        "playbook_on_start" => ("Playbook Started", 0),
-        "playbook_on_notify" => ("Running Handlers", 2),
-        "playbook_on_include" => ("Including File", 2),
-        "playbook_on_no_hosts_matched" => ("No Hosts Matched", 2),
-        "playbook_on_no_hosts_remaining" => ("No Hosts Remaining", 2),
-        "playbook_on_task_start" => ("Task Started", 2),
-        "playbook_on_vars_prompt" => ("Variables Prompted", 1),
-        "playbook_on_setup" => ("Gathering Facts", 2),
-        "playbook_on_import_for_host" => ("internal: on Import for Host", 2),
-        "playbook_on_not_import_for_host" => ("internal: on Not Import for Host", 2),
-        "playbook_on_play_start" => ("Play Started", 1),
-        "playbook_on_stats" => ("Playbook Complete", 1),
-        "debug" => ("Debug", 0),
-        "verbose" => ("Verbose", 0),
-        "deprecated" => ("Deprecated", 0),
-        "warning" => ("Warning", 0),
-        "system_warning" => ("System Warning", 0),
-        "error" => ("Error", 0),
-        _ => ("", 0),
     }
 }
 

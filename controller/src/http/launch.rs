@@ -259,6 +259,7 @@ async fn stored(
         .await?;
     }
     tx.wake();
+    tx.job_changed(id, "pending");
     tx.commit().await?;
     let record = generic::fetch(call, &JOBS, &id.to_string()).await?;
     let url = record.url();

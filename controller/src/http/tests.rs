@@ -5,6 +5,7 @@ mod events;
 mod hostile;
 mod jobs;
 mod lists;
+mod live;
 mod resources;
 
 use std::path::PathBuf;
@@ -54,8 +55,17 @@ impl Api {
         std::fs::create_dir_all(projects.join("demo")).unwrap();
         std::fs::write(projects.join("demo/site.yml"), "- hosts: all\n").unwrap();
         let events = dir.events().await;
-        let app =
-            App::open(db.clone(), vault, events, Arc::new(NoMesh), projects, "controller-1").await.unwrap();
+        let app = App::open(
+            db.clone(),
+            vault,
+            events,
+            Arc::new(NoMesh),
+            projects,
+            "controller-1",
+            CancellationToken::new(),
+        )
+        .await
+        .unwrap();
         auth::ensure_admin(&db, &app.auth, Some("pw")).await.unwrap();
         Self { router: router(app.clone()), app, dir }
     }

@@ -3,7 +3,6 @@
 //! Names and lookups are those of AWX's API. A name that is not declared is refused, so a filter can reach nothing
 //! that the declaration does not show, and no secret. Values are always bound, never text of the query.
 
-use sea_query::extension::postgres::PgExpr;
 use sea_query::{BinOper, Condition, Expr, ExprTrait, Func, LikeExpr, Order, Query, SelectStatement};
 
 use super::read::source;
@@ -312,7 +311,7 @@ fn leaf(column: Expr, field: &Field, lookup: &str, value: &str, engine: Engine) 
         "contains" => position(engine, text(), value).gt(0),
         "startswith" => left(text(), value).eq(value),
         "endswith" => {
-            let length = i64::try_from(value.chars().count()).unwrap_or(i64::MAX);
+            let length = i32::try_from(value.chars().count()).unwrap_or(i32::MAX);
             let from = Expr::from(Func::char_length(text()));
             let from =
                 if engine == Engine::Sqlite { Expr::from(Func::cust("length").arg(text())) } else { from };
@@ -328,7 +327,7 @@ fn leaf(column: Expr, field: &Field, lookup: &str, value: &str, engine: Engine) 
 }
 
 fn left(text: Expr, value: &str) -> Expr {
-    let length = i64::try_from(value.chars().count()).unwrap_or(i64::MAX);
+    let length = i32::try_from(value.chars().count()).unwrap_or(i32::MAX);
     Expr::from(Func::cust("substr").args([text, Expr::val(1), Expr::val(length)]))
 }
 
@@ -359,6 +358,7 @@ fn regex(engine: Engine, text: Expr, pattern: &str, caseless: bool) -> Result<Ex
 
 /// Matches without regard to case: of ASCII letters on SQLite, of all on PostgreSQL.
 fn alike(engine: Engine, text: Expr, pattern: &str) -> Expr {
+    use sea_query::extension::postgres::PgExpr as _;
     match engine {
         Engine::Sqlite => text.like(LikeExpr::new(pattern).escape('\\')),
         // The backslash is what it escapes with anyway.

@@ -26,7 +26,7 @@ use sea_query::{InsertStatement, Query, SelectStatement};
 use sqlx::postgres::{PgPool, Postgres};
 use sqlx::sqlite::{Sqlite, SqlitePool};
 use sqlx::{AssertSqlSafe, Transaction};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 use super::postgres::Server;
 pub use super::sql::{Engine, Statement};
@@ -35,6 +35,9 @@ pub use row::{Cell, Row};
 
 /// Longest a transaction may hold the writer before it is worth a line in the log.
 const LONG_TRANSACTION: Duration = Duration::from_millis(250);
+
+/// Changes of jobs that are kept for who listens slowly; a listener that falls further behind is told so.
+const JOB_CHANGES: usize = 4096;
 
 /// Why the database did not open. Each is something an operator can act on.
 #[derive(Debug, thiserror::Error)]
@@ -139,6 +142,15 @@ impl From<sqlx::Error> for Error {
     }
 }
 
+/// A job has another status.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobChange {
+    /// Id of the job.
+    pub job: i64,
+    /// Its status now: `pending`.
+    pub status: Arc<str>,
+}
+
 /// The core database. Cheap to clone.
 #[derive(Clone)]
 pub struct CoreDb {
@@ -151,6 +163,7 @@ struct Shared {
     pools: Pools,
     gate: gate::Gate,
     changed: watch::Sender<u64>,
+    jobs: broadcast::Sender<JobChange>,
     /// Held for as long as the database is open: two controllers on one file would both place its jobs.
     _lock: Option<std::fs::File>,
 }
@@ -197,8 +210,14 @@ impl CoreDb {
     }
 
     async fn start(path: PathBuf, pools: Pools, lock: Option<std::fs::File>) -> Result<Self, OpenError> {
-        let shared =
-            Shared { path, pools, gate: gate::Gate::default(), changed: watch::Sender::new(0), _lock: lock };
+        let shared = Shared {
+            path,
+            pools,
+            gate: gate::Gate::default(),
+            changed: watch::Sender::new(0),
+            jobs: broadcast::Sender::new(JOB_CHANGES),
+            _lock: lock,
+        };
         let db = Self { shared: Arc::new(shared) };
         db.migrate().await?;
         Ok(db)
@@ -221,12 +240,24 @@ impl CoreDb {
             Pools::Sqlite { writer, .. } => Inner::Sqlite(writer.begin_with(sqlite::BEGIN).await?),
             Pools::Postgres { writer, .. } => Inner::Postgres(writer.begin().await?),
         };
-        Ok(WriteTx { tx, turn, shared: self.shared.clone(), since: Instant::now(), wake: false })
+        Ok(WriteTx {
+            tx,
+            turn,
+            shared: self.shared.clone(),
+            since: Instant::now(),
+            wake: false,
+            jobs: Vec::new(),
+        })
     }
 
     /// Says when something happened that the reconciler should look at: the value counts such commits.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.shared.changed.subscribe()
+    }
+
+    /// Says which jobs got another status, after the commit, in the order of commits.
+    pub fn job_changes(&self) -> broadcast::Receiver<JobChange> {
+        self.shared.jobs.subscribe()
     }
 
     /// All rows of a query, from a reader.
@@ -316,6 +347,7 @@ pub struct WriteTx {
     shared: Arc<Shared>,
     since: Instant,
     wake: bool,
+    jobs: Vec<JobChange>,
 }
 
 impl WriteTx {
@@ -337,6 +369,15 @@ impl WriteTx {
     pub async fn insert(&mut self, insert: &mut InsertStatement) -> Result<i64, Error> {
         insert.returning_col("id");
         self.optional(insert).await?.ok_or(Error::Reference)?.at(0)
+    }
+
+    /// Tells that rows of this table were inserted with ids chosen by us, so that the database goes on behind them.
+    pub async fn ids_were_given(&mut self, table: &'static str) -> Result<(), Error> {
+        match &mut self.tx {
+            // AUTOINCREMENT looks at the rows.
+            Inner::Sqlite(_) => Ok(()),
+            Inner::Postgres(tx) => Ok(postgres::advance_ids(tx, table).await?),
+        }
     }
 
     /// All rows of a query, with what this transaction has written.
@@ -398,6 +439,11 @@ impl WriteTx {
         self.wake = true;
     }
 
+    /// Tells those who listen, once this is committed, that a job has another status.
+    pub fn job_changed(&mut self, job: i64, status: &str) {
+        self.jobs.push(JobChange { job, status: status.into() });
+    }
+
     /// Makes it durable. When this returns `Ok`, it survives a power cut.
     ///
     /// # Errors
@@ -410,6 +456,10 @@ impl WriteTx {
         drop(self.turn);
         if self.wake {
             self.shared.changed.send_modify(|count| *count += 1);
+        }
+        for change in self.jobs {
+            // An error says that nobody listens.
+            let _ = self.shared.jobs.send(change);
         }
         let held = self.since.elapsed();
         if held > LONG_TRANSACTION {

@@ -13,6 +13,7 @@ mod body;
 mod commit;
 mod counts;
 mod engine;
+mod heads;
 mod id;
 mod intake;
 mod postgres;
@@ -22,7 +23,6 @@ mod schema;
 mod sqlite;
 mod stdout;
 mod summary;
-mod watch;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -40,7 +40,7 @@ use tokio_util::sync::CancellationToken;
 use self::assemble::{Assembler, Request};
 use self::commit::Committer;
 use self::engine::{Engine, Reader};
-use self::watch::Watched;
+use self::heads::Heads;
 
 use super::postgres::Server;
 
@@ -240,7 +240,7 @@ struct Inner {
     // Apart, so that nobody who reads waits for a file that is locked for writing.
     readers: Mutex<BTreeMap<Month, Reader>>,
     intakes: Mutex<BTreeMap<Month, Intake>>,
-    watched: Arc<Watched>,
+    heads: Arc<Heads>,
     counters: Arc<Counters>,
     stop: CancellationToken,
 }
@@ -286,8 +286,8 @@ impl EventStore {
     fn with(engine: Engine) -> Self {
         let stop = CancellationToken::new();
         let (readers, intakes) = (Mutex::default(), Mutex::default());
-        let (watched, counters) = (Arc::default(), Arc::default());
-        Self { inner: Arc::new(Inner { engine, readers, intakes, watched, counters, stop }) }
+        let (heads, counters) = (Arc::default(), Arc::default());
+        Self { inner: Arc::new(Inner { engine, readers, intakes, heads, counters, stop }) }
     }
 
     /// Stops taking records, waits for what was taken, and folds the logs into the files. Sessions still open fail.
@@ -398,8 +398,8 @@ impl EventStore {
             stop.clone(),
             Arc::clone(&counters),
         );
-        let watched = Arc::clone(&self.inner.watched);
-        let committer = Committer { writer, work: todo, generation, watched, counters, stop: stop.clone() };
+        let heads = Arc::clone(&self.inner.heads);
+        let committer = Committer { writer, work: todo, generation, heads, counters, stop: stop.clone() };
         let tasks = [tokio::spawn(assembler.run()), tokio::spawn(committer.run())];
         Ok(Intake { requests, room: Arc::new(Semaphore::new(ROOM)), tasks, stop })
     }

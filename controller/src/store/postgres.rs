@@ -111,7 +111,7 @@ impl Server {
     }
 
     /// Options of a connection that finds its tables in `schema`.
-    pub(super) fn options_in(&self, schema: &str) -> PgConnectOptions {
+    pub(crate) fn options_in(&self, schema: &str) -> PgConnectOptions {
         self.options.clone().options([("search_path", schema)])
     }
 
@@ -125,7 +125,7 @@ impl Server {
             .connect_lazy_with(options.options([("default_transaction_read_only", "on")]))
     }
 
-    pub(super) fn options(&self) -> PgConnectOptions {
+    pub(crate) fn options(&self) -> PgConnectOptions {
         self.options.clone()
     }
 }

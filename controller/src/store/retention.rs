@@ -4,8 +4,11 @@
 //! nobody waits for the writer. A month's events go as a whole, by unlinking its file or dropping its schema; a single job
 //! of a month that stays keeps its events until then, which nobody finds any more.
 
-use jiff::{Timestamp, ToSpan};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp, ToSpan};
 use sea_query::{Expr, ExprTrait, Order, Query};
+use tokio_util::sync::CancellationToken;
 
 use super::core::{Class, CoreDb, Error as CoreError};
 use super::events::{self, EventStore, Month};
@@ -79,6 +82,30 @@ pub async fn sweep(core: &CoreDb, events: &EventStore, before: Timestamp) -> Res
         }
     }
     Ok(removed)
+}
+
+/// Sweeps now and every hour, until it is stopped: jobs that ended more than `days` days ago go.
+pub async fn run(core: CoreDb, events: EventStore, days: u32, stop: CancellationToken) {
+    let mut hours = tokio::time::interval(Duration::from_secs(3600));
+    loop {
+        tokio::select! {
+            _ = hours.tick() => {}
+            () = stop.cancelled() => return,
+        }
+        let Ok(before) = Timestamp::now().checked_sub(SignedDuration::from_hours(i64::from(days) * 24))
+        else {
+            continue; // longer ago than time reaches
+        };
+        match sweep(&core, &events, before).await {
+            Ok(Removed { jobs: 0, months: 0 }) => {}
+            Ok(removed) => {
+                tracing::info!(jobs = removed.jobs, months = removed.months, "jobs past their time are gone")
+            }
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "jobs past their time stay for now");
+            }
+        }
+    }
 }
 
 /// First moment of a month and of the next.

@@ -254,6 +254,7 @@ pub async fn place(core: &CoreDb, placements: &[Placement], me: &NodeId) -> Resu
                 now().into(),
             ]);
         tx.execute(insert).await?;
+        tx.job_changed(placement.job, "waiting");
         placed.push(placement.job);
     }
     tx.commit().await?;
@@ -296,7 +297,9 @@ pub async fn started(core: &CoreDb, job: i64, attempt: Attempt) -> Result<(), Er
         .value("started", now())
         .value("job_explanation", "")
         .and_where(Expr::col("status").eq("waiting"));
-    tx.execute(update).await?;
+    if tx.execute(update).await? > 0 {
+        tx.job_changed(job, "running");
+    }
     let mut update = Query::update();
     update.table("units").value("state", UnitState::Started.as_str()).and_where(where_unit(attempt));
     tx.execute(update).await?;

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use plexus_mesh::local::{ClientError, LocalClient};
+use plexus_mesh::local::{Action, ClientError, LocalClient};
 use plexus_mesh::status::SCHEMA_VERSION;
 use plexus_proto::id::NodeId;
 use serde::de::DeserializeOwned;
@@ -12,7 +12,7 @@ use tonic::Code;
 
 use crate::failure::{Exit, Failure};
 use crate::http::HttpDoor;
-use crate::settings::{DEFAULT_SOCKETS, Settings};
+use crate::settings::{Controller, DEFAULT_SOCKETS, Settings};
 
 /// A daemon that answers.
 pub(crate) enum Door {
@@ -70,6 +70,16 @@ async fn open_default(sockets: &[PathBuf]) -> Result<Door, Failure> {
         Failure::new(Exit::Unreachable, format!("no daemon answers at {}", tried.join(" or ")))
             .hint("start plexus-controller or plexus-node here, or name one with --socket or --controller")
     }))
+}
+
+/// The controller that the settings name, for what goes through its API only.
+pub(crate) fn controller(settings: Option<Controller>) -> Result<HttpDoor, Failure> {
+    let asked = settings.ok_or_else(|| {
+        Failure::new(Exit::Usage, "this goes through a controller, under a user's name").hint(
+            "give --controller URL or set CONTROLLER_HOST, with CONTROLLER_USERNAME and CONTROLLER_PASSWORD",
+        )
+    })?;
+    HttpDoor::new(asked)
 }
 
 async fn connect(path: &Path) -> Result<Door, ClientError> {
@@ -132,22 +142,71 @@ impl Door {
             Self::Controller(http) => http.trace(node, timeout).await,
         }
     }
+
+    pub(crate) async fn routes(&mut self) -> Result<Answer, Failure> {
+        match self {
+            Self::Local(client) => answer(client.routes().await),
+            Self::Controller(http) => http.mesh("routes").await,
+        }
+    }
+
+    pub(crate) async fn links(&mut self) -> Result<Answer, Failure> {
+        match self {
+            Self::Local(client) => answer(client.links().await),
+            Self::Controller(http) => http.mesh("links").await,
+        }
+    }
+
+    /// Events after number `after`, waiting no longer than `wait` for one.
+    pub(crate) async fn events(&mut self, after: u64, wait: Duration) -> Result<Answer, Failure> {
+        match self {
+            Self::Local(client) => answer(client.events(after, wait).await),
+            Self::Controller(http) => http.events(after, wait).await,
+        }
+    }
+
+    pub(crate) async fn netcheck(&mut self, from: Option<&NodeId>, to: &NodeId) -> Result<Answer, Failure> {
+        match self {
+            Self::Local(client) => answer(client.netcheck(from.map(NodeId::as_str), to.as_str()).await),
+            Self::Controller(http) => http.netcheck(from, to).await,
+        }
+    }
+
+    /// Has the daemon behind a local socket do something.
+    pub(crate) async fn act(&mut self, action: &Action) -> Result<Answer, Failure> {
+        match self {
+            Self::Local(client) => answer(client.act(action).await),
+            Self::Controller(_) => Err(Failure::new(
+                Exit::Usage,
+                format!("{} concerns the daemon of this machine alone", action.name()),
+            )
+            .hint("run it as root where that daemon runs, with --socket PATH")),
+        }
+    }
 }
 
 fn answer(answered: Result<String, ClientError>) -> Result<Answer, Failure> {
-    answered.map(Answer).map_err(|error| {
-        let ClientError::Refused(status) = &error else { return Failure::of(Exit::Unreachable, &error) };
-        match status.code() {
-            Code::InvalidArgument => Failure::of(Exit::Usage, &error),
-            Code::NotFound => unknown_node(&error.to_string()),
-            Code::PermissionDenied | Code::Unauthenticated => Failure::of(Exit::Denied, &error),
-            Code::Unavailable | Code::DeadlineExceeded => unreachable_node(&error.to_string()),
-            Code::Unimplemented => {
-                Failure::of(Exit::Failed, &error).hint("the daemon is older than this plexus")
-            }
-            _ => Failure::of(Exit::Failed, &error),
+    answered.map(Answer).map_err(refused)
+}
+
+/// What a daemon's refusal means to people.
+pub(crate) fn refused(error: ClientError) -> Failure {
+    let ClientError::Refused(status) = &error else { return Failure::of(Exit::Unreachable, &error) };
+    let failed = |exit| Failure::of(exit, &error);
+    match status.code() {
+        Code::InvalidArgument => failed(Exit::Usage),
+        Code::NotFound => unknown_node(&error.to_string()),
+        // Only the daemon here knows of sudo; a policy elsewhere does not.
+        Code::PermissionDenied if status.message().starts_with("only root") => {
+            failed(Exit::Denied).hint("use sudo")
         }
-    })
+        Code::PermissionDenied | Code::Unauthenticated => failed(Exit::Denied),
+        Code::Unavailable | Code::DeadlineExceeded => unreachable_node(&error.to_string()),
+        Code::Unimplemented => {
+            failed(Exit::Failed).hint("hops run no work, and a daemon may be older than this plexus")
+        }
+        _ => failed(Exit::Failed),
+    }
 }
 
 pub(crate) fn unknown_node(text: &str) -> Failure {

@@ -1,7 +1,8 @@
 //! A controller's answers, over its HTTP API: the same JSON as from a local socket.
 //!
-//! `GET /api/plexus/v1/mesh/status/`, `GET .../nodes/`, `POST .../ping/` and `.../trace/` with
-//! `{"node":"node-1","timeout_ms":5000}`. What cannot be answered comes as `{"detail":"..."}` with status 400
+//! `GET /api/plexus/v1/mesh/status/`, `GET .../nodes/`, `.../routes/`, `.../links/`, `.../events/?after=N&wait_ms=N`,
+//! `POST .../ping/` and `.../trace/` with `{"node":"node-1","timeout_ms":5000}`, `.../netcheck/` with
+//! `{"from":"node-1","to":"hop-1"}`; jobs and nodes as AWX has them. What cannot be answered comes as `{"detail":"..."}` with status 400
 //! (bad name), 404 (unknown node), 503 (unreachable) or 504 (no answer in time).
 
 use std::error::Error;
@@ -9,8 +10,9 @@ use std::io;
 use std::time::Duration;
 
 use plexus_proto::id::NodeId;
-use reqwest::{Client, RequestBuilder, StatusCode, Url, redirect};
+use reqwest::{Client, Method, RequestBuilder, StatusCode, Url, redirect};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::door::{Answer, unknown_node, unreachable_node};
 use crate::failure::{Exit, Failure, causes};
@@ -20,6 +22,13 @@ use crate::settings::{Controller, Login};
 const CONNECT: Duration = Duration::from_secs(10);
 /// Waited for an answer, beyond what the query itself may take. A trace waits at each step.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Join tokens: `GET` lists, `POST` makes one, `DELETE` of `ID/` below it ends one.
+pub(crate) const TOKENS: &str = "/api/plexus/v1/mesh/tokens/";
+/// `POST` of `{"node":"node-7","reason":null}` revokes a node's certificate.
+pub(crate) const REVOCATIONS: &str = "/api/plexus/v1/mesh/revocations/";
+/// `POST` to `ID/abandon/` below it gives up on a job.
+pub(crate) const WORK: &str = "/api/plexus/v1/work/";
 
 /// A controller.
 pub(crate) struct HttpDoor {
@@ -74,6 +83,41 @@ impl HttpDoor {
         self.probe("trace", node, timeout).await
     }
 
+    /// A document of the mesh: `routes`, `links`.
+    pub(crate) async fn mesh(&self, document: &str) -> Result<Answer, Failure> {
+        self.ask(self.client.get(self.url(document)), Duration::ZERO).await
+    }
+
+    pub(crate) async fn events(&self, after: u64, wait: Duration) -> Result<Answer, Failure> {
+        let url = format!("{}?after={after}&wait_ms={}", self.url("events"), wait.as_millis());
+        self.ask(self.client.get(url), wait).await
+    }
+
+    pub(crate) async fn netcheck(&self, from: Option<&NodeId>, to: &NodeId) -> Result<Answer, Failure> {
+        let body = json!({"from": from.map(NodeId::as_str), "to": to.as_str()});
+        self.ask(self.client.post(self.url("netcheck")).json(&body), Duration::ZERO).await
+    }
+
+    /// `GET` of an address of the API, such as `/api/v2/jobs/`.
+    pub(crate) async fn get(&self, path: &str) -> Result<Answer, Failure> {
+        self.api(Method::GET, path, None).await
+    }
+
+    /// Any method on an address of the API, with a JSON body.
+    pub(crate) async fn api(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Answer, Failure> {
+        let request = self.client.request(method, format!("{}{path}", self.controller.url));
+        let request = match body {
+            Some(body) => request.json(body),
+            None => request,
+        };
+        self.ask(request, Duration::ZERO).await
+    }
+
     async fn probe(&self, verb: &str, node: &NodeId, timeout: Duration) -> Result<Answer, Failure> {
         let body = Probe { node: node.as_str(), timeout_ms: timeout.as_millis() };
         self.ask(self.client.post(self.url(verb)).json(&body), timeout).await
@@ -93,11 +137,18 @@ impl HttpDoor {
         let response = request.timeout(PATIENCE + extra).send().await.map_err(lost)?;
         let status = response.status();
         let body = response.text().await.map_err(lost)?;
-        if status == StatusCode::OK {
+        if status.is_success() {
             return Ok(Answer(body));
         }
         let detail = serde_json::from_str::<Refusal>(&body).ok().map(|refusal| refusal.detail);
+        // A refused field comes under its own name: {"ttl":["A valid integer is required."]}.
+        let detail = detail.or_else(|| fields(&body));
         Err(self.refused(status, detail))
+    }
+
+    /// The URL of the controller, without a slash at its end.
+    pub(crate) fn base(&self) -> &str {
+        &self.controller.url
     }
 
     fn refused(&self, status: StatusCode, detail: Option<String>) -> Failure {
@@ -111,7 +162,11 @@ impl HttpDoor {
                 Failure::new(Exit::Denied, text)
                     .hint("set CONTROLLER_USERNAME and CONTROLLER_PASSWORD, or CONTROLLER_OAUTH_TOKEN")
             }
-            StatusCode::NOT_FOUND if detail.is_some() => unknown_node(&said),
+            StatusCode::NOT_FOUND if detail.as_ref().is_some_and(|detail| detail.contains("node")) => {
+                unknown_node(&said)
+            }
+            StatusCode::NOT_FOUND if detail.is_some() => Failure::new(Exit::NotFound, said),
+            StatusCode::CONFLICT => Failure::new(Exit::Failed, said),
             StatusCode::NOT_FOUND => Failure::new(Exit::Failed, said).hint("is this a Plexus controller?"),
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => unreachable_node(&said),
             status if status.is_redirection() => Failure::new(Exit::Failed, said)
@@ -132,8 +187,20 @@ impl HttpDoor {
     }
 }
 
+/// What is wrong with which field, on one line.
+fn fields(body: &str) -> Option<String> {
+    let refused: serde_json::Map<String, Value> = serde_json::from_str(body).ok()?;
+    let text = |value: &Value| match value {
+        Value::Array(words) => words.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" "),
+        Value::String(word) => word.clone(),
+        other => other.to_string(),
+    };
+    let all: Vec<_> = refused.iter().map(|(field, why)| format!("{field}: {}", text(why))).collect();
+    (!all.is_empty()).then(|| all.join("; "))
+}
+
 /// Whether TLS did not like the certificate, somewhere among the causes.
-fn certificate_refused(error: &(dyn Error + 'static)) -> bool {
+pub(crate) fn certificate_refused(error: &(dyn Error + 'static)) -> bool {
     if let Some(tls) = error.downcast_ref::<rustls::Error>() {
         return matches!(tls, rustls::Error::InvalidCertificate(_));
     }

@@ -4,7 +4,10 @@ use std::io::{self, IsTerminal, Write};
 
 use jiff::{SignedDuration, Timestamp};
 
+use serde_json::Value;
+
 use crate::args::{Format, When};
+use crate::door::Answer;
 use crate::failure::{Exit, Failure};
 
 /// Where output goes, and in which form.
@@ -12,6 +15,17 @@ pub(crate) struct Output {
     pub(crate) format: Format,
     pub(crate) paint: Paint,
     paint_errors: Paint,
+    /// Standard output is a terminal.
+    screen: bool,
+}
+
+/// Where a document keeps its list and the names in it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shape {
+    /// Field with the list; none where the document is about one thing.
+    pub(crate) items: Option<&'static str>,
+    /// Field with the name.
+    pub(crate) name: &'static str,
 }
 
 impl Output {
@@ -22,6 +36,7 @@ impl Output {
             format,
             paint: paint(io::stdout().is_terminal()),
             paint_errors: paint(io::stderr().is_terminal()),
+            screen: io::stdout().is_terminal(),
         }
     }
 
@@ -39,6 +54,51 @@ impl Output {
     /// Writes one JSON document on a line.
     pub(crate) fn json(&mut self, document: &str) -> Result<(), Failure> {
         self.write(&format!("{}\n", document.trim_end()))
+    }
+
+    /// Shows an answer in the form that was asked for: `text` to people, the document to programs. The document's
+    /// array `items` gives the lines of jsonl, and each item's field `name` the lines of name.
+    pub(crate) fn show(&mut self, answer: &Answer, shape: Shape, text: &str) -> Result<(), Failure> {
+        match self.format {
+            Format::Table | Format::Wide => self.write(text),
+            Format::Json => self.json(&answer.0),
+            Format::Yaml => {
+                let document: Value = answer.parse()?;
+                let yaml = serde_saphyr::to_string(&document);
+                let yaml = yaml.map_err(|error| Failure::new(Exit::Failed, format!("no YAML: {error}")))?;
+                self.write(&format!("---\n{}\n", yaml.trim_end()))
+            }
+            Format::Jsonl | Format::Name => {
+                let document: Value = answer.parse()?;
+                let items = match shape.items.map(|items| &document[items]) {
+                    Some(Value::Array(items)) => items.as_slice(),
+                    _ => std::slice::from_ref(&document),
+                };
+                let line = |item: &Value| match (self.format, &item[shape.name]) {
+                    (Format::Jsonl, _) => item.to_string(),
+                    (_, Value::String(name)) => name.clone(),
+                    (_, name) => name.to_string(),
+                };
+                let lines: String = items.iter().map(|item| line(item) + "\n").collect();
+                self.write(&lines)
+            }
+        }
+    }
+
+    /// What a verb did: a sentence for people, its document for programs.
+    pub(crate) fn done(&mut self, document: &Value, text: &str) -> Result<(), Failure> {
+        self.show(&Answer(document.to_string()), Shape { items: None, name: "name" }, text)
+    }
+
+    /// Whether a person looks at it now, so that it may be drawn again in place.
+    pub(crate) fn is_screen(&self) -> bool {
+        self.format.is_text() && self.screen
+    }
+
+    /// Says something beside the output, to people.
+    pub(crate) fn note(&mut self, text: &str) {
+        // Nowhere to report that this failed.
+        let _ = writeln!(io::stderr(), "{text}");
     }
 
     /// Says why it did not end well.
@@ -119,6 +179,11 @@ impl Cell {
     pub(crate) fn new(color: Color, text: impl Into<String>) -> Self {
         Self { text: text.into(), color }
     }
+
+    /// The cell outside of any table.
+    pub(crate) fn paint(&self, paint: Paint) -> String {
+        paint.on(self.color, &self.text)
+    }
 }
 
 impl Table {
@@ -165,6 +230,16 @@ pub(crate) fn span(time: SignedDuration) -> String {
         3600..86_400 => format!("{}h", seconds / 3600),
         _ => format!("{}d", seconds / 86_400),
     }
+}
+
+/// The column for something that may not be known.
+pub(crate) fn or_dash(value: Option<impl ToString>) -> Cell {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string()).into()
+}
+
+/// `1 link`, `2 links`.
+pub(crate) fn count(number: usize, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
 /// How long ago `then` was.

@@ -69,6 +69,14 @@ impl Settings {
 }
 
 impl Controller {
+    /// The controller of the flag or else of the environment, whatever sockets there are: for what only a controller
+    /// can do.
+    pub(crate) fn find(flag: Option<String>, env: impl Fn(&str) -> Option<String>) -> Option<Self> {
+        let env = |name: &str| env(name).filter(|value| !value.is_empty());
+        let url = flag.or_else(|| env("CONTROLLER_HOST"))?;
+        Some(Self::new(&url, env))
+    }
+
     fn new(url: &str, env: impl Fn(&'static str) -> Option<String>) -> Self {
         let url = if url.contains("://") { url.to_owned() } else { format!("https://{url}") };
         let url = url.trim_end_matches('/').to_owned();
@@ -112,6 +120,15 @@ mod tests {
             settings(None, None, &[("PLEXUS_SOCKET", ""), ("CONTROLLER_HOST", "")]),
             Settings::Default
         );
+    }
+
+    #[test]
+    fn a_controller_is_found_beside_a_socket() {
+        let env =
+            |name: &str| BOTH.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+        assert_eq!(Controller::find(None, env).unwrap().url, "https://env");
+        assert_eq!(Controller::find(Some("flag".into()), env).unwrap().url, "https://flag");
+        assert_eq!(Controller::find(None, |_| None), None);
     }
 
     #[test]

@@ -13,8 +13,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use plexus_mesh::Credentials;
-use plexus_mesh::local::{Answers, LocalSocket};
-use plexus_mesh::status::{NodeStatus, Ping, Problem, QueryError, SCHEMA_VERSION, Status, Trace, TraceHop};
+use plexus_mesh::local::{ActError, Action, Answers, LocalSocket};
+use plexus_mesh::status::{
+    EventKind, MeshEvent, MeshEvents, NodeStatus, Ping, Problem, QueryError, Reloaded, SCHEMA_VERSION,
+    Status, Trace, TraceHop,
+};
 use plexus_proto::id::{Address, NodeId, Role};
 use tempfile::TempDir;
 
@@ -54,8 +57,12 @@ fn node(text: &str) -> NodeId {
 
 impl Answers for Daemon {
     fn status(&self) -> Status {
-        let problem =
-            Problem { code: "no_links".into(), subject: "me".into(), text: "this node has no links".into() };
+        let problem = Problem {
+            code: "no_links".into(),
+            subject: "me".into(),
+            text: "this node has no links".into(),
+            advice: "name a peer".into(),
+        };
         let me = NodeStatus {
             node: node("me"),
             role: Role::Hop,
@@ -102,11 +109,58 @@ impl Answers for Daemon {
         }
     }
 
+    async fn events(&self, after: u64, wait: Duration) -> Result<MeshEvents, ActError> {
+        let event = |number, at: &str, event, text: &str| MeshEvent {
+            number,
+            at: at.parse().unwrap(),
+            event,
+            node: Some(node("hop-1")),
+            text: text.into(),
+        };
+        let mut events = vec![
+            event(1, "2026-11-20T12:00:00Z", EventKind::LinkUp, "link to hop-1 is up"),
+            event(2, "2026-11-20T12:01:00Z", EventKind::LinkDown, "link to hop-1 is down: timed out"),
+        ];
+        events.retain(|event| event.number > after);
+        if events.is_empty() {
+            tokio::time::sleep(wait).await;
+        }
+        let since = "2026-11-20T11:00:00Z".parse().unwrap();
+        Ok(MeshEvents {
+            schema_version: SCHEMA_VERSION,
+            from: node("me"),
+            since,
+            forgotten: 0,
+            events,
+            last: 2,
+        })
+    }
+
+    async fn reload(&self) -> Result<Reloaded, ActError> {
+        Ok(Reloaded {
+            schema_version: 1,
+            changed: vec!["peer hop-2:7323 added".into()],
+            needs_restart: vec![],
+        })
+    }
+
+    async fn act(&self, action: Action) -> Result<serde_json::Value, ActError> {
+        match action {
+            Action::Cordon { .. } | Action::Drain { .. } => {
+                Ok(serde_json::json!({"schema_version": 1, "node": "me", "cordoned": true, "running": 2}))
+            }
+            other => Err(ActError::NotOffered(other.name())),
+        }
+    }
+
     async fn trace(&self, target: NodeId, _timeout: Duration) -> Result<Trace, QueryError> {
         let step = |name: &str, address| TraceHop {
             node: Some(name.parse().unwrap()),
             address: Some(Address(address)),
             rtt_ms: Some(0.5),
+            sent: 1,
+            answered: 1,
+            ..TraceHop::default()
         };
         let (from, mut hops) = (node("me"), vec![step("hop-1", 1)]);
         match target.as_str() {
@@ -252,29 +306,225 @@ fn an_authority_is_made_once_and_issues() {
 fn status_is_3_when_something_is_wrong() {
     let text = "\
 me  WORD
-  role         hop
-  mesh         demo, cluster main
-  address      00100000
+  role         hop in mesh demo, cluster main
   software     test 1
   listening    127.0.0.1:7323
-  certificate  until 2999-01-01T00:00:00Z, ";
+  certificate  ";
     let well = Served::start(false).run(&["status"]);
     assert!(well.out.starts_with(&text.replace("WORD", "ok")), "{}", well.out);
-    assert!(well.out.ends_with(" left\n  nodes        1 known, 1 reachable\n"), "{}", well.out);
+    let end = " left, until 2999-01-01T00:00:00Z\n  nodes        1 reachable\n  links        0 up\n";
+    assert!(well.out.ends_with(end), "{}", well.out);
     assert_eq!((well.code, well.err.as_str()), (0, ""));
 
     let ill = Served::start(true).run(&["status"]);
-    assert!(ill.out.starts_with(&text.replace("WORD", "degraded")), "{}", ill.out);
-    assert!(ill.out.ends_with("\nPROBLEM   WHAT\nno_links  this node has no links\n"), "{}", ill.out);
+    assert!(ill.out.starts_with(&text.replace("WORD", "degraded, 1 problem")), "{}", ill.out);
+    let end = "\nPROBLEMS\n  no_links  this node has no links\n    do: name a peer\n";
+    assert!(ill.out.ends_with(end), "{}", ill.out);
     assert_eq!((ill.code, ill.err.as_str()), (3, ""));
     assert_eq!(Served::start(true).run(&["status", "-o", "json"]).code, 3);
 }
 
 #[test]
+fn every_form_of_output_tells_the_same() {
+    let served = Served::start(false);
+    served.run(&["nodes", "-o", "name"]).check(0, "me\n", "");
+    let lines = served.run(&["nodes", "-o", "jsonl"]).out;
+    assert!(
+        lines.starts_with(r#"{"node":"me","role":"hop","#) && lines.matches('\n').count() == 1,
+        "{lines}"
+    );
+    let yaml = served.run(&["status", "-o", "yaml"]).out;
+    assert!(yaml.starts_with("---\nschema_version: 1\nnode: me\n"), "{yaml}");
+    served.run(&["routes"]).check(0, "me knows no other node\n", "");
+    served.run(&["links"]).check(0, "me knows of no link\n", "");
+    let links = r#"{"schema_version":1,"from":"me","links":[]}"#;
+    served.run(&["links", "-o", "json"]).check(0, &format!("{links}\n"), "");
+}
+
+#[test]
+fn events_are_told_and_followed() {
+    let served = Served::start(false);
+    let first = "2026-11-20T12:00:00.000Z  link_up           link to hop-1 is up\n";
+    let second = "2026-11-20T12:01:00.000Z  link_down         link to hop-1 is down: timed out\n";
+    served.run(&["events"]).check(0, &format!("{first}{second}"), "");
+    served.run(&["events", "--since", "2026-11-20T12:00:30Z"]).check(0, second, "");
+    served.run(&["events", "-o", "name"]).check(0, "link_up\nlink_down\n", "");
+
+    let mut command = Command::new(env!("CARGO_BIN_EXE_plexus"));
+    let args = ["events", "-f", "--socket", &served.path()];
+    let mut child = command.env_clear().args(args).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let told: Vec<String> = (0..2).map(|_| lines.next().unwrap().unwrap() + "\n").collect();
+    assert_eq!(told, [first, second]);
+    assert!(child.try_wait().unwrap().is_none(), "it follows on");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_watch_in_a_pipe_is_a_line_for_each_change() {
+    let served = Served::start(false);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_plexus"));
+    let args = ["links", "--watch=0.01", "--socket", &served.path()];
+    let mut child = command.env_clear().args(args).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), r#"{"schema_version":1,"from":"me","links":[]}"#);
+    assert!(child.try_wait().unwrap().is_none());
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn acting_verbs_are_for_root_and_say_what_changed() {
+    let served = Served::start(false);
+    let reload = served.run(&["reload"]);
+    if rustix::process::geteuid().is_root() {
+        reload.check(0, "changed: peer hop-2:7323 added\n", "");
+        served.run(&["node", "cordon"]).check(0, "me takes no new work; 2 units still there\n", "");
+        served.run(&["node", "cordon", "me"]).check(0, "me takes no new work; 2 units still there\n", "");
+        let other = served.run(&["node", "cordon", "node-7"]);
+        assert_eq!(other.code, 2, "{}", other.err);
+        assert!(other.err.starts_with("error: node-7 is another node; me answers here\n"), "{}", other.err);
+        let nothing = served.run(&["node", "image", "list"]);
+        assert_eq!(nothing.code, 1);
+        assert!(nothing.err.starts_with("error: this daemon does not offer image list\n"), "{}", nothing.err);
+        let drained = served.run(&["node", "drain", "--deadline", "1s"]);
+        assert_eq!((drained.code, drained.err.as_str()), (3, ""));
+    } else {
+        reload.check(5, "", "error: only root of this machine may reload here\n hint: use sudo\n");
+    }
+}
+
+/// Everybody whom the socket lets in may look, and nobody but root may act, as the kernel vouches for the caller.
+#[test]
+fn another_user_may_look_and_not_act() {
+    use std::os::unix::process::CommandExt as _;
+
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let served = Served::start(false);
+    let open = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    };
+    open(served.dir.path(), 0o755);
+    open(Path::new(&served.path()), 0o666);
+    // A copy where nobody may read and run it.
+    let program = served.dir.path().join("plexus");
+    std::fs::copy(env!("CARGO_BIN_EXE_plexus"), &program).unwrap();
+    let as_nobody = |args: &[&str]| {
+        let mut command = Command::new(&program);
+        command.env_clear().args(["--socket", &served.path()]).args(args).uid(65534).gid(65534);
+        let ended = command.output().unwrap();
+        (ended.status.code().unwrap(), String::from_utf8(ended.stderr).unwrap())
+    };
+    assert_eq!(as_nobody(&["nodes"]), (0, String::new()));
+    for (verb, args) in [
+        ("reload", &["reload"][..]),
+        ("cordon", &["node", "cordon"]),
+        ("image pull", &["node", "image", "pull", "x"]),
+        ("netcheck", &["netcheck", "node-1"]),
+        ("forward", &["forward", "0", "node-1:127.0.0.1:80"]),
+    ] {
+        let refused = format!("error: only root of this machine may {verb} here\n hint: use sudo\n");
+        assert_eq!(as_nobody(args), (5, refused));
+    }
+}
+
+#[test]
+fn what_needs_a_controller_says_so() {
+    for args in [&["work", "list"][..], &["token", "list"], &["node", "revoke", "node-7"]] {
+        let ended = run(args, &[]);
+        assert_eq!(ended.code, 2, "{args:?}");
+        assert!(
+            ended.err.starts_with("error: this goes through a controller, under a user's name\n"),
+            "{}",
+            ended.err
+        );
+    }
+}
+
+#[test]
+fn work_goes_through_the_api() {
+    let job = r#"{"id":42,"type":"job","url":"/api/v2/jobs/42/","name":"deploy","status":"successful","execution_node":"node-7","finished":"2026-11-20T12:00:00Z","event_processing_finished":true,"related":{"job_events":"/api/v2/jobs/42/job_events/","cancel":"/api/v2/jobs/42/cancel/"}}"#;
+    let list: &'static str = Box::leak(format!(r#"{{"count":1,"results":[{job}]}}"#).into_boxed_str());
+    let host = |address: SocketAddr| format!("http://{address}");
+    let ask = |args: &[&str], responses: &[(&'static str, &'static str)]| {
+        let (address, asked) = controller(responses);
+        let ended = run(args, &[("CONTROLLER_HOST", &host(address))]);
+        (ended, asked.try_iter().collect::<Vec<_>>())
+    };
+    let (ended, asked) = ask(&["work", "list"], &[("200 OK", list)]);
+    ended.check(
+        0,
+        "ID  TYPE  STATUS      NODE    STARTED  NAME\n42  job   successful  node-7  -        deploy\n",
+        "",
+    );
+    assert!(
+        asked[0].starts_with("GET /api/v2/unified_jobs/?order_by=-id&page_size=25&status__in=new,"),
+        "{asked:?}"
+    );
+
+    let events = r#"{"results":[{"counter":1,"stdout":"PLAY [all]"},{"counter":2,"stdout":""}]}"#;
+    let answers = [("200 OK", list), ("200 OK", job), ("200 OK", job), ("200 OK", events)];
+    let (ended, asked) = ask(&["work", "results", "42", "--follow"], &answers);
+    ended.check(0, "PLAY [all]\n", "");
+    assert!(asked[3].contains("/job_events/?order_by=counter&counter__gt=0&"), "{asked:?}");
+
+    let can = r#"{"can_cancel":true}"#;
+    let answers = [("200 OK", list), ("200 OK", job), ("200 OK", can), ("202 Accepted", "")];
+    let (ended, asked) = ask(&["work", "cancel", "42"], &answers);
+    ended.check(0, "job 42 is asked to end; plexus work status 42 tells when it has\n", "");
+    assert!(asked[3].starts_with("POST /api/v2/jobs/42/cancel/ "), "{asked:?}");
+
+    let (ended, _) = ask(&["work", "status", "7"], &[("200 OK", r#"{"count":0,"results":[]}"#)]);
+    ended.check(4, "", "error: there is no job 7\n hint: plexus work list --all shows them\n");
+}
+
+#[test]
+fn a_controller_cordons_by_its_instances() {
+    let found = r#"{"count":1,"results":[{"id":3,"hostname":"node-7","jobs_running":1}]}"#;
+    let (address, asked) =
+        controller(&[("200 OK", found), ("200 OK", r#"{"hostname":"node-7","enabled":false}"#)]);
+    let host = format!("http://{address}");
+    let env = [("CONTROLLER_HOST", host.as_str())];
+    run(&["node", "cordon", "node-7"], &env).check(0, "node-7 takes no new work; 1 unit still there\n", "");
+    let asked: Vec<String> = asked.iter().take(2).collect();
+    assert!(asked[0].starts_with("GET /api/v2/instances/?hostname=node-7 "), "{asked:?}");
+    assert!(
+        asked[1].starts_with("PATCH /api/v2/instances/3/ ") && asked[1].ends_with(r#"{"enabled":false}"#),
+        "{asked:?}"
+    );
+}
+
+/// bash itself, with the script and a daemon behind it.
+#[test]
+fn bash_completes_commands_and_live_nodes() {
+    let served = Served::start(false);
+    let program = Path::new(env!("CARGO_BIN_EXE_plexus"));
+    let complete = |words: &[&str]| {
+        let quoted: Vec<_> = words.iter().map(|word| format!("'{word}'")).collect();
+        let script = format!(
+            "source <(plexus completion bash); COMP_WORDS=({}); COMP_CWORD={}; _plexus; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+            quoted.join(" "),
+            words.len() - 1,
+        );
+        let path = format!("{}:/usr/bin:/bin", program.parent().unwrap().display());
+        let mut bash = Command::new("bash");
+        bash.args(["-c", &script]).env_clear().env("PATH", path).env("PLEXUS_SOCKET", served.path());
+        String::from_utf8(bash.output().unwrap().stdout).unwrap()
+    };
+    assert_eq!(complete(&["plexus", "ping", ""]), "me\n");
+    assert_eq!(complete(&["plexus", "stat"]), "status\n");
+    assert_eq!(complete(&["plexus", "node", "im"]), "image\n");
+    assert_eq!(complete(&["plexus", "forward", "8080", "m"]), "me:\n");
+}
+
+#[test]
 fn json_is_what_the_daemon_said() {
     let served = Served::start(false);
-    let trace = r#"{"schema_version":1,"from":"me","target":"node-1","reached":true,"hops":[{"node":"hop-1","address":"00000001","rtt_ms":0.5},{"node":"node-1","address":"00000002","rtt_ms":0.5}]}"#;
-    served.run(&["trace", "node-1", "-o", "json"]).check(0, &format!("{trace}\n"), "");
+    let trace = r#"{"schema_version":1,"from":"me","target":"node-1","reached":true,"hops":[{"node":"hop-1","address":"00000001","rtt_ms":0.5,"sent":1,"answered":1},{"node":"node-1","address":"00000002","rtt_ms":0.5,"sent":1,"answered":1}]}"#;
+    served.run(&["trace", "node-1", "-o", "json", "-c", "1"]).check(0, &format!("{trace}\n"), "");
     let ping = r#"{"schema_version":1,"from":"me","node":"node-1","rtt_ms":1.5,"hops":2}"#;
     served.run(&["-o", "json", "ping", "node-1", "-c", "2", "-i", "0"]).check(
         0,
@@ -318,8 +568,8 @@ fn ping_and_trace_end_with_what_they_found() {
     served.run(&["trace", "nobody"]).check(4, "", unknown);
     served.run(&["trace", "node-2", "--color", "always"]).check(
         6,
-        "\x1b[1mHOP\x1b[0m  \x1b[1mNODE\x1b[0m   \x1b[1mRTT\x1b[0m\n\
-         1    hop-1  0.50 ms\n\
+        "\x1b[1mHOP\x1b[0m  \x1b[1mNODE\x1b[0m   \x1b[1mRTT\x1b[0m      \x1b[1mLOSS\x1b[0m  \x1b[1mLINK\x1b[0m  \x1b[1mMTU\x1b[0m\n\
+         1    hop-1  0.50 ms  0 %   -     -\n\
          \x1b[31mnot reached:\x1b[0m node-2 by me → hop-1: no route at hop-1\n",
         "",
     );

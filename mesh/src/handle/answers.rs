@@ -5,15 +5,18 @@ use std::time::Duration;
 use jiff::Timestamp;
 use plexus_proto::id::{Address, Identity, NodeId};
 
-use super::Mesh;
+use super::{Mesh, ReloadError};
+use crate::error::ConnectError;
 use crate::link::LinkHandle;
 use crate::local::{ActError, Answers};
 use crate::node::Progress;
-use crate::probe::Failure;
+use crate::port_forward::ForwardError;
+use crate::probe::{Failure, Step};
 use crate::status::{
-    LinkFacts, LinkStatus, MeshEvents, NodeStatus, PacketCounts, PeerStatus, Ping, QueryError,
-    SCHEMA_VERSION, Status, Trace, TraceHop, millis,
+    LinkFacts, LinkStatus, MeshEvents, Netcheck, NodeStatus, PacketCounts, PeerStatus, Ping, QueryError,
+    Reloaded, SCHEMA_VERSION, Status, Trace, TraceHop, millis,
 };
+use crate::stream::MeshStream;
 use crate::view::NodeView;
 
 impl Mesh {
@@ -30,9 +33,9 @@ impl Mesh {
             cluster: identity.cluster.clone(),
             address: identity.address,
             software: node.software.clone(),
-            certificate_expires: node.expires,
+            certificate_expires: node.credentials.load().expires(),
             listen: self.listen_addresses(),
-            peers: node.dialed.iter().map(|dialed| peer(&dialed.peer, dialed.progress())).collect(),
+            peers: node.peers().iter().map(|dialed| peer(&dialed.peer, dialed.progress())).collect(),
             links: self.0.links.load().values().map(link).collect(),
             nodes: view.nodes.values().map(|known| node_status(known, identity)).collect(),
             packets: self.packets(),
@@ -107,12 +110,20 @@ impl Mesh {
         Ok(known.address)
     }
 
-    fn trace_hop(&self, hop: Option<(Address, Duration)>) -> TraceHop {
+    fn trace_hop(&self, step: Step) -> TraceHop {
         let directory = self.0.directory.load();
+        let address = step.answer.map(|(address, _)| address);
+        // Of links between others only they could tell.
+        let own = self.0.links.load().values().find(|link| Some(link.neighbor.address) == address).map(link);
+        let own = own.filter(|_| step.limit == 1);
         TraceHop {
-            node: hop.and_then(|(address, _)| Some(directory.by_address(address)?.node.clone())),
-            address: hop.map(|(address, _)| address),
-            rtt_ms: hop.map(|(_, rtt)| millis(rtt)),
+            node: address.and_then(|address| Some(directory.by_address(address)?.node.clone())),
+            address,
+            rtt_ms: step.answer.map(|(_, rtt)| millis(rtt)),
+            sent: step.sent,
+            answered: step.answered,
+            kind: own.as_ref().and_then(|link| link.more.kind.clone()),
+            mtu: own.as_ref().and_then(|link| link.more.mtu),
         }
     }
 
@@ -143,18 +154,41 @@ impl Answers for Mesh {
         Self::trace(self, &node, timeout).await
     }
 
+    async fn reload(&self) -> Result<Reloaded, ActError> {
+        let report = self.reload_again().await.map_err(|error| match error {
+            ReloadError::NoSource => ActError::NotOffered("reload"),
+            refused => ActError::Refused(crate::error::chain(&refused)),
+        })?;
+        Ok(Reloaded { schema_version: SCHEMA_VERSION, changed: report.lines(), needs_restart: Vec::new() })
+    }
+
     async fn events(&self, after: u64, wait: Duration) -> Result<MeshEvents, ActError> {
         Ok(Self::events(self, after, wait).await)
     }
+
+    async fn netcheck(&self, from: Option<NodeId>, to: NodeId) -> Result<Netcheck, ActError> {
+        Self::netcheck(self, from, to).await
+    }
+
+    async fn forward(&self, node: NodeId, target: String, check: bool) -> Result<MeshStream, ActError> {
+        Self::forward(self, &node, &target, check).await.map_err(|error| match error {
+            ForwardError::Connect(ConnectError::Unknown { node }) => QueryError::UnknownNode(node).into(),
+            ForwardError::Connect(ConnectError::Unreachable { node }) => QueryError::Unreachable(node).into(),
+            ForwardError::Connect(ConnectError::ShuttingDown) => QueryError::ShuttingDown.into(),
+            ForwardError::Connect(ConnectError::Myself { .. }) => ActError::Invalid(error.to_string()),
+            ForwardError::NotOffered(_) | ForwardError::Denied { .. } => ActError::Denied(error.to_string()),
+            _ => ActError::Failed(error.to_string()),
+        })
+    }
 }
 
-fn peer(peer: &crate::Peer, progress: Progress) -> PeerStatus {
+fn peer(peer: &crate::Peer, (progress, since): (Progress, Timestamp)) -> PeerStatus {
     let (node, linked, error) = match progress {
         Progress::Begun => (peer.name.clone(), false, None),
         Progress::Linked(node) => (Some(node), true, None),
         Progress::Failed(error) => (peer.name.clone(), false, Some(error)),
     };
-    PeerStatus { address: peer.label().to_owned(), node, linked, error, since: None }
+    PeerStatus { address: peer.label().to_owned(), node, linked, error, since: Some(since) }
 }
 
 fn link(link: &LinkHandle) -> LinkStatus {
@@ -168,7 +202,13 @@ fn link(link: &LinkHandle) -> LinkStatus {
         rtt_ms: millis(link.rtt()),
         software: link.software.clone(),
         since: link.since,
-        more: LinkFacts::default(),
+        more: LinkFacts {
+            kind: Some(link.kind().to_string()),
+            mtu: link.mtu().and_then(|mtu| mtu.try_into().ok()),
+            loss: link.lost(),
+            bandwidth: link.bandwidth,
+            ..LinkFacts::default()
+        },
     }
 }
 

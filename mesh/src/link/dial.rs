@@ -1,14 +1,16 @@
 //! Keeps the links that this node is told to dial.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{Error, Greeted, Side, greet, run};
-use crate::config::Peer;
-use crate::node::{Node, Progress, random_u64};
+use super::connect::connect;
+use super::{End, Greeted, Origin, code, run};
+use crate::config::{LinkKind, Peer};
+use crate::error::chain;
+use crate::node::{Dialed, Node, Progress, random_u64};
 
 /// First wait after a link was lost; doubles up to [`LONGEST`], so that a neighbour that comes back is linked within
 /// two seconds.
@@ -16,6 +18,12 @@ const SHORTEST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(2);
 /// A neighbour that refused us is asked again this seldom at last.
 const LONGEST_REFUSED: Duration = Duration::from_secs(30);
+
+/// First wait of a link over TCP before QUIC is tried again, and the longest; between half and all of it.
+const UP_FIRST: Duration = Duration::from_secs(5);
+const UP_SELDOM: Duration = Duration::from_secs(60);
+/// How long the old link stays beside the better one: what is on its way arrives, and both ends know the new one.
+const OVERLAP: Duration = Duration::from_millis(500);
 
 /// How long to wait before the next attempt.
 #[derive(Debug, Default)]
@@ -37,24 +45,40 @@ impl Backoff {
     }
 }
 
-/// Dials the neighbour at `index` of the node's, runs the link, and dials again, until the node is cancelled.
-pub(crate) async fn keep_linked(node: Arc<Node>, index: usize) {
-    let Some(dialed) = node.dialed.get(index) else { return };
-    let (peer, cancel) = (&dialed.peer, &node.cancel);
+/// Dials a neighbour, runs the link, and dials again, until its cancellation. A neighbour that has dialed us is left in
+/// peace meanwhile.
+pub(crate) async fn keep_linked(node: Arc<Node>, dialed: Arc<Dialed>) {
+    let cancelled = dialed.cancel.clone();
+    tokio::select! {
+        () = dial_on(&node, &dialed) => {}
+        () = cancelled.cancelled() => {}
+    }
+}
+
+async fn dial_on(node: &Arc<Node>, dialed: &Dialed) {
+    let peer = Arc::new(dialed.peer.clone());
+    let mut known = peer.name.clone();
     let mut backoff = Backoff::default();
     let mut silent = false;
     loop {
-        let attempt = tokio::select! {
-            attempt = dial(&node, peer) => attempt,
-            () = cancel.cancelled() => return,
-        };
-        let wait = match attempt {
+        if let Some(neighbor) = known.as_ref().filter(|neighbor| node.neighbors.has(neighbor)) {
+            dialed.set(Progress::Linked(neighbor.clone()));
+            node.neighbors.gone(neighbor).await;
+            dialed.set(Progress::Failed("link of the neighbour's is lost".to_owned()));
+            // It dials again, too; who is first is left to chance.
+            tokio::time::sleep(backoff.next(false, random_u64())).await;
+            continue;
+        }
+        let wait = match connect(node, &peer, &peer.kinds).await {
             Ok(greeted) => {
                 backoff.reset();
                 silent = false;
+                known = Some(greeted.neighbor().clone());
                 dialed.set(Progress::Linked(greeted.neighbor().clone()));
-                // Ends by itself when the endpoints close.
-                let end = run(&node, greeted, true).await;
+                let end = run_best(node, dialed, &peer, greeted).await;
+                if end.code() == Some(code::DUPLICATE) {
+                    continue;
+                }
                 dialed.set(Progress::Failed(format!("link lost: {end}")));
                 backoff.next(false, random_u64())
             }
@@ -92,40 +116,61 @@ pub(crate) async fn keep_linked(node: Arc<Node>, index: usize) {
                 wait
             }
         };
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// Runs a link to its end. One over TCP makes room for one over QUIC as soon as that works: the new one is up before the
+/// old one goes, so streams notice nothing.
+async fn run_best(node: &Arc<Node>, dialed: &Dialed, peer: &Arc<Peer>, greeted: Greeted) -> End {
+    let (mut on_tcp, mut link) = (greeted.is_tcp(), Running::start(node, dialed, peer, greeted));
+    let mut wait = UP_FIRST;
+    while on_tcp && peer.kinds.contains(&LinkKind::Quic) && node.offers(LinkKind::Quic) {
         tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            () = cancel.cancelled() => return,
+            end = &mut link.task => return ended(end),
+            () = tokio::time::sleep(wait / 2 + jitter(wait / 2)) => {}
         }
+        wait = (wait * 2).min(UP_SELDOM);
+        let better = tokio::select! {
+            end = &mut link.task => return ended(end),
+            better = connect(node, peer, &[LinkKind::Quic]) => better,
+        };
+        let Ok(better) = better else { continue };
+        info!(peer = %better.neighbor(), "link moves up to QUIC");
+        let old = std::mem::replace(&mut link, Running::start(node, dialed, peer, better));
+        on_tcp = false;
+        tokio::time::sleep(OVERLAP).await;
+        old.cancel.cancel();
+        let _ = old.task.await;
+    }
+    let end = (&mut link.task).await;
+    ended(end)
+}
+
+/// A link in a task of its own; ends when dropped.
+struct Running {
+    task: tokio::task::JoinHandle<End>,
+    cancel: CancellationToken,
+    _guard: tokio_util::sync::DropGuard,
+}
+
+impl Running {
+    fn start(node: &Arc<Node>, dialed: &Dialed, peer: &Peer, greeted: Greeted) -> Self {
+        let cancel = dialed.cancel.child_token();
+        let origin = Origin { dialed: true, bandwidth: peer.bandwidth, cancel: cancel.clone() };
+        let running = node.clone();
+        let task = node.tasks.spawn(async move { run(&running, greeted, origin).await });
+        Self { task, _guard: cancel.clone().drop_guard(), cancel }
     }
 }
 
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+fn ended(task: Result<End, tokio::task::JoinError>) -> End {
+    task.unwrap_or_else(|error| End::Broken(Arc::new(std::io::Error::other(error))))
 }
 
-/// One attempt: every address of the name in turn.
-async fn dial(node: &Node, peer: &Peer) -> Result<Greeted, Error> {
-    let resolve = |source| Error::Resolve { address: peer.label().to_owned(), source };
-    let addresses: Vec<SocketAddr> = tokio::net::lookup_host(peer.label()).await.map_err(resolve)?.collect();
-    let nothing = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
-    let mut failure = resolve(nothing);
-    for address in addresses {
-        match dial_address(node, address, peer).await {
-            Ok(greeted) => return Ok(greeted),
-            // Who says no at one address would say it at the next.
-            Err(error) if error.is_refusal() => return Err(error),
-            Err(error) => failure = error,
-        }
-    }
-    Err(failure)
-}
-
-async fn dial_address(node: &Node, address: SocketAddr, peer: &Peer) -> Result<Greeted, Error> {
-    let connecting = node.endpoints.dial(address).map_err(Error::Dial)?;
-    let connection = connecting.await.map_err(Error::Connection)?;
-    greet(node, connection, Side::Dialed { expect: peer.name.as_ref(), cost: peer.cost }).await
+/// Anything from nothing to `most`.
+fn jitter(most: Duration) -> Duration {
+    most.mul_f64(random_u64() as f64 / u64::MAX as f64)
 }
 
 #[cfg(test)]

@@ -30,6 +30,12 @@ pub(crate) enum Error {
     Version(#[source] Incompatible),
     #[error("hello failed")]
     Hello(#[source] framed::Error),
+    #[error("no TLS session over TCP")]
+    Tls(#[source] std::io::Error),
+    #[error("stream broke in the hello")]
+    Stream(#[source] std::io::Error),
+    #[error("neighbour refuses: {reason} (code {code})")]
+    Closed { code: u32, reason: String },
     #[error("neighbour's first message is no hello")]
     NoHello,
     #[error("no hello in time")]
@@ -52,6 +58,8 @@ impl Error {
         match self {
             Self::Identity(_) | Self::WrongNode { .. } | Self::Myself | Self::Version(_) => true,
             Self::Connection(reason) => refused(reason),
+            Self::Closed { code, .. } => refuses(VarInt::from_u32(*code)),
+            Self::Tls(error) | Self::Stream(error) => alerted(error),
             Self::Resolve { .. } | Self::Dial(_) | Self::Hello(_) | Self::NoHello | Self::Timeout => false,
         }
     }
@@ -72,6 +80,23 @@ impl Error {
     }
 }
 
+fn refuses(given: VarInt) -> bool {
+    [code::VERSION, code::WRONG_NODE].contains(&given)
+}
+
+/// Whether a TLS stream failed over a certificate, here or there.
+fn alerted(error: &std::io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(
+        inner,
+        Some(
+            rustls::Error::InvalidCertificate(_)
+                | rustls::Error::NoCertificatesPresented
+                | rustls::Error::AlertReceived(_)
+        )
+    )
+}
+
 /// Whether a connection ended by a decision about certificates or versions.
 fn refused(reason: &ConnectionError) -> bool {
     // QUIC carries TLS alerts as 0x100 and the alert's number.
@@ -80,9 +105,7 @@ fn refused(reason: &ConnectionError) -> bool {
         ConnectionError::VersionMismatch => true,
         ConnectionError::TransportError(error) => crypto(error.code.into()),
         ConnectionError::ConnectionClosed(close) => crypto(close.error_code.into()),
-        ConnectionError::ApplicationClosed(close) => {
-            [code::VERSION, code::WRONG_NODE].contains(&close.error_code)
-        }
+        ConnectionError::ApplicationClosed(close) => refuses(close.error_code),
         ConnectionError::Reset
         | ConnectionError::TimedOut
         | ConnectionError::LocallyClosed

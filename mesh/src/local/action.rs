@@ -73,6 +73,9 @@ pub enum ActError {
     /// Not now, or not by policy.
     #[error("{0}")]
     Refused(String),
+    /// By another node's policy.
+    #[error("{0}")]
+    Denied(String),
     /// About a node that does not answer.
     #[error(transparent)]
     Query(#[from] QueryError),
@@ -89,6 +92,7 @@ impl From<ActError> for tonic::Status {
             ActError::Invalid(_) => Self::invalid_argument(text),
             ActError::NotFound(_) => Self::not_found(text),
             ActError::Refused(_) => Self::failed_precondition(text),
+            ActError::Denied(_) => Self::permission_denied(text),
             ActError::Query(error) => super::refuse(error),
             ActError::Failed(_) => Self::internal(text),
         }

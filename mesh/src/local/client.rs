@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use plexus_proto::local::{
-    ActQuery, EventsQuery, LinksQuery, LocalClient as GrpcClient, LocalQuery, LocalQueryKind, NetcheckQuery,
-    NodesQuery, PingQuery, RoutesQuery, StatusQuery, TraceQuery,
+    ActQuery, EventsQuery, LinksQuery, LocalClient as GrpcClient, LocalForwardOpen, LocalQuery,
+    LocalQueryKind, NetcheckQuery, NodesQuery, PingQuery, RoutesQuery, StatusQuery, TraceQuery,
 };
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
-use super::Action;
+use super::{Action, forward};
 
 /// Longest answer: a node takes some 400 bytes of JSON, and a mesh has thousands.
 const ANSWER_MAX: usize = 64 * 1024 * 1024;
@@ -150,6 +151,34 @@ impl LocalClient {
         // The derived form has text keys only, which is all that can fail.
         let json = serde_json::to_string(action).unwrap_or_default();
         self.query(LocalQueryKind::Act(ActQuery { json })).await
+    }
+
+    /// Carries `connection` to `target` on `node`, `host:port` as that node sees it, until both directions have ended;
+    /// for root.
+    ///
+    /// # Errors
+    /// A caller that is not root, a node that cannot or may not connect, a connection that broke at either end.
+    pub async fn forward(
+        &self,
+        node: &str,
+        target: &str,
+        connection: impl AsyncRead + AsyncWrite,
+    ) -> Result<(), ClientError> {
+        let open = LocalForwardOpen { node: node.to_owned(), target: target.to_owned(), check: false };
+        forward::client(self.grpc.clone(), open, connection)
+            .await
+            .map_err(|status| ClientError::Refused(Box::new(status)))
+    }
+
+    /// Asks whether `node` allows [`forward`](Self::forward) to `target`; for root.
+    ///
+    /// # Errors
+    /// A caller that is not root, a node that cannot be reached or does not allow it.
+    pub async fn forward_check(&self, node: &str, target: &str) -> Result<(), ClientError> {
+        let open = LocalForwardOpen { node: node.to_owned(), target: target.to_owned(), check: true };
+        forward::client(self.grpc.clone(), open, tokio::io::empty())
+            .await
+            .map_err(|status| ClientError::Refused(Box::new(status)))
     }
 
     async fn query(&mut self, kind: LocalQueryKind) -> Result<String, ClientError> {

@@ -66,7 +66,12 @@ impl Answers for Fake {
     }
 
     async fn trace(&self, node: NodeId, _timeout: Duration) -> Result<Trace, QueryError> {
-        let hop = TraceHop { node: Some(node.clone()), address: Some(Address(2)), rtt_ms: Some(0.5) };
+        let hop = TraceHop {
+            node: Some(node.clone()),
+            address: Some(Address(2)),
+            rtt_ms: Some(0.5),
+            ..TraceHop::default()
+        };
         let from = name("me");
         Ok(Trace {
             schema_version: SCHEMA_VERSION,

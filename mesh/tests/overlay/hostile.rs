@@ -226,6 +226,7 @@ async fn neighbor(incoming: quinn::Incoming, link: LinkId, state: Arc<Mutex<Stat
         software: String::new(),
         boot_nonce: 1,
         cost: 1,
+        ..Hello::default()
     };
     control.send(LinkMessage { kind: Some(LinkMessageKind::Hello(ours)) }).unwrap();
     let own = connection.clone();

@@ -54,6 +54,7 @@ fn hello(versions: (u32, u32), boot_nonce: u64) -> Hello {
         software: "raw".to_owned(),
         boot_nonce,
         cost: 1,
+        ..Hello::default()
     }
 }
 

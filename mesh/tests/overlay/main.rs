@@ -3,8 +3,10 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
+mod forwarding;
 mod hostile;
 mod intruder;
+mod links;
 mod probes;
 mod streams;
 mod trouble;

@@ -7,7 +7,7 @@ use plexus_mesh::grpc::{self, PeerIdentity};
 use plexus_mesh::{Allow, ConnectError, Refusal, StreamError};
 use plexus_proto::id::Role;
 use plexus_proto::link::Probe;
-use plexus_proto::local::{LocalAnswer, LocalClient, LocalQuery, LocalServer};
+use plexus_proto::local::{LocalAnswer, LocalClient, LocalForward, LocalQuery, LocalServer};
 use plexus_proto::packet::Class;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::{Request, Response, Status};
@@ -197,6 +197,15 @@ impl plexus_proto::local::Local for WhoAsks {
     async fn query(&self, request: Request<LocalQuery>) -> Result<Response<LocalAnswer>, Status> {
         let peer = request.extensions().get::<PeerIdentity>().ok_or_else(|| Status::internal("no peer"))?;
         Ok(Response::new(LocalAnswer { json: peer.0.uri() }))
+    }
+
+    type ForwardStream = futures_util::stream::Empty<Result<LocalForward, Status>>;
+
+    async fn forward(
+        &self,
+        _: Request<tonic::Streaming<LocalForward>>,
+    ) -> Result<Response<Self::ForwardStream>, Status> {
+        Err(Status::unimplemented("only asked who asks"))
     }
 }
 

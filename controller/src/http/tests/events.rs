@@ -4,11 +4,11 @@ use plexus_proto::id::{Attempt, OwnerEpoch, UnitId};
 
 use super::*;
 use crate::ingest::testing::{Spool, captured, key};
-use crate::ingest::{Ingest, UnitContext};
+use crate::ingest::{Ingest, Session, UnitContext};
 use crate::store::events::JobKey;
 
-/// A launched job, and the captured stream of a real run stored as its events.
-async fn ran(api: &Api, case: &str) -> i64 {
+/// A launched job, its key, and the way for its records.
+pub(super) async fn launched(api: &Api) -> (JobKey, Attempt, Session) {
     let ee = json!({"name": "e", "image": "localhost/ee:1"});
     api.make("execution_environments", ee).await;
     let template = api.template("web").await;
@@ -24,12 +24,18 @@ async fn ran(api: &Api, case: &str) -> i64 {
         masks: Vec::new(),
     };
     let ingest = Ingest::new(api.app.events.clone());
-    let mut session = ingest.open(context, OwnerEpoch { incarnation: 1, counter: 1 }).await.unwrap();
+    let session = ingest.open(context, OwnerEpoch { incarnation: 1, counter: 1 }).await.unwrap();
+    (JobKey { id: job, created }, attempt, session)
+}
+
+/// A launched job, and the captured stream of a real run stored as its events.
+async fn ran(api: &Api, case: &str) -> i64 {
+    let (key, attempt, mut session) = launched(api).await;
     for record in Spool::whole(attempt, &captured(case), 4096) {
         session.push(record).await.unwrap();
     }
     session.result().await.unwrap();
-    job
+    key.id
 }
 
 #[tokio::test]

@@ -73,6 +73,18 @@ pub(super) async fn set_schema_version(
         .map(drop)
 }
 
+/// Moves the sequence of a table's ids behind the highest one in it. It never goes back: ids are not given twice.
+pub(super) async fn advance_ids(
+    tx: &mut Transaction<'static, Postgres>,
+    table: &'static str,
+) -> Result<(), sqlx::Error> {
+    let sql = format!(
+        "SELECT setval(pg_get_serial_sequence('{table}', 'id'), greatest((SELECT max(id) FROM {table}), \
+         (SELECT last_value FROM {table}_id_seq)))"
+    );
+    sqlx::query(AssertSqlSafe(sql)).execute(&mut **tx).await.map(drop)
+}
+
 /// `table.column` list of a unique index that was violated, as SQLite names it.
 pub(super) fn duplicate_columns(error: &dyn sqlx::error::DatabaseError) -> Option<String> {
     let error = error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>()?;

@@ -4,7 +4,6 @@
 //! busy with the transaction before, so that a lone event is committed at once and a flood in large transactions, and
 //! parsing and compression go on while the disk is waited for.
 
-use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -429,11 +428,11 @@ impl Job {
             kind,
             host: event.host().and_then(|host| names.id(Dictionary::Host, &host)),
             task: event.task().and_then(|task| names.id(Dictionary::Task, &task)),
-            uuid: (!uuid.is_empty()).then(|| Uuid::from_text(&cut(&uuid))),
+            uuid: (!uuid.is_empty()).then(|| Uuid::from_text(cut(&uuid))),
             parent: event
                 .parent_uuid()
                 .filter(|uuid| !uuid.is_empty())
-                .map(|uuid| Uuid::from_text(&cut(&uuid))),
+                .map(|uuid| Uuid::from_text(cut(&uuid))),
             flags: flags(event, failed, changed),
             start_line,
             end_line: summary.last_line,
@@ -461,16 +460,12 @@ fn with_header(header: &str, stdout: &[u8]) -> bytes::Bytes {
 }
 
 /// A name as far as it is kept.
-fn cut(name: &str) -> Cow<'_, str> {
-    let end = match name.len() {
-        ..=NAME_MAX => name.len(),
-        _ => (0..=NAME_MAX).rev().find(|&at| name.is_char_boundary(at)).unwrap_or(0),
-    };
-    // Texts of PostgreSQL cannot hold a NUL; a name is the same on every engine. The body keeps what came.
-    if memchr::memchr(0, name.as_bytes()).is_some() {
-        return Cow::Owned(name[..end].replace('\0', "\u{fffd}"));
+fn cut(name: &str) -> &str {
+    if name.len() <= NAME_MAX {
+        return name;
     }
-    Cow::Borrowed(&name[..end])
+    let end = (0..=NAME_MAX).rev().find(|&at| name.is_char_boundary(at)).unwrap_or(0);
+    &name[..end]
 }
 
 /// Numbers of names, those of the month that came up lately.
@@ -483,14 +478,14 @@ struct Names {
 
 impl Names {
     fn id(&self, dictionary: Dictionary, name: &str) -> Option<i64> {
-        self.known[dictionary as usize].get(&*cut(name)).copied()
+        self.known[dictionary as usize].get(cut(name)).copied()
     }
 
     fn note_unknown(&self, dictionary: Dictionary, name: &str, unknown: &mut [HashSet<Box<str>>; 3]) {
         let name = cut(name);
         let is_name = !name.is_empty() || dictionary == Dictionary::Kind;
-        if is_name && !self.known[dictionary as usize].contains_key(&*name) {
-            unknown[dictionary as usize].insert((&*name).into());
+        if is_name && !self.known[dictionary as usize].contains_key(name) {
+            unknown[dictionary as usize].insert(name.into());
         }
     }
 

@@ -16,11 +16,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::body::{Block, Opened, Tail};
 use super::engine::{Binder, Shape, Statement, Transaction, Writer, deletion, is_transient, statement};
+use super::heads::Heads;
 use super::id::Uuid;
 use super::intake::{Commits, NewGap, Slot};
 use super::schema::{self, Dictionary};
 use super::summary::JobSummary;
-use super::watch::Watched;
 use super::{Counters, Error, stored_integer};
 use crate::crash::Point;
 
@@ -180,8 +180,8 @@ pub(super) struct Committer {
     pub(super) work: mpsc::Receiver<Work>,
     /// Rises when a transaction failed for good: what was assembled on top of it is worth nothing.
     pub(super) generation: Arc<AtomicU64>,
-    /// Told after each commit.
-    pub(super) watched: Arc<Watched>,
+    /// Told what is committed.
+    pub(super) heads: Arc<Heads>,
     pub(super) counters: Arc<Counters>,
     /// Ends the waiting for a lock that never goes.
     pub(super) stop: CancellationToken,
@@ -235,7 +235,7 @@ impl Committer {
                         part.state.make_stale();
                     } else {
                         self.counters.events_stored.add(part.rows.len() as u64);
-                        self.watched.publish(*job, part.summary.events);
+                        self.heads.advance(*job, part.summary.events);
                     }
                 }
                 for unit in bundle.units {

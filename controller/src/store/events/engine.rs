@@ -139,13 +139,6 @@ impl Engine {
         Ok(Self::Sqlite(sqlite::Engine::open(dir)?))
     }
 
-    pub(super) fn kind(&self) -> sql::Engine {
-        match self {
-            Self::Sqlite(_) => sql::Engine::Sqlite,
-            Self::Postgres(_) => sql::Engine::Postgres,
-        }
-    }
-
     /// Opens a month for reading; `None` when there is no such month.
     pub(super) async fn reader(&self, month: Month) -> Result<Option<Reader>, Error> {
         Ok(match self {

@@ -8,9 +8,10 @@ use plexus_mesh::ca::{CertificateAuthority, Error};
 use plexus_mesh::status::SCHEMA_VERSION;
 use serde_json::json;
 
-use crate::args::{Ca, Format};
+use crate::args::Ca;
+use crate::door::Answer;
 use crate::failure::{Exit, Failure};
-use crate::output::Output;
+use crate::output::{Output, Shape};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -20,38 +21,32 @@ pub(crate) fn run(command: Ca, output: &mut Output) -> Result<Exit, Failure> {
             let authority =
                 CertificateAuthority::init(&dir, &mesh, &cluster).map_err(|error| failed(&error))?;
             let (mesh, cluster, dir) = (authority.mesh(), authority.cluster(), dir.display().to_string());
-            if output.format == Format::Json {
-                let document =
-                    json!({"schema_version": SCHEMA_VERSION, "mesh": mesh, "cluster": cluster, "dir": dir});
-                output.json(&document.to_string())?;
-            } else {
-                output.write(&format!(
-                    "made the authority of mesh {mesh}, cluster {cluster}, in {dir}\n\
-                     keep {dir}/root.key offline: only another cluster needs it\n\
-                     next: plexus ca issue --ca {dir} --role controller --name NAME --out DIR\n"
-                ))?;
-            }
+            let text = format!(
+                "made the authority of mesh {mesh}, cluster {cluster}, in {dir}\n\
+                 keep {dir}/root.key offline: only another cluster needs it\n\
+                 next: plexus ca issue --ca {dir} --role controller --name NAME --out DIR\n"
+            );
+            let document =
+                json!({"schema_version": SCHEMA_VERSION, "mesh": mesh, "cluster": cluster, "dir": dir});
+            output.show(&Answer(document.to_string()), Shape { items: None, name: "dir" }, &text)?;
         }
         Ca::Issue { ca, role, name, out, days } => {
             let authority = CertificateAuthority::open(&ca).map_err(|error| failed(&error))?;
             let identity = authority.issue(role, &name, &out, DAY * days).map_err(|error| failed(&error))?;
             let expires = expires(&out)?;
             let dir = out.display();
-            if output.format == Format::Json {
-                let document = json!({
-                    "schema_version": SCHEMA_VERSION,
-                    "node": identity.node,
-                    "role": identity.role,
-                    "address": identity.address.to_string(),
-                    "uri": identity.uri(),
-                    "certificate_expires": expires,
-                    "dir": dir.to_string(),
-                });
-                output.json(&document.to_string())?;
-            } else {
-                let (uri, address) = (identity.uri(), identity.address);
-                output.write(&format!("issued {uri}, address {address}, until {expires}, in {dir}\n"))?;
-            }
+            let (uri, address) = (identity.uri(), identity.address);
+            let text = format!("issued {uri}, address {address}, until {expires}, in {dir}\n");
+            let document = json!({
+                "schema_version": SCHEMA_VERSION,
+                "node": identity.node,
+                "role": identity.role,
+                "address": address.to_string(),
+                "uri": uri,
+                "certificate_expires": expires,
+                "dir": dir.to_string(),
+            });
+            output.show(&Answer(document.to_string()), Shape { items: None, name: "node" }, &text)?;
         }
     }
     Ok(Exit::Ok)

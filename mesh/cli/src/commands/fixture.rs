@@ -37,6 +37,9 @@ pub(super) fn status() -> Status {
     me.reachable = true;
     me.software = "plexus-controller 0.1.0".into();
     me.since = ago(4000);
+    let mut hop = node("hop-1", Role::Hop, 0x10_0001, Some((10, 1)));
+    hop.neighbors = [("controller".parse().unwrap(), 10), ("node-1".parse().unwrap(), 10)].into();
+    me.neighbors = [("hop-1".parse().unwrap(), 10)].into();
     Status {
         schema_version: SCHEMA_VERSION,
         node: "controller".parse().unwrap(),
@@ -58,13 +61,15 @@ pub(super) fn status() -> Status {
             rtt_ms: 0.2512,
             software: "plexus-node 0.1.0".into(),
             since: ago(7300),
-            more: LinkFacts::default(),
+            more: LinkFacts {
+                kind: Some("quic".into()),
+                mtu: Some(1452),
+                loss: Some(0.005),
+                key_exchange: Some("X25519MLKEM768".into()),
+                ..LinkFacts::default()
+            },
         }],
-        nodes: vec![
-            me,
-            node("hop-1", Role::Hop, 0x10_0001, Some((10, 1))),
-            node("node-1", Role::Execution, 0x10_0002, Some((20, 2))),
-        ],
+        nodes: vec![me, hop, node("node-1", Role::Execution, 0x10_0002, Some((20, 2)))],
         packets: plexus_mesh::status::PacketCounts::default(),
         problems: vec![],
     }
@@ -77,6 +82,7 @@ pub(super) fn degraded() -> Status {
         code: "node_unreachable".into(),
         subject: "node-2".into(),
         text: "node node-2 is unreachable since 2026-11-20T11:57:30Z".into(),
+        advice: "look at node-2".into(),
     }];
     status
 }

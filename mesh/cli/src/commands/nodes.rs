@@ -1,25 +1,31 @@
 //! `plexus nodes`: everybody a daemon knows, and the way to each.
 
 use jiff::Timestamp;
-use plexus_mesh::status::{NodeStatus, Nodes};
+use plexus_mesh::status::{NodeStatus, Nodes as Document};
 
 use crate::args::Format;
-use crate::door::Door;
+use crate::door::{Answer, Door};
 use crate::failure::{Exit, Failure};
-use crate::output::{Cell, Color, Output, Paint, Table, since};
+use crate::output::{Cell, Color, Output, Paint, Shape, Table, or_dash, since};
+use crate::watch::Look;
 
-pub(crate) async fn run(door: &mut Door, output: &mut Output) -> Result<Exit, Failure> {
-    let answer = door.nodes().await?;
-    if output.format == Format::Json {
-        output.json(&answer.0)?;
-        return Ok(Exit::Ok);
+/// Asks for the nodes.
+pub(crate) struct Nodes;
+
+impl Look for Nodes {
+    async fn ask(&self, door: &mut Door) -> Result<Answer, Failure> {
+        door.nodes().await
     }
-    let nodes: Nodes = answer.parse()?;
-    output.write(&render(&nodes, output.format == Format::Wide, output.paint, Timestamp::now()))?;
-    Ok(Exit::Ok)
+
+    fn show(&self, answer: &Answer, output: &mut Output) -> Result<Exit, Failure> {
+        let nodes: Document = answer.parse()?;
+        let text = render(&nodes, output.format == Format::Wide, output.paint, Timestamp::now());
+        output.show(answer, Shape { items: Some("nodes"), name: "node" }, &text)?;
+        Ok(Exit::Ok)
+    }
 }
 
-fn render(nodes: &Nodes, wide: bool, paint: Paint, now: Timestamp) -> String {
+fn render(nodes: &Document, wide: bool, paint: Paint, now: Timestamp) -> String {
     let mut header = vec!["NODE", "ROLE", "STATE", "SINCE", "COST", "HOPS", "VIA"];
     if wide {
         header.extend(["CLUSTER", "ADDRESS", "SOFTWARE"]);
@@ -51,10 +57,6 @@ fn state(node: &NodeStatus) -> Cell {
         (false, true) => Cell::new(Color::Green, "reachable"),
         (false, false) => Cell::new(Color::Red, "unreachable"),
     }
-}
-
-fn or_dash(value: Option<impl ToString>) -> Cell {
-    value.map_or_else(|| "-".to_owned(), |value| value.to_string()).into()
 }
 
 #[cfg(test)]

@@ -4,10 +4,12 @@ use plexus_mesh::status::{Ping as Echo, SCHEMA_VERSION};
 use plexus_proto::id::NodeId;
 use serde_json::json;
 
-use crate::args::{Format, Ping};
-use crate::door::Door;
+use crate::args::Ping;
+use crate::door::{Answer, Door};
 use crate::failure::{Exit, Failure};
-use crate::output::{Color, Output, Paint, millis};
+use crate::output::{Color, Output, Paint, Shape, millis};
+
+const SHAPE: Shape = Shape { items: None, name: "node" };
 
 pub(crate) async fn run(door: &mut Door, ping: Ping, output: &mut Output) -> Result<Exit, Failure> {
     let mut taken = Vec::new();
@@ -19,24 +21,19 @@ pub(crate) async fn run(door: &mut Door, ping: Ping, output: &mut Output) -> Res
         match door.ping(&ping.node, ping.timeout).await {
             Ok(answer) => {
                 let echo: Echo = answer.parse()?;
-                match output.format {
-                    Format::Json => output.json(&answer.0)?,
-                    Format::Table | Format::Wide => output.write(&render(&echo))?,
-                }
+                output.show(&answer, SHAPE, &render(&echo))?;
                 taken.push(echo.rtt_ms);
             }
             // The next one may be answered; everything else stays as it is.
             Err(failure) if failure.exit == Exit::Unreachable && ping.count > 1 => {
-                match output.format {
-                    Format::Json => output.json(&lost_json(&ping.node, &failure.text))?,
-                    Format::Table | Format::Wide => output.write(&lost(&failure.text, output.paint))?,
-                }
+                let document = Answer(lost_json(&ping.node, &failure.text));
+                output.show(&document, SHAPE, &lost(&failure.text, output.paint))?;
                 last_failure = Some(failure);
             }
             Err(failure) => return Err(failure),
         }
     }
-    if output.format != Format::Json && ping.count > 1 {
+    if output.format.is_text() && ping.count > 1 {
         output.write(&summary(ping.count, &taken))?;
     }
     match last_failure {

@@ -1,89 +1,165 @@
-//! `plexus status`: one daemon, its links, what is wrong.
+//! `plexus status`: is the mesh well, and if not, what to do. One screen.
 
 use jiff::Timestamp;
-use plexus_mesh::status::Status;
+use plexus_mesh::status::{Problem, Status as Document};
 
 use crate::args::Format;
-use crate::door::Door;
+use crate::door::{Answer, Door};
 use crate::failure::{Exit, Failure};
-use crate::output::{Cell, Color, Output, Paint, Table, millis, since, span};
+use crate::output::{Cell, Color, Output, Paint, Shape, Table, count, millis, or_dash, since, span};
+use crate::watch::Look;
 
-pub(crate) async fn run(door: &mut Door, output: &mut Output) -> Result<Exit, Failure> {
-    let answer = door.status().await?;
-    if output.format == Format::Json {
-        output.json(&answer.0)?;
+/// Problems shown unless every one is asked for: more would push the rest off the screen.
+const PROBLEMS_SHOWN: usize = 8;
+/// Links shown unless every one is asked for.
+const LINKS_SHOWN: usize = 12;
+
+/// Asks for the status.
+pub(crate) struct Status;
+
+impl Look for Status {
+    async fn ask(&self, door: &mut Door) -> Result<Answer, Failure> {
+        door.status().await
     }
-    let status: Status = answer.parse()?;
-    if output.format != Format::Json {
-        output.write(&render(&status, output.format == Format::Wide, output.paint, Timestamp::now()))?;
+
+    fn show(&self, answer: &Answer, output: &mut Output) -> Result<Exit, Failure> {
+        let status: Document = answer.parse()?;
+        let text = render(&status, output.format == Format::Wide, output.paint, Timestamp::now());
+        output.show(answer, Shape { items: None, name: "node" }, &text)?;
+        Ok(if status.problems.is_empty() { Exit::Ok } else { Exit::Degraded })
     }
-    Ok(if status.problems.is_empty() { Exit::Ok } else { Exit::Degraded })
 }
 
-fn render(status: &Status, wide: bool, paint: Paint, now: Timestamp) -> String {
-    let (color, word) = match status.problems.is_empty() {
-        true => (Color::Green, "ok"),
-        false => (Color::Yellow, "degraded"),
+fn render(status: &Document, wide: bool, paint: Paint, now: Timestamp) -> String {
+    let verdict = match status.problems.len() {
+        0 => paint.on(Color::Green, "ok"),
+        problems => paint.on(Color::Yellow, &format!("degraded, {}", count(problems, "problem"))),
     };
-    let mut text = format!("{}  {}\n", paint.on(Color::Bold, status.node.as_str()), paint.on(color, word));
+    let mut text = format!("{}  {verdict}\n", paint.on(Color::Bold, status.node.as_str()));
     let mut fact = |name: &str, value: String| text += &format!("  {name:<12} {value}\n");
-    fact("role", status.role.to_string());
-    fact("mesh", format!("{}, cluster {}", status.mesh, status.cluster));
-    fact("address", status.address.to_string());
+    fact("role", format!("{} in mesh {}, cluster {}", status.role, status.mesh, status.cluster));
     fact("software", status.software.clone());
+    if wide {
+        fact("address", status.address.to_string());
+    }
     let listen: Vec<_> = status.listen.iter().map(ToString::to_string).collect();
     fact("listening", if listen.is_empty() { "no, dials only".into() } else { listen.join(", ") });
     let left = status.certificate_expires.duration_since(now);
     let left = if left.is_negative() { "expired".into() } else { format!("{} left", span(left)) };
-    fact("certificate", format!("until {}, {left}", status.certificate_expires));
+    fact("certificate", format!("{left}, until {}", status.certificate_expires));
     let reachable = status.nodes.iter().filter(|node| node.reachable).count();
-    fact("nodes", format!("{} known, {reachable} reachable", status.nodes.len()));
-
-    if !status.links.is_empty() {
-        text += "\n";
-        text += &links(status, wide, now).render(paint);
+    let gone = match status.nodes.len() - reachable {
+        0 => String::new(),
+        gone => format!(", {}", paint.on(Color::Red, &format!("{gone} unreachable"))),
+    };
+    fact("nodes", format!("{reachable} reachable{gone}"));
+    let down = match status.peers.iter().filter(|peer| !peer.linked).count() {
+        0 => String::new(),
+        down => format!(", {}", paint.on(Color::Red, &format!("{down} down"))),
+    };
+    fact("links", format!("{} up{down}", status.links.len()));
+    if wide {
+        let packets = &status.packets;
+        let dropped = packets.malformed
+            + packets.forged
+            + packets.unroutable
+            + packets.expired
+            + packets.unwanted
+            + packets.congested;
+        fact("packets", format!("{} forwarded, {dropped} dropped", packets.forwarded));
     }
     if !status.problems.is_empty() {
-        let mut table = Table::new(&["PROBLEM", "WHAT"]);
-        for problem in &status.problems {
-            table.row(vec![Cell::new(Color::Yellow, &problem.code), problem.text.as_str().into()]);
-        }
         text += "\n";
-        text += &table.render(paint);
+        text += &problems(&status.problems, wide, paint);
+    }
+    if !status.links.is_empty() || status.peers.iter().any(|peer| !peer.linked) {
+        text += "\n";
+        text += &links(status, wide, paint, now);
     }
     text
 }
 
-fn links(status: &Status, wide: bool, now: Timestamp) -> Table {
-    let mut header = vec!["LINK", "ROLE", "COST", "RTT", "UP", "REMOTE"];
+/// What is wrong, and under each what to do.
+fn problems(problems: &[Problem], wide: bool, paint: Paint) -> String {
+    let mut text = format!("{}\n", paint.on(Color::Bold, "PROBLEMS"));
+    let shown = if wide { problems.len() } else { PROBLEMS_SHOWN };
+    for problem in problems.iter().take(shown) {
+        text += &format!("  {}  {}\n", paint.on(Color::Yellow, &problem.code), problem.text);
+        if !problem.advice.is_empty() {
+            text += &format!("    do: {}\n", problem.advice);
+        }
+    }
+    if problems.len() > shown {
+        text += &format!("  and {} more: plexus status -o wide\n", problems.len() - shown);
+    }
+    text
+}
+
+/// Links that are up, then those that should be.
+fn links(status: &Document, wide: bool, paint: Paint, now: Timestamp) -> String {
+    let mut header = vec!["LINK", "STATE", "SINCE", "RTT", "COST", "REMOTE"];
     if wide {
-        header.extend(["DIALED", "ADDRESS", "SOFTWARE"]);
+        header.extend(["KIND", "MTU", "LOSS", "KEY EXCHANGE", "DIALED", "ROLE", "SOFTWARE"]);
     }
     let mut table = Table::new(&header);
-    for link in &status.links {
+    let shown = if wide { status.links.len() } else { LINKS_SHOWN };
+    for link in status.links.iter().take(shown) {
         let mut row: Vec<Cell> = vec![
-            Cell::new(Color::Green, link.peer.as_str()),
-            link.role.as_str().into(),
-            link.cost.to_string().into(),
-            millis(link.rtt_ms).into(),
+            link.peer.as_str().into(),
+            Cell::new(Color::Green, "up"),
             since(link.since, now).into(),
+            millis(link.rtt_ms).into(),
+            link.cost.to_string().into(),
             link.remote.to_string().into(),
         ];
         if wide {
-            let dialed = if link.dialed { "by us" } else { "by peer" };
-            row.extend([dialed.into(), link.address.to_string().into(), link.software.as_str().into()]);
+            let more = &link.more;
+            row.extend([
+                or_dash(more.kind.as_ref()),
+                or_dash(more.mtu),
+                or_dash(more.loss.map(percent)),
+                or_dash(more.key_exchange.as_ref()),
+                if link.dialed { "by us" } else { "by peer" }.into(),
+                link.role.as_str().into(),
+                link.software.as_str().into(),
+            ]);
         }
         table.row(row);
     }
-    table
+    for peer in status.peers.iter().filter(|peer| !peer.linked) {
+        table.row(vec![
+            or_dash(peer.node.as_ref()),
+            Cell::new(Color::Red, "down"),
+            or_dash(peer.since.map(|at| since(at, now))),
+            "-".into(),
+            "-".into(),
+            peer.address.as_str().into(),
+        ]);
+    }
+    let mut text = table.render(paint);
+    if status.links.len() > shown {
+        text += &format!("and {} more: plexus links\n", status.links.len() - shown);
+    }
+    text
+}
+
+/// A share as people say it.
+pub(super) fn percent(share: f64) -> String {
+    match share * 100.0 {
+        0.0 => "0 %".to_owned(),
+        percent if percent < 10.0 => format!("{percent:.1} %"),
+        percent => format!("{percent:.0} %"),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use plexus_mesh::status::PeerStatus;
+
     use super::super::fixture;
     use super::*;
 
-    fn check(status: &Status, wide: bool, expected: &str) {
+    fn check(status: &Document, wide: bool, expected: &str) {
         assert_eq!(render(status, wide, Paint(false), fixture::now()), expected);
     }
 
@@ -94,16 +170,15 @@ mod tests {
             false,
             "\
 controller  ok
-  role         controller
-  mesh         demo, cluster main
-  address      00100000
+  role         controller in mesh demo, cluster main
   software     plexus-controller 0.1.0
   listening    no, dials only
-  certificate  until 2026-12-19T17:00:00Z, 29d left
-  nodes        3 known, 3 reachable
+  certificate  29d left, until 2026-12-19T17:00:00Z
+  nodes        3 reachable
+  links        1 up
 
-LINK   ROLE  COST  RTT      UP  REMOTE
-hop-1  hop   10    0.25 ms  2h  127.0.0.1:7323
+LINK   STATE  SINCE  RTT      COST  REMOTE
+hop-1  up     2h     0.25 ms  10    127.0.0.1:7323
 ",
         );
     }
@@ -112,25 +187,52 @@ hop-1  hop   10    0.25 ms  2h  127.0.0.1:7323
     fn something_is_wrong() {
         let mut status = fixture::degraded();
         status.listen = vec!["[::]:7323".parse().unwrap(), "10.0.0.1:7323".parse().unwrap()];
+        status.peers = vec![PeerStatus {
+            address: "hop-2.example.org:7323".into(),
+            node: Some("hop-2".parse().unwrap()),
+            linked: false,
+            error: Some("connection refused".into()),
+            since: Some("2026-11-20T11:40:00Z".parse().unwrap()),
+        }];
         check(
             &status,
             true,
             "\
-controller  degraded
-  role         controller
-  mesh         demo, cluster main
-  address      00100000
+controller  degraded, 1 problem
+  role         controller in mesh demo, cluster main
   software     plexus-controller 0.1.0
+  address      00100000
   listening    [::]:7323, 10.0.0.1:7323
-  certificate  until 2026-12-19T17:00:00Z, 29d left
-  nodes        4 known, 3 reachable
+  certificate  29d left, until 2026-12-19T17:00:00Z
+  nodes        3 reachable, 1 unreachable
+  links        1 up, 1 down
+  packets      0 forwarded, 0 dropped
 
-LINK   ROLE  COST  RTT      UP  REMOTE          DIALED  ADDRESS   SOFTWARE
-hop-1  hop   10    0.25 ms  2h  127.0.0.1:7323  by us   00100001  plexus-node 0.1.0
+PROBLEMS
+  node_unreachable  node node-2 is unreachable since 2026-11-20T11:57:30Z
+    do: look at node-2
 
-PROBLEM           WHAT
-node_unreachable  node node-2 is unreachable since 2026-11-20T11:57:30Z
+LINK   STATE  SINCE  RTT      COST  REMOTE                  KIND  MTU   LOSS   KEY EXCHANGE    DIALED  ROLE  SOFTWARE
+hop-1  up     2h     0.25 ms  10    127.0.0.1:7323          quic  1452  0.5 %  X25519MLKEM768  by us   hop   plexus-node 0.1.0
+hop-2  down   20m    -        -     hop-2.example.org:7323
 ",
         );
+    }
+
+    #[test]
+    fn one_screen_is_enough_for_a_great_trouble() {
+        let mut status = fixture::degraded();
+        let (problem, link) = (status.problems[0].clone(), status.links[0].clone());
+        status.problems = vec![problem; 1000];
+        status.links = vec![link; 1000];
+        let text = render(&status, false, Paint(false), fixture::now());
+        assert!(text.lines().count() <= 48, "{text}");
+        assert!(text.contains("and 992 more: plexus status -o wide\n"), "{text}");
+        assert!(text.contains("and 988 more: plexus links\n"), "{text}");
+    }
+
+    #[test]
+    fn shares_are_short() {
+        assert_eq!([0.0, 0.004, 0.25, 1.0].map(percent), ["0 %", "0.4 %", "25 %", "100 %"]);
     }
 }

@@ -1,0 +1,41 @@
+//! The kinds of events that Ansible's callbacks make.
+
+/// What people call a kind of event, and how deep in the tree it stands.
+pub(crate) fn kind(event: &str) -> (&'static str, u8) {
+    match event {
+        "runner_on_failed" => ("Host Failed", 3),
+        "runner_on_start" => ("Host Started", 3),
+        "runner_on_ok" => ("Host OK", 3),
+        "runner_on_error" => ("Host Failure", 3),
+        "runner_on_skipped" => ("Host Skipped", 3),
+        "runner_on_unreachable" => ("Host Unreachable", 3),
+        "runner_on_no_hosts" => ("No Hosts Remaining", 3),
+        "runner_on_async_poll" => ("Host Polling", 3),
+        "runner_on_async_ok" => ("Host Async OK", 3),
+        "runner_on_async_failed" => ("Host Async Failure", 3),
+        "runner_item_on_ok" => ("Item OK", 3),
+        "runner_item_on_failed" => ("Item Failed", 3),
+        "runner_item_on_skipped" => ("Item Skipped", 3),
+        "runner_retry" => ("Host Retry", 3),
+        "runner_on_file_diff" => ("File Difference", 3),
+        "playbook_on_start" => ("Playbook Started", 0),
+        "playbook_on_notify" => ("Running Handlers", 2),
+        "playbook_on_include" => ("Including File", 2),
+        "playbook_on_no_hosts_matched" => ("No Hosts Matched", 2),
+        "playbook_on_no_hosts_remaining" => ("No Hosts Remaining", 2),
+        "playbook_on_task_start" => ("Task Started", 2),
+        "playbook_on_vars_prompt" => ("Variables Prompted", 1),
+        "playbook_on_setup" => ("Gathering Facts", 2),
+        "playbook_on_import_for_host" => ("internal: on Import for Host", 2),
+        "playbook_on_not_import_for_host" => ("internal: on Not Import for Host", 2),
+        "playbook_on_play_start" => ("Play Started", 1),
+        "playbook_on_stats" => ("Playbook Complete", 1),
+        "debug" => ("Debug", 0),
+        "verbose" => ("Verbose", 0),
+        "deprecated" => ("Deprecated", 0),
+        "warning" => ("Warning", 0),
+        "system_warning" => ("System Warning", 0),
+        "error" => ("Error", 0),
+        _ => ("", 0),
+    }
+}

@@ -1,0 +1,156 @@
+//! The front doors of a node: neighbours that dial it, over QUIC and over TCP.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::udp::SharedSocket;
+use super::{Error, Fresh, Origin, Side, frames, greet, run};
+use crate::node::Node;
+
+/// Handshakes that may be under way at once on one socket; more strangers must prove their address first.
+const HANDSHAKES: usize = 64;
+/// Longest TLS handshake on a TCP stream.
+const TLS_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait for links to say goodbye.
+const FAREWELL: Duration = Duration::from_millis(500);
+/// Least time between two warnings about neighbours that were refused.
+const WARN_EVERY: Duration = Duration::from_secs(1);
+
+/// Accepts neighbours on a QUIC endpoint until `closed`.
+pub(crate) async fn accept_quic(
+    node: Arc<Node>,
+    endpoint: quinn::Endpoint,
+    socket: Arc<SharedSocket>,
+    closed: CancellationToken,
+) {
+    let mut door = Door::new(node, closed.clone());
+    loop {
+        let incoming = tokio::select! {
+            incoming = endpoint.accept() => incoming,
+            () = door.tend() => continue,
+            () = closed.cancelled() => None,
+        };
+        let Some(incoming) = incoming else { return door.shut().await };
+        let Some(turn) = door.turn() else {
+            // Many at once, or a flood from forged addresses: only who can be reached may try again.
+            if incoming.may_retry() {
+                let _ = incoming.retry();
+            } else {
+                incoming.ignore();
+            }
+            continue;
+        };
+        let (remote, socket) = (incoming.remote_address(), socket.clone());
+        door.admit(remote, turn, async move {
+            incoming.await.map(|connection| Fresh::Quic(connection, socket)).map_err(Error::Connection)
+        });
+    }
+}
+
+/// Accepts neighbours on a TCP socket until `closed`.
+pub(crate) async fn accept_tcp(node: Arc<Node>, listener: Arc<TcpListener>, closed: CancellationToken) {
+    let mut door = Door::new(node, closed.clone());
+    loop {
+        let (stream, remote) = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of files, or a stranger that left already.
+                    debug!(error = &error as &dyn std::error::Error, "cannot accept a stream");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            },
+            () = door.tend() => continue,
+            () = closed.cancelled() => return door.shut().await,
+        };
+        // Who comes when all places are taken is turned away, and dials again.
+        let Some(turn) = door.turn() else { continue };
+        let acceptor = door.node.endpoints.acceptor();
+        door.admit(remote, turn, secure(acceptor, stream, remote));
+    }
+}
+
+async fn secure(acceptor: TlsAcceptor, stream: TcpStream, remote: SocketAddr) -> Result<Fresh, Error> {
+    frames::prepare(&stream);
+    let secured = tokio::time::timeout(TLS_TIMEOUT, acceptor.accept(stream)).await;
+    let stream = secured.map_err(|_| Error::Timeout)?.map_err(Error::Tls)?;
+    Ok(Fresh::Tcp(Box::new(stream.into()), remote))
+}
+
+/// What both kinds of door have in common.
+struct Door {
+    node: Arc<Node>,
+    closed: CancellationToken,
+    handshakes: Arc<Semaphore>,
+    links: JoinSet<()>,
+    warned: Option<Instant>,
+    refused: mpsc::Sender<(SocketAddr, Error)>,
+    refusals: mpsc::Receiver<(SocketAddr, Error)>,
+}
+
+impl Door {
+    fn new(node: Arc<Node>, closed: CancellationToken) -> Self {
+        let (refused, refusals) = mpsc::channel(16);
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+        Self { node, closed, handshakes, links: JoinSet::new(), warned: None, refused, refusals }
+    }
+
+    fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        self.handshakes.clone().try_acquire_owned().ok()
+    }
+
+    /// Makes a link of what `fresh` yields.
+    fn admit(
+        &mut self,
+        remote: SocketAddr,
+        turn: OwnedSemaphorePermit,
+        fresh: impl Future<Output = Result<Fresh, Error>> + Send + 'static,
+    ) {
+        let (node, refused, cancel) = (self.node.clone(), self.refused.clone(), self.closed.clone());
+        self.links.spawn(async move {
+            let greeted = async { greet(&node, fresh.await?, Side::Accepted).await }.await;
+            drop(turn);
+            match greeted {
+                Ok(greeted) => {
+                    run(&node, greeted, Origin { dialed: false, bandwidth: None, cancel }).await;
+                }
+                // A full channel means that nobody could read so many warnings.
+                Err(error) => drop(refused.try_send((remote, error))),
+            }
+        });
+    }
+
+    /// Waits for the links, which end by themselves, and a moment for handshakes, which may not.
+    async fn shut(mut self) {
+        let ended = async { while self.links.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(FAREWELL, ended).await;
+        self.links.shutdown().await;
+    }
+
+    /// Clears away what has ended; resolves after each piece. Nothing is lost if the future is dropped.
+    async fn tend(&mut self) {
+        tokio::select! {
+            Some(_) = self.links.join_next() => {}
+            Some((remote, error)) = self.refusals.recv() => {
+                let now = Instant::now();
+                let loud = error.is_refusal() && self.warned.is_none_or(|at| now.duration_since(at) > WARN_EVERY);
+                let error = &error as &dyn std::error::Error;
+                if loud {
+                    self.warned = Some(now);
+                    warn!(%remote, error, "neighbour refused");
+                } else {
+                    debug!(%remote, error, "link not accepted");
+                }
+            }
+        }
+    }
+}

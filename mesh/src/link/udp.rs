@@ -1,0 +1,248 @@
+//! A UDP socket that QUIC shares with sealed packets.
+//!
+//! quinn drives it. What arrives with QUIC's fixed bit set is quinn's; the rest goes to the link that is bound to the
+//! address it came from, batch by batch as the kernel delivers it, and never reaches quinn.
+
+use std::collections::HashMap;
+use std::io::{self, IoSliceMut};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, ready};
+
+use arc_swap::ArcSwap;
+use bytes::BytesMut;
+use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
+use quinn::{AsyncUdpSocket, UdpPoller};
+use tokio::io::Interest;
+
+use super::sealed::Inlet;
+use crate::forward::Drops;
+
+/// Bytes handed to the kernel in one call; it would swallow a larger transmit without a word.
+const TRANSMIT_MAX: usize = 65_000;
+/// Rounds of nothing but sealed packets before other tasks of the thread get their turn.
+const ROUNDS: usize = 8;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct SharedSocket {
+    io: tokio::net::UdpSocket,
+    state: UdpSocketState,
+    inlets: ArcSwap<Inlets>,
+    /// Taken while `inlets` is replaced.
+    changing: Mutex<()>,
+    drops: Arc<Drops>,
+}
+
+/// Whom sealed packets from an address may be for: a link, or a link and the one that takes its place.
+type Inlets = HashMap<SocketAddr, Vec<Arc<Inlet>>>;
+
+impl SharedSocket {
+    /// Takes over a bound socket. Called inside a runtime.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn new(socket: std::net::UdpSocket, drops: Arc<Drops>) -> io::Result<Self> {
+        Ok(Self {
+            state: UdpSocketState::new((&socket).into())?,
+            io: tokio::net::UdpSocket::from_std(socket)?,
+            inlets: ArcSwap::default(),
+            changing: Mutex::new(()),
+            drops,
+        })
+    }
+
+    /// Gives sealed packets from `remote` to `inlet`.
+    pub(crate) fn bind(&self, remote: SocketAddr, inlet: &Arc<Inlet>) {
+        self.change(|inlets| {
+            let there = inlets.entry(remote).or_default();
+            // The newest first: it is the one that the peer uses.
+            there.insert(0, inlet.clone());
+        });
+    }
+
+    /// Forgets `inlet` at every address.
+    pub(crate) fn unbind(&self, inlet: &Arc<Inlet>) {
+        self.change(|inlets| {
+            inlets.retain(|_, there| {
+                there.retain(|known| !Arc::ptr_eq(known, inlet));
+                !there.is_empty()
+            });
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Inlets)) {
+        let _turn = self.changing.lock().expect("no code panics under this lock");
+        let mut inlets = Inlets::clone(&self.inlets.load());
+        change(&mut inlets);
+        self.inlets.store(Arc::new(inlets));
+    }
+
+    /// Packets in one transmit at most.
+    pub(crate) fn max_segments(&self) -> usize {
+        self.state.max_gso_segments().max(1)
+    }
+
+    /// Resolves when the kernel may take more.
+    pub(crate) async fn writable(&self) {
+        // An error shows at the next send.
+        let _ = self.io.writable().await;
+    }
+
+    /// Takes what is sealed out of `count` received buffers; those for quinn move to the front. Returns how many.
+    fn sift(&self, buffers: &mut [IoSliceMut<'_>], metas: &mut [RecvMeta], count: usize) -> usize {
+        let mut kept = 0;
+        for index in 0..count {
+            let meta = &mut metas[index];
+            let (buffer, stride) = (&mut buffers[index], meta.stride.max(1));
+            let received = &mut buffer[..meta.len];
+            let sealed = received.chunks(stride).filter(|packet| is_sealed(packet)).count();
+            if sealed > 0 {
+                if sealed * stride >= received.len() {
+                    self.take(meta.addr, received, stride);
+                    continue;
+                }
+                // The kernel joins packets of one sender by size alone.
+                meta.len = self.part(meta.addr, received, stride);
+            }
+            buffers.swap(kept, index);
+            metas.swap(kept, index);
+            kept += 1;
+        }
+        kept
+    }
+
+    /// Takes single sealed packets from among others, which move to the front. Returns how many bytes are left.
+    fn part(&self, from: SocketAddr, received: &mut [u8], stride: usize) -> usize {
+        let mut left = 0;
+        for start in (0..received.len()).step_by(stride) {
+            let end = (start + stride).min(received.len());
+            if is_sealed(&received[start..end]) {
+                self.take(from, &received[start..end], stride);
+            } else {
+                received.copy_within(start..end, left);
+                left += end - start;
+            }
+        }
+        left
+    }
+
+    fn take(&self, from: SocketAddr, packets: &[u8], stride: usize) {
+        let inlets = self.inlets.load();
+        let Some(there) = inlets.get(&from) else {
+            return self.drops.forged.add(packets.len().div_ceil(stride) as u64);
+        };
+        match &there[..] {
+            [only] => only.receive(BytesMut::from(packets), stride),
+            several => {
+                for packet in packets.chunks(stride) {
+                    if !several.iter().any(|inlet| inlet.try_receive(packet)) {
+                        self.drops.forged.add(1);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Whether a packet is none of QUIC's.
+fn is_sealed(packet: &[u8]) -> bool {
+    packet.first().is_some_and(|first| first & 0x40 == 0)
+}
+
+impl AsyncUdpSocket for SharedSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(Poller { socket: self, waiting: Mutex::new(None) })
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let send = |transmit: &Transmit<'_>| {
+            self.io.try_io(Interest::WRITABLE, || self.state.send((&self.io).into(), transmit))
+        };
+        let Some(segment) = transmit.segment_size else { return send(transmit) };
+        let most = (TRANSMIT_MAX / segment.max(1)).max(1) * segment;
+        if transmit.contents.len() <= most {
+            return send(transmit);
+        }
+        for (index, contents) in transmit.contents.chunks(most).enumerate() {
+            let part = Transmit {
+                contents,
+                segment_size: (contents.len() > segment).then_some(segment),
+                destination: transmit.destination,
+                ecn: transmit.ecn,
+                src_ip: transmit.src_ip,
+            };
+            match send(&part) {
+                // What has left has left: the rest is lost like packets on the way.
+                Err(error) if index > 0 && error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                sent => sent?,
+            }
+        }
+        Ok(())
+    }
+
+    fn poll_recv(
+        &self,
+        context: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+        metas: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        for _ in 0..ROUNDS {
+            ready!(self.io.poll_recv_ready(context))?;
+            let received =
+                self.io.try_io(Interest::READABLE, || self.state.recv((&self.io).into(), buffers, metas));
+            if let Ok(count) = received {
+                let kept = self.sift(buffers, metas, count);
+                if kept > 0 {
+                    return Poll::Ready(Ok(kept));
+                }
+            }
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.io.local_addr()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.state.may_fragment()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.state.max_gso_segments()
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.state.gro_segments()
+    }
+}
+
+type Writable = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
+
+/// Waits for the kernel's buffer.
+struct Poller {
+    socket: Arc<SharedSocket>,
+    waiting: Mutex<Option<Writable>>,
+}
+
+impl std::fmt::Debug for Poller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Poller")
+    }
+}
+
+impl UdpPoller for Poller {
+    fn poll_writable(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut waiting = self.waiting.lock().expect("no code panics under this lock");
+        let future = waiting.get_or_insert_with(|| {
+            let socket = self.socket.clone();
+            Box::pin(async move { socket.writable().await })
+        });
+        ready!(future.as_mut().poll(context));
+        *waiting = None;
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,125 @@
+//! Jobs as people watch them: `plexus job` against a real controller, across its death.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on stops there")]
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use plexus_tests::{Replay, Seen, wait_for};
+use tokio::io::{AsyncReadExt, BufReader};
+use tokio::process::{Child, Command};
+
+/// The captured stream: 423 events, of which about half come before the gate.
+const CASE: &str = "ten-hosts";
+const LINES: u64 = 202;
+const DEADLINE: Duration = Duration::from_secs(60);
+
+fn plexus(replay: &Replay, args: &[&str]) -> Command {
+    let mut command = Command::new(replay.cluster.layout.binaries.cli());
+    let api = replay.api();
+    command
+        .args(args)
+        .env("CONTROLLER_HOST", api.base())
+        .env("CONTROLLER_USERNAME", api.user())
+        .env("CONTROLLER_PASSWORD", api.password())
+        .env("CONTROLLER_VERIFY_SSL", "false")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+/// Reads until `wanted` events came, one JSON document on a line each.
+async fn events(child: &mut Child, wanted: usize) -> Vec<u8> {
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut text = Vec::new();
+    let read = async {
+        while text.iter().filter(|&&byte| byte == b'\n').count() < wanted {
+            let mut piece = [0; 4096];
+            let length = out.read(&mut piece).await.unwrap();
+            assert!(length > 0, "the output ended after {} bytes", text.len());
+            text.extend_from_slice(&piece[..length]);
+        }
+    };
+    tokio::time::timeout(DEADLINE, read).await.unwrap();
+    child.stdout = Some(out.into_inner());
+    text
+}
+
+#[tokio::test]
+async fn tail_shows_exactly_the_output_across_the_death_of_the_controller() {
+    let mut replay = Replay::start("tail", CASE, LINES).await.unwrap();
+    let job = replay.launch().await.unwrap();
+    replay.at_gate(job).await.unwrap();
+    let id = job.to_string();
+    let text = plexus(&replay, &["--color", "always", "job", "tail", &id]).spawn().unwrap();
+    let mut json = plexus(&replay, &["-o", "json", "job", "tail", &id]).spawn().unwrap();
+    let mut lines = events(&mut json, 150).await;
+
+    replay.cluster.controller.kill();
+    replay.cluster.controller.start().unwrap();
+    replay.cluster.api_up().await.unwrap();
+    replay.open_gate().unwrap();
+    let stored = replay.successful(job).await.unwrap();
+
+    let text = tokio::time::timeout(DEADLINE, text.wait_with_output()).await.unwrap().unwrap();
+    assert!(text.status.success(), "{}", String::from_utf8_lossy(&text.stderr));
+    assert_eq!(String::from_utf8_lossy(&text.stdout), replay.api().stdout(job, "ansi").await.unwrap());
+    let rest = tokio::time::timeout(DEADLINE, json.wait_with_output()).await.unwrap().unwrap();
+    assert!(rest.status.success(), "{}", String::from_utf8_lossy(&rest.stderr));
+    assert!(String::from_utf8_lossy(&rest.stderr).contains("trying again"), "the death was not noticed");
+    lines.extend(rest.stdout);
+    let shown: Vec<serde_json::Value> =
+        String::from_utf8(lines).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let (end, shown) = shown.split_last().unwrap();
+    assert_eq!((&end["status"], &end["final_counter"]), (&"successful".into(), &stored.len().into()));
+    let uuids = |events: &[serde_json::Value]| -> Vec<serde_json::Value> {
+        events
+            .iter()
+            .map(|event| serde_json::json!([event["counter"], event["uuid"], event["stdout"]]))
+            .collect()
+    };
+    assert_eq!(uuids(shown), uuids(&stored), "each event once, in order");
+    replay.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn jobs_are_launched_listed_explained_and_canceled() {
+    let replay = Replay::start("job-verbs", CASE, LINES).await.unwrap();
+    let run = async |args: &[&str]| {
+        let output = tokio::time::timeout(DEADLINE, plexus(&replay, args).output()).await.unwrap().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+    };
+    let (code, out, err) = run(&["job", "launch", "replay", "--detach", "--limit", "h1"]).await;
+    assert_eq!((code, out.as_str()), (0, "job 1 launched\n"), "{err}");
+    replay.at_gate(1).await.unwrap();
+    let (_, out, _) = run(&["job", "list"]).await;
+    assert!(out.contains("1   running  replay"), "{out}");
+    assert_eq!(run(&["job", "why", "1"]).await.1, "Job 1 runs on node-1.\n");
+    let (code, out, _) = run(&["job", "cancel", "1"]).await;
+    assert!(code == 0 && out.contains("cancel is noted"), "{out}");
+    let (code, _, err) = run(&["job", "tail", "1"]).await;
+    assert!(code == 1 && err.contains("job 1 is canceled"), "{code} {err}");
+    let (code, _, err) = run(&["job", "cancel", "1"]).await;
+    assert!(code == 1 && err.contains("job 1 is canceled already"), "{code} {err}");
+    assert!(run(&["job", "show", "1"]).await.1.contains("status:      canceled"));
+    // Wrong names, wrong ids, wrong variables: each says which.
+    let (code, _, err) = run(&["job", "launch", "nothing"]).await;
+    assert!(code == 4 && err.contains("there is no job template \"nothing\""), "{code} {err}");
+    let (code, _, err) = run(&["job", "tail", "99"]).await;
+    assert!(code == 4 && err.contains("No Job matches"), "{code} {err}");
+    let (code, _, err) = run(&["job", "launch", "replay", "-e", "x"]).await;
+    assert!(code == 2 && err.contains("no name and value"), "{code} {err}");
+    replay.open_gate().unwrap();
+    wait_for("the canceled unit to be gone", DEADLINE, async || {
+        let job = replay.api().job(1).await;
+        Seen::when(job.is_ok_and(|job| job["event_processing_finished"] == true), || {
+            "not finished".to_owned()
+        })
+    })
+    .await
+    .unwrap();
+    replay.finish().await.unwrap();
+}
