@@ -14,6 +14,7 @@ mod error;
 mod events;
 mod fleet;
 mod generic;
+mod grep;
 mod inventories;
 mod jobs;
 mod later;
@@ -187,6 +188,7 @@ async fn dispatch(call: &Call) -> Answer {
         ["api", "v2"] => root::version_two(call),
         ["api", "v2", rest @ ..] => version_two(call, rest).await,
         ["websocket"] | ["api", "websocket"] => Err(websocket::needed()),
+        ["api", "plexus", "v1", "grep"] => grep::serve(call).await,
         ["api", "plexus", "v1", "mesh", rest @ ..] => mesh::serve(call, rest).await,
         _ => Err(ApiError::no_such_page()),
     }

@@ -7,6 +7,7 @@ pub mod debug;
 pub mod dispatch;
 mod event_kind;
 pub mod fleet;
+mod grep;
 pub mod http;
 pub mod https;
 pub mod ingest;

@@ -2,6 +2,7 @@
 
 mod access;
 mod events;
+mod grep;
 mod hostile;
 mod jobs;
 mod lists;
