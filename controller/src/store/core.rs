@@ -237,7 +237,15 @@ impl CoreDb {
     pub async fn begin(&self, class: Class) -> Result<WriteTx, Error> {
         let turn = self.shared.gate.turn(class).await;
         let tx = match &self.shared.pools {
-            Pools::Sqlite { writer, .. } => Inner::Sqlite(writer.begin_with(sqlite::BEGIN).await?),
+            Pools::Sqlite { writer, .. } => match writer.begin_with(sqlite::BEGIN).await {
+                // After a commit on a full disk, which SQLite undoes by itself, the driver counts a transaction that is
+                // not there, and begins no other on this connection.
+                Err(sqlx::Error::InvalidSavePointStatement) => {
+                    writer.acquire().await?.close().await?;
+                    Inner::Sqlite(writer.begin_with(sqlite::BEGIN).await?)
+                }
+                begun => Inner::Sqlite(begun?),
+            },
             Pools::Postgres { writer, .. } => Inner::Postgres(writer.begin().await?),
         };
         Ok(WriteTx {

@@ -90,7 +90,13 @@ impl Engine {
             .pragma("cache_size", "-65536");
         let mut connection = options.connect().await.map_err(failed)?;
         prepare(&mut connection, &path).await?;
-        Ok(Writer { connection, texts: Texts::default(), path: path.into() })
+        Ok(Writer {
+            options,
+            connection: Some(connection),
+            is_broken: false,
+            texts: Texts::default(),
+            path: path.into(),
+        })
     }
 
     /// The months there are, oldest first.
@@ -215,7 +221,11 @@ impl Texts {
 
 /// The one connection that writes a month.
 pub(super) struct Writer {
-    connection: SqliteConnection,
+    options: SqliteConnectOptions,
+    connection: Option<SqliteConnection>,
+    /// A statement failed. SQLite may have undone the transaction by itself (a full disk does that), and the driver then
+    /// counts one that is not there and begins no other: only a new connection helps.
+    is_broken: bool,
     texts: Texts,
     path: Arc<Path>,
 }
@@ -223,14 +233,26 @@ pub(super) struct Writer {
 impl Writer {
     /// Begins a transaction that nobody else can write beside. Dropped, it is undone.
     pub(super) async fn begin(&mut self) -> Result<Transaction<'_>, Error> {
-        let inner = self.connection.begin_with("BEGIN IMMEDIATE").await;
-        let inner = inner.map_err(|source| Error::Write { file: self.path.to_path_buf(), source })?;
-        Ok(Transaction { inner, texts: &mut self.texts, path: &self.path })
+        let failed = |source| Error::Write { file: self.path.to_path_buf(), source };
+        if self.is_broken
+            && let Some(connection) = self.connection.take()
+        {
+            let _ = connection.close().await;
+        }
+        if self.connection.is_none() {
+            self.connection = Some(self.options.connect().await.map_err(failed)?);
+            self.is_broken = false;
+        }
+        let connection = self.connection.as_mut().expect("made the line before where there was none");
+        let inner = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+        Ok(Transaction { inner, is_broken: &mut self.is_broken, texts: &mut self.texts, path: &self.path })
     }
 
     /// Folds the log into the file and closes it.
     pub(super) async fn close(self) {
-        if let Err(error) = self.connection.close().await {
+        if let Some(connection) = self.connection
+            && let Err(error) = connection.close().await
+        {
             tracing::warn!(file = %self.path.display(), error = &error as &dyn std::error::Error, "event file closed with an error");
         }
     }
@@ -239,6 +261,7 @@ impl Writer {
 /// A transaction at work.
 pub(super) struct Transaction<'a> {
     inner: sqlx::Transaction<'a, sqlx::Sqlite>,
+    is_broken: &'a mut bool,
     texts: &'a mut Texts,
     path: &'a Path,
 }
@@ -287,10 +310,13 @@ impl Transaction<'_> {
     /// Makes it durable.
     pub(super) async fn commit(self) -> Result<(), Error> {
         let file = self.path.to_owned();
-        self.inner.commit().await.map_err(|source| Error::Write { file, source })
+        let committed = self.inner.commit().await;
+        *self.is_broken |= committed.is_err();
+        committed.map_err(|source| Error::Write { file, source })
     }
 
-    fn failed(&self, source: sqlx::Error) -> Error {
+    fn failed(&mut self, source: sqlx::Error) -> Error {
+        *self.is_broken = true;
         Error::Write { file: self.path.to_owned(), source }
     }
 }
