@@ -35,7 +35,7 @@ use reload::{Fixed, Sources};
 pub use reload::{ReloadError, ReloadReport};
 
 /// Longest wait in [`Mesh::shutdown`] for neighbours to acknowledge the end.
-const FAREWELL: Duration = Duration::from_secs(1);
+const FAREWELL: Duration = Duration::from_secs(3);
 
 /// A running mesh node. Clones are cheap; when the last one is dropped, or [`shutdown`](Mesh::shutdown) is called, its
 /// links close.

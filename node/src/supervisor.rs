@@ -7,6 +7,7 @@
 mod incarnations;
 mod leftovers;
 mod shims;
+mod tombstones;
 mod unit;
 
 use std::collections::BTreeMap;
@@ -17,8 +18,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use plexus_proto::id::{Attempt, NodeId, OwnerEpoch, StoreId};
 use plexus_proto::work::{
-    CancelRequest, ForgetRequest, ListReply, NodeInfo, PrivateBlock, Refusal, RefusalCode, SealedRecord,
-    StatusRequest, SubmitRequest, UnitReply, UnitReplyResult, UnitSpec, UnitStatus,
+    AbandonRequest, CancelRequest, ForgetRequest, ListReply, NodeInfo, PrivateBlock, Refusal, RefusalCode,
+    SealedRecord, StatusRequest, SubmitRequest, UnitReply, UnitReplyResult, UnitSpec, UnitStatus,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -35,6 +36,7 @@ use crate::{capacity, private};
 
 use incarnations::Incarnations;
 use shims::Spare;
+use tombstones::{Tombstones, today};
 pub use unit::View;
 use unit::{Request, Task};
 
@@ -72,6 +74,9 @@ pub enum StartError {
     /// The incarnations of clusters.
     #[error(transparent)]
     Incarnations(#[from] incarnations::Error),
+    /// The attempts that never start again.
+    #[error(transparent)]
+    Tombstones(#[from] tombstones::Error),
     /// The units on disk.
     #[error("cannot read the units of an earlier life")]
     Units(#[from] unit_dir::Error),
@@ -129,6 +134,7 @@ struct Inner {
     runtime_version: tokio::sync::OnceCell<String>,
     cache: Arc<Cache>,
     incarnations: Incarnations,
+    tombstones: Tombstones,
     units: Mutex<BTreeMap<Attempt, Handle>>,
     serial: AtomicU64,
     /// A shim that waits for the next unit.
@@ -189,6 +195,18 @@ impl Inner {
         }
     }
 
+    /// Stores, synced, that an attempt never starts again.
+    async fn bury(self: &Arc<Self>, attempt: Attempt) -> Result<(), Refusal> {
+        let inner = self.clone();
+        let buried = self.blocking(move || inner.tombstones.bury(attempt, today())).await;
+        buried.map_err(|error| {
+            refusal(
+                RefusalCode::NodeFull,
+                format!("this node cannot store the end of unit {attempt}: {error}"),
+            )
+        })
+    }
+
     /// True for an attempt that has no business in a container or on tmpfs any more.
     fn is_stale(&self, attempt: Attempt) -> bool {
         // What is there when an agent goes belongs to the next one.
@@ -208,6 +226,7 @@ impl Supervisor {
         private::check_swap(options.work.allow_swap)?;
         let cache = Arc::new(Cache::open(&options.data_dir.join("cache"))?);
         let incarnations = Incarnations::open(&options.data_dir)?;
+        let tombstones = Tombstones::open(&options.data_dir, today())?;
         let place = Place { node: options.node.clone(), store: store.id };
         let runtime: Arc<dyn Runtime> = match options.work.runtime.kind() {
             Kind::Podman => {
@@ -224,6 +243,7 @@ impl Supervisor {
             runtime_version: tokio::sync::OnceCell::new(),
             cache,
             incarnations,
+            tombstones,
             units: Mutex::default(),
             serial: AtomicU64::new(0),
             spare: Mutex::default(),
@@ -273,6 +293,11 @@ impl Supervisor {
         }
         for attempt in unit_dir::list(&units)? {
             let dir = UnitDir::new(&units, attempt);
+            if self.0.tombstones.holds(attempt) {
+                // A crash came between the note of its end and the end of its directory.
+                self.0.runtime.remove_tree(dir.path()).ok();
+                continue;
+            }
             match unit::load(&dir) {
                 Ok(Some((unit, spec))) => {
                     self.adopt(&mut self.0.units(), unit, spec, dir);
@@ -337,6 +362,9 @@ impl Supervisor {
         let handle = match known {
             Some(handle) => handle,
             None => {
+                if self.0.tombstones.holds(attempt) {
+                    return Err(forgotten(attempt));
+                }
                 let spec = request.spec.ok_or_else(|| refusal(RefusalCode::Invalid, "submit has no spec"))?;
                 self.check_spec(attempt, &spec)?;
                 self.accept(attempt, caller, epoch, spec)?
@@ -401,6 +429,23 @@ impl Supervisor {
     pub async fn forget(&self, caller: &Caller, request: ForgetRequest) -> UnitReply {
         let verb = |epoch, answer| Request::Forget { caller: caller.clone(), epoch, answer };
         reply(self.act(caller, request.unit.as_ref(), request.epoch, verb).await)
+    }
+
+    /// Gives a unit up: kills what lives of it, and sees to it that it never starts, even if it is not known yet.
+    pub async fn abandon(&self, caller: &Caller, request: AbandonRequest) -> UnitReply {
+        reply(self.try_abandon(caller, request).await)
+    }
+
+    async fn try_abandon(&self, caller: &Caller, request: AbandonRequest) -> Result<UnitStatus, Refusal> {
+        let (attempt, epoch) = (parse_attempt(request.unit.as_ref())?, parse_epoch(request.epoch)?);
+        self.0.incarnations.check(&caller.cluster, epoch)?;
+        if let Some(handle) = self.handle(attempt) {
+            let verb = |answer| Request::Abandon { caller: caller.clone(), epoch, answer };
+            return ask(&handle.requests, attempt, verb).await?;
+        }
+        // Its submit may still be on the way.
+        self.0.bury(attempt).await?;
+        Err(forgotten(attempt))
     }
 
     async fn act(
@@ -604,6 +649,12 @@ fn parse_epoch(epoch: Option<plexus_proto::work::OwnerEpoch>) -> Result<OwnerEpo
 
 fn unknown(attempt: Attempt) -> Refusal {
     refusal(RefusalCode::UnknownUnit, format!("unit {attempt} is not known on this node"))
+}
+
+fn forgotten(attempt: Attempt) -> Refusal {
+    let message =
+        format!("unit {attempt} ended here or was given up, and was forgotten: it never starts again");
+    refusal(RefusalCode::Forgotten, message)
 }
 
 fn shutting_down() -> Refusal {

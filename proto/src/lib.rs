@@ -51,8 +51,8 @@ pub mod work {
     pub use crate::generated::work_client::WorkClient;
     pub use crate::generated::work_server::{Work, WorkServer};
     pub use crate::generated::{
-        Ack, Attach, Attached, CancelRequest, ChunkBatch, Directory, EndRecord, FileContent, Finished,
-        ForgetRequest, Fragment, ImageInfo, ImageReply, ImageRequest, ImagesReply, ImagesRequest,
+        AbandonRequest, Ack, Attach, Attached, CancelRequest, ChunkBatch, Directory, EndRecord, FileContent,
+        Finished, ForgetRequest, Fragment, ImageInfo, ImageReply, ImageRequest, ImagesReply, ImagesRequest,
         InfoRequest, ListReply, ListRequest, LostRecord, ManifestPart, NodeInfo, Outcome, Output, OwnerEpoch,
         PayloadDone, PayloadMessage, PayloadNeed, PayloadOpen, PayloadProgress, Pending, Preparing,
         PrivateBlock, PrivateFile, PullPolicy, PullProgress, Record, RecordMessage, Refusal, RefusalCode,

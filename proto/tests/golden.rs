@@ -61,7 +61,7 @@ fn epoch() -> Option<OwnerEpoch> {
 }
 
 fn refusal() -> Refusal {
-    Refusal { code: RefusalCode::OlderEpoch.into(), message: "owned by a later epoch".into() }
+    Refusal { code: RefusalCode::OlderEpoch.into(), message: "owned by a later epoch".into(), incarnation: 0 }
 }
 
 fn finished() -> Finished {
@@ -126,6 +126,7 @@ fn work_verbs() {
         env: BTreeMap::from([("LANG".into(), "C.UTF-8".into())]),
         organization: "Default".into(),
         keep_seconds: 60,
+        owner_deadline_seconds: 0,
     };
     let store_id = Bytes::from_static(&[3; 16]);
     check(
@@ -133,6 +134,7 @@ fn work_verbs() {
         SubmitRequest { unit: unit(), epoch: epoch(), store_id: store_id.clone(), spec: Some(spec) },
     );
     check("cancel", CancelRequest { unit: unit(), epoch: epoch() });
+    check("abandon", AbandonRequest { unit: unit(), epoch: epoch() });
     check("forget", ForgetRequest { unit: unit(), epoch: epoch() });
     check("status", StatusRequest { unit: unit() });
     check("list", ListRequest {});

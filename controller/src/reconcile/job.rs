@@ -102,6 +102,10 @@ impl From<payload::Error> for Trouble {
 fn refused(refusal: &Refusal) -> Trouble {
     match refusal.code() {
         RefusalCode::OlderEpoch => Trouble::Outranked,
+        // Nothing is decided by a controller whose database is not the latest: everything waits for its operator.
+        RefusalCode::PastIncarnation => {
+            Trouble::Passing(format!("{}; run plexus-controller db recovered", refusal.message))
+        }
         RefusalCode::NodeFull | RefusalCode::ShuttingDown => Trouble::Passing(refusal.message.clone()),
         _ => Trouble::Fatal(refusal.message.clone()),
     }
@@ -279,6 +283,7 @@ impl Driver {
             env: Default::default(),
             organization: String::new(),
             keep_seconds: 0,
+            owner_deadline_seconds: 0,
         };
         let status = self.client.submit(self.unit.attempt, epoch, self.unit.store, spec).await?;
         if needs_payload(&status) {

@@ -2,8 +2,8 @@
 
 use plexus_mesh::grpc::PeerIdentity;
 use plexus_proto::work::{
-    CancelRequest, ForgetRequest, InfoRequest, ListReply, ListRequest, NodeInfo, StatusRequest,
-    SubmitRequest, UnitReply, Work,
+    AbandonRequest, CancelRequest, ForgetRequest, InfoRequest, ListReply, ListRequest, NodeInfo,
+    StatusRequest, SubmitRequest, UnitReply, Work,
 };
 use tonic::{Request, Response, Status};
 
@@ -45,6 +45,11 @@ impl Work for Verbs {
     async fn forget(&self, request: Request<ForgetRequest>) -> Result<Response<UnitReply>, Status> {
         let caller = caller(&request)?;
         Ok(Response::new(self.supervisor.forget(&caller, request.into_inner()).await))
+    }
+
+    async fn abandon(&self, request: Request<AbandonRequest>) -> Result<Response<UnitReply>, Status> {
+        let caller = caller(&request)?;
+        Ok(Response::new(self.supervisor.abandon(&caller, request.into_inner()).await))
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<UnitReply>, Status> {

@@ -109,7 +109,8 @@ impl Shim {
             Instant::now(),
             Duration::from_secs(launch.grace_seconds.into()),
             Duration::from_secs(launch.timeout_seconds),
-        );
+        )
+        .with_silence(Duration::from_secs(launch.owner_deadline_seconds), Instant::now());
         let quota = launch.spool_quota;
         let mut shim = Self {
             private_dir: PathBuf::from(&launch.private_dir),
@@ -261,6 +262,7 @@ impl Shim {
                         self.act(action);
                     }
                 }
+                Order::Heard(_) => self.ending.on_heard(Instant::now()),
                 Order::Trimmed(_) => {
                     self.output.recount();
                     self.output.retry_at = self.output.retry_at.map(|_| Instant::now());
