@@ -280,7 +280,7 @@ impl EventStore {
     /// # Errors
     /// A server that cannot be used, or one with a month of a newer version.
     pub async fn connect(server: &Server) -> Result<Self, Error> {
-        Ok(Self::with(Engine::Postgres(postgres::Engine::open(server).await?)))
+        Ok(Self::with(Engine::Postgres(Box::new(postgres::Engine::open(server).await?))))
     }
 
     fn with(engine: Engine) -> Self {

@@ -15,7 +15,7 @@ use super::{Error, Month, postgres, sqlite};
 #[derive(Debug, Clone)]
 pub(super) enum Engine {
     Sqlite(sqlite::Engine),
-    Postgres(postgres::Engine),
+    Postgres(Box<postgres::Engine>),
 }
 
 /// Connections that read a month. They never wait for the writer.
