@@ -346,6 +346,7 @@ async fn full_disk_child() {
     let ballast = dir.join("ballast");
     let mut file = std::fs::File::create(&ballast).unwrap();
     while std::io::Write::write(&mut file, &[7; 4096]).is_ok_and(|written| written > 0) {}
+    drop(file); // open, it would keep its room when it is removed
     let last = records.len() as u64;
     for record in &records[3..] {
         // What cannot even be read for want of room may end the session.
