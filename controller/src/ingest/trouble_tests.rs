@@ -73,7 +73,7 @@ async fn odd_bytes_are_stored_as_they_came(place: Place) {
     assert_eq!(events[0].host_name, events[4].host_name);
     assert_eq!(events[0].stdout, "x\u{fffd}y");
     assert!(events[0].normalised && events[1].normalised && events[2].normalised && events[3].normalised);
-    let query = EventQuery { host: Some(TextMatch::Contains("web\01".into())), ..EventQuery::default() };
+    let query = EventQuery { host: Some(TextMatch::Contains("web\u{0}1".into())), ..EventQuery::default() };
     // A NUL in a question is no error; what it finds is the engine's affair.
     store.events(job(1), query).await.unwrap();
     assert_eq!(store.summary(job(1)).await.unwrap().gaps, []);

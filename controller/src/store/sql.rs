@@ -80,7 +80,7 @@ mod tests {
         let select = Query::select().column("id").from("t").and_where(Expr::col("a").eq("x\0y")).take();
         let sqlite = select.for_engine(Engine::Sqlite);
         assert_eq!(sqlite.sql, r#"SELECT "id" FROM "t" WHERE "a" = ?"#);
-        let postgres = (&select).for_engine(Engine::Postgres);
+        let postgres = select.for_engine(Engine::Postgres);
         assert_eq!(postgres.sql, r#"SELECT "id" FROM "t" WHERE "a" = $1"#);
         assert_eq!(postgres.values.0.0, [Value::from("x\u{fffd}y")]);
     }

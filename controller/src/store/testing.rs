@@ -63,7 +63,7 @@ impl Place {
     }
 
     pub(crate) fn server(&self) -> Server {
-        Server::new(&self.url, None).unwrap()
+        Server::new(self.url(), None).unwrap()
     }
 
     /// Everything that lies in the databases, as bytes: to be searched for what must not be there.
