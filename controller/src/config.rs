@@ -59,6 +59,9 @@ pub struct Config {
     /// Links to the mesh.
     #[serde(default)]
     pub mesh: MeshSection,
+    /// How machines get certificates here.
+    #[serde(default)]
+    pub enrolment: Enrolment,
     /// The API.
     #[serde(default)]
     pub http: Http,
@@ -83,6 +86,26 @@ pub struct Database {
     pub password_file: Option<PathBuf>,
     /// Days after which a job that is over goes, with its events; none: never.
     pub keep_jobs_days: Option<u32>,
+}
+
+/// How machines get certificates here.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Enrolment {
+    /// Directory with `intermediate.pem`, `intermediate.key` and `root.pem`; none: this controller issues nothing.
+    pub ca_dir: Option<PathBuf>,
+    /// Members that new machines can reach, `host:port`: what tokens name unless told otherwise. Empty: the
+    /// neighbours that this controller dials, and its own listeners.
+    pub addresses: Vec<String>,
+    /// Life of a certificate. Nodes renew after two thirds of it.
+    pub certificate_seconds: u64,
+}
+
+impl Default for Enrolment {
+    fn default() -> Self {
+        // A month: a stolen key is of use for weeks at most, and a site may be dark for ten days unnoticed.
+        Self { ca_dir: None, addresses: Vec::new(), certificate_seconds: 30 * 24 * 3600 }
+    }
 }
 
 /// The API.

@@ -5,6 +5,7 @@ pub mod config;
 pub mod crash;
 pub mod debug;
 pub mod dispatch;
+pub mod enrolment;
 mod event_kind;
 pub mod fleet;
 mod grep;

@@ -5,6 +5,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use plexus_mesh::Mesh;
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use crate::config::Config;
+use crate::enrolment::Enrolment;
 use crate::http::{self, App};
 use crate::https::Doors;
 use crate::ingest::Ingest;
@@ -52,7 +54,8 @@ pub async fn run(config: Config, file: &Path, shutdown: CancellationToken) -> an
     let vault = Vault::open(&config.data_dir.join("secret"))?;
     let doors = Doors::open(&config.http, &config.data_dir.join("https")).await?;
     let hangup = signal(SignalKind::hangup()).context("cannot watch for SIGHUP")?;
-    let mesh = Mesh::start(mesh_config(&config, credentials)).await.context("cannot start the mesh node")?;
+    let mesh =
+        Mesh::start(mesh_config(&config, credentials.clone())).await.context("cannot start the mesh node")?;
     let file = file.to_owned();
     mesh.reload_from(move || {
         let config = Config::load(&file).map_err(|error| error.to_string())?;
@@ -60,11 +63,21 @@ pub async fn run(config: Config, file: &Path, shutdown: CancellationToken) -> an
             .map_err(|error| format!("{:#}", anyhow::anyhow!(error)))?;
         Ok(mesh_config(&config, credentials))
     });
+    let enrolment = Enrolment::new(
+        core.clone(),
+        vault.clone(),
+        credentials,
+        config.enrolment.ca_dir.clone(),
+        member_addresses(&config, &mesh),
+        Duration::from_secs(config.enrolment.certificate_seconds),
+    );
+    enrolment.start(&mesh).await.context("cannot take calls for certificates")?;
+    mesh.keep_certified(&config.identity_dir);
     let socket = LocalSocket::bind(&config.socket).await?;
 
     let shown = Arc::new(ShownMesh(mesh.clone()));
     let root = config.projects.root.clone();
-    let app = App::open(
+    let mut app = App::open(
         core.clone(),
         vault.clone(),
         events.clone(),
@@ -74,6 +87,7 @@ pub async fn run(config: Config, file: &Path, shutdown: CancellationToken) -> an
         shutdown.clone(),
     )
     .await?;
+    app.enrolment = Some(Arc::new((enrolment, mesh.clone())));
     let wanted = std::env::var(ADMIN_PASSWORD).ok().map(Zeroizing::new);
     let made = auth::ensure_admin(&core, &app.auth, wanted.as_ref().map(|text| text.as_str())).await?;
     if let Some(password) = made {
@@ -149,6 +163,17 @@ async fn open_databases(config: &Config) -> anyhow::Result<(CoreDb, EventStore)>
     let server = Server::new(url, config.database.password_file.as_deref()).context("database.url")?;
     let core = CoreDb::connect(&server).await?;
     Ok((core, EventStore::connect(&server).await?))
+}
+
+/// Where new machines can reach a member, as far as this controller knows: what it was told, else whom it dials, and
+/// where it listens itself.
+fn member_addresses(config: &Config, mesh: &Mesh) -> Vec<String> {
+    if !config.enrolment.addresses.is_empty() {
+        return config.enrolment.addresses.clone();
+    }
+    let dialed = config.mesh.peers().into_iter().flat_map(|peer| peer.addresses);
+    let own = mesh.listen_addresses().into_iter().filter(|address| !address.ip().is_unspecified());
+    dialed.chain(own.map(|address| address.to_string())).take(16).collect()
 }
 
 fn mesh_config(config: &Config, credentials: Credentials) -> plexus_mesh::Config {

@@ -1,7 +1,7 @@
 //! The overlay of Plexus: who is who, who is linked to whom, and streams from end to end.
 //!
 //! * [`identity`]: certificates in, certified [`Identity`](plexus_proto::id::Identity) out, or the reason why not.
-//! * [`ca`]: the authority that issues them.
+//! * [`ca`]: the authority that issues them; [`enrol`]: how a machine gets one; [`revocation`]: how it is taken back.
 //! * [`routing`]: what is known of the mesh, and where to forward; pure.
 //! * [`Mesh`]: a running node. It links with its neighbours, forwards overlay packets if it is a hop, and opens and
 //!   accepts end-to-end streams ([`MeshStream`]) inside which hops see ciphertext only.
@@ -72,7 +72,9 @@
 //! This crate knows nothing of work units, jobs or HTTP.
 
 pub mod ca;
+pub mod enrol;
 pub mod identity;
+pub mod revocation;
 pub mod routing;
 
 mod batch;
@@ -85,6 +87,7 @@ mod settings;
 mod driver;
 mod epoch;
 mod forward;
+mod trust;
 mod vouch;
 
 mod congestion;

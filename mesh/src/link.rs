@@ -33,6 +33,7 @@ use plexus_proto::id::{Address, Identity, NodeId, Role};
 use plexus_proto::link::{Hello, LinkMessage, LinkMessageKind, ProbeReply, SealedReady};
 use plexus_proto::version::{MAX_VERSION, MIN_VERSION, negotiate};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
+use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -43,7 +44,7 @@ use crate::config::LinkKind;
 use crate::driver::{DriverHandle, Event};
 use crate::forward::Overlay;
 use crate::framed::{self, FrameReader, FrameWriter};
-use crate::identity::{self, peer_identity};
+use crate::identity::{self, Standing, key_fingerprint};
 use crate::node::Node;
 use crate::routing::LinkId;
 use egress::Egress;
@@ -79,6 +80,10 @@ pub(crate) mod code {
     pub(crate) const SUPERSEDED: VarInt = VarInt::from_u32(4);
     /// The neighbour did not read its control stream.
     pub(crate) const SLOW: VarInt = VarInt::from_u32(5);
+    /// The neighbour's certificate was revoked.
+    pub(crate) const REVOKED: VarInt = VarInt::from_u32(8);
+    /// A certificate has expired while the link was up.
+    pub(crate) const EXPIRED: VarInt = VarInt::from_u32(9);
     /// Both ends dialed; the other link stays.
     pub(crate) const DUPLICATE: VarInt = VarInt::from_u32(6);
     /// The neighbour's configuration no longer has this link.
@@ -106,6 +111,16 @@ enum Channel {
     Tcp { stream: Box<frames::Stream>, wire: Arc<TcpWire> },
 }
 
+impl Channel {
+    /// The neighbour's certificate, as the handshake has shown and judged it.
+    fn leaf(&self) -> Option<CertificateDer<'static>> {
+        match self {
+            Self::Quic { connection, .. } => identity::peer_chain(connection).ok()?.into_iter().next(),
+            Self::Tcp { stream, .. } => Some(stream.get_ref().1.peer_certificates()?.first()?.clone()),
+        }
+    }
+}
+
 type Control = (FrameWriter<SendStream>, FrameReader<RecvStream>);
 
 /// What the driver holds of a link.
@@ -120,6 +135,10 @@ pub(crate) struct LinkHandle {
     pub(crate) since: jiff::Timestamp,
     pub(crate) bandwidth: Option<u64>,
     pub(crate) egress: Arc<Egress>,
+    /// SHA-256 of the neighbour's public key.
+    pub(crate) key: [u8; 32],
+    /// End of the neighbour's certificate, as far as it has shown.
+    pub(crate) expires: jiff::Timestamp,
     pub(crate) loss: Arc<Loss>,
     wire: Wire,
     control: mpsc::Sender<LinkMessage>,
@@ -218,6 +237,10 @@ pub(crate) async fn greet(node: &Node, fresh: Fresh, side: Side<'_>) -> Result<G
                     let channel = Channel::Quic { connection, socket, control };
                     Ok(greeted(node, channel, neighbor, hello, side))
                 }
+                Err(Error::RenewOnly(neighbor)) => {
+                    node.front.renew_only(node, &connection, &neighbor).await;
+                    Err(Error::RenewOnly(neighbor))
+                }
                 Err(error) => {
                     // What the connection ended of says more than the stream on it that broke.
                     let error = match connection.close_reason() {
@@ -299,8 +322,13 @@ async fn greet_quic(
     connection: &Connection,
     side: Side<'_>,
 ) -> Result<(Identity, Hello, Control), Error> {
-    let neighbor = peer_identity(connection, &node.verifier()).map_err(Error::Identity)?;
+    let shown = identity::peer_chain(connection).map_err(Error::Identity)?;
+    let judged = node.verifier().standing(&shown, UnixTime::now());
+    let (neighbor, standing) = judged.map_err(Error::Identity)?;
     let neighbor = expected(node, neighbor, side)?;
+    if standing != Standing::Valid || node.is_expired() {
+        return Err(Error::RenewOnly(neighbor.node));
+    }
     let (send, receive) = match side {
         Side::Dialed { .. } => connection.open_bi().await.map_err(Error::Connection)?,
         Side::Accepted => connection.accept_bi().await.map_err(Error::Connection)?,
@@ -338,6 +366,11 @@ pub(crate) struct Origin {
 /// Runs a link to its end, and says why it ended.
 pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, origin: Origin) -> End {
     let Greeted { channel, neighbor, hello, cost, sealed } = greeted;
+    // The handshake has judged it, so it parses; nothing is trusted that does not.
+    let leaf_der = channel.leaf();
+    let key = leaf_der.as_ref().and_then(identity::public_key).map(|key| key_fingerprint(&key));
+    let expires = leaf_der.and_then(|leaf| identity::expires(&leaf).ok());
+    let (key, expires) = (key.unwrap_or_default(), expires.unwrap_or(jiff::Timestamp::UNIX_EPOCH));
     let id = node.next_link();
     let (control, messages) = mpsc::channel(CONTROL_BACKLOG);
     let leaf = (neighbor.role != Role::Hop).then_some(neighbor.address);
@@ -361,6 +394,8 @@ pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, origin: Origin) -> E
         since: jiff::Timestamp::now(),
         bandwidth: origin.bandwidth,
         egress: egress.clone(),
+        key,
+        expires,
         loss: loss.clone(),
         wire: wire.clone(),
         control: control.clone(),

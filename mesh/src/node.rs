@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::{LinkKind, Peer};
 use crate::driver::DriverHandle;
 use crate::endpoint::Endpoints;
+use crate::enrol::Front;
 use crate::forward::Overlay;
 use crate::identity::{Credentials, Verifier};
 use crate::routing::LinkId;
@@ -36,6 +37,12 @@ pub(crate) struct Node {
     /// Kinds of link that this node takes part in.
     pub(crate) kinds: Vec<LinkKind>,
     /// Neighbours to dial.
+    /// Where machines without a certificate knock.
+    pub(crate) front: Arc<Front>,
+    /// Wakes the task that renews our certificate.
+    pub(crate) renew_now: tokio::sync::Notify,
+    /// Tells renew-only links that they are needed no more.
+    pub(crate) renewed: tokio::sync::Notify,
     pub(crate) dialed: Mutex<Vec<Arc<Dialed>>>,
     pub(crate) neighbors: Neighbors,
 }
@@ -119,6 +126,11 @@ impl Neighbors {
 impl Node {
     pub(crate) fn verifier(&self) -> Arc<Verifier> {
         self.credentials.load().verifier()
+    }
+
+    /// Whether our own certificate is good for nothing but its renewal.
+    pub(crate) fn is_expired(&self) -> bool {
+        self.credentials.load().expires() <= Timestamp::now()
     }
 
     /// Whether this node takes part in links of `kind`.

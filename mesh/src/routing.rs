@@ -93,6 +93,8 @@ pub enum Input {
         /// Which.
         want: Want,
     },
+    /// Our certificate was renewed: what we announced is to be signed anew, with the new chain beside it.
+    Renewed,
     /// The body of an [`Effect::Sign`], signed.
     Signed {
         /// Our own announcement.
@@ -273,6 +275,7 @@ impl Router {
             Input::Announcement { link, announcement } => self.on_announcement(link, announcement, now),
             Input::Digest { link, digest } => self.on_digest(link, &digest, now),
             Input::Want { link, want } => self.on_want(link, &want),
+            Input::Renewed => self.own.stale = true,
             Input::Signed { announcement } => self.on_signed(announcement),
         }
         self.sign_if_due(now);

@@ -17,6 +17,7 @@
 pub mod capacity;
 pub mod cgroup;
 pub mod config;
+pub mod join;
 pub mod private;
 pub mod runtime;
 pub mod serve;

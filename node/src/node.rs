@@ -71,7 +71,7 @@ impl Node {
         let credentials = credentials(&config)?;
         let identity = credentials.identity().clone();
         let (supervisor, store) = match identity.role {
-            Role::Controller => return Err(StartError::Controller { dir }),
+            Role::Controller => return Err(StartError::Controller { dir: dir.clone() }),
             Role::Hop => {
                 if config.work != WorkSection::default() {
                     warn!(node = %identity.node, "a hop runs no units; section [work] has no effect");
@@ -94,6 +94,7 @@ impl Node {
         }
         let local = LocalSocket::bind(&config.socket).await?;
         let mesh = Mesh::start(mesh_config(&config, credentials)).await?;
+        mesh.keep_certified(&dir);
         let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
         let (answers, stop) = (Arc::new(mesh.clone()), cancel.clone());
         tasks.spawn(async move {

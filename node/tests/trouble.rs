@@ -532,7 +532,7 @@ async fn a_unit_whose_owner_falls_silent_ends_also_without_its_agent() {
     let place = Place::new();
     let node = place.start().await;
     let mut job = Job::script("echo ready; sleep 300");
-    job.spec.owner_deadline_seconds = 2;
+    job.spec.owner_deadline_seconds = 5;
     job.start(&node).await;
     job.attach(&node, 1).await.until_output("ready").await;
     node.shutdown().await;

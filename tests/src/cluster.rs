@@ -221,6 +221,35 @@ impl Cluster {
         serde_json::from_slice(&output.stdout).context("plexus did not print JSON")
     }
 
+    /// Runs `plexus` as the controller's administrator, over HTTP.
+    ///
+    /// # Errors
+    /// When the program cannot be run; its own failure is in the output.
+    pub async fn plexus_as_admin(&self, args: &[&str]) -> anyhow::Result<std::process::Output> {
+        tokio::process::Command::new(self.layout.binaries.cli())
+            .args(["--controller", &format!("http://127.0.0.1:{}", self.layout.http_port)])
+            .args(args)
+            .env("CONTROLLER_USERNAME", self.api.user())
+            .env("CONTROLLER_PASSWORD", self.api.password())
+            .env_remove("CONTROLLER_OAUTH_TOKEN")
+            .output()
+            .await
+            .context("cannot run plexus")
+    }
+
+    /// Makes a token by `plexus token create` and gives its text.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub async fn token(&self, args: &[&str]) -> anyhow::Result<String> {
+        let output = self.plexus_as_admin(&[&["-o", "json", "token", "create"], args].concat()).await?;
+        if !output.status.success() {
+            bail!("plexus token create failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        let made: Value = serde_json::from_slice(&output.stdout).context("plexus did not print JSON")?;
+        made["token"].as_str().map(str::to_owned).context("the answer has no token")
+    }
+
     /// What of this cluster is on the machine besides its three daemons.
     pub fn leftovers(&self) -> Leftovers {
         self.look_in(&[&self.layout.dir, &self.layout.runtime_dir])

@@ -146,6 +146,9 @@ listen = []
 [[mesh.peers]]
 address = "127.0.0.1:{mesh}"
 
+[enrolment]
+ca_dir = {ca}
+
 [http]
 https = "127.0.0.1:{https}"
 http = "127.0.0.1:{http}"
@@ -153,6 +156,7 @@ http = "127.0.0.1:{http}"
 [projects]
 root = {projects}
 "#,
+            ca = quoted(&self.ca_dir()),
             data = quoted(&self.data_dir("controller")),
             socket = quoted(&self.socket("controller")),
             identity = quoted(&self.identity_dir("controller")),

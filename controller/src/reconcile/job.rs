@@ -169,6 +169,14 @@ pub(super) async fn forget(context: &Context, unit: Unit, created: Timestamp) {
     let client = NodeClient::new(&context.mesh, &unit.node);
     let forgotten = async {
         let epoch = units::take(&context.core, unit.attempt).await?;
+        if unit.state == UnitState::Abandoned {
+            // The node is back: what still lives of the unit ends now. What it printed is stored below, late.
+            match client.abandon(unit.attempt, epoch).await {
+                Err(CallError::Refused { refusal, .. })
+                    if matches!(refusal.code(), RefusalCode::Forgotten | RefusalCode::OtherStore) => {}
+                status => drop(status?),
+            }
+        }
         match client.forget(unit.attempt, epoch).await {
             Ok(_) => {}
             Err(CallError::Refused { refusal, .. })

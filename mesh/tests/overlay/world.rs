@@ -32,6 +32,10 @@ impl World {
         self.folder.path().join(name)
     }
 
+    pub(crate) fn authority(&self) -> &CertificateAuthority {
+        &self.authority
+    }
+
     pub(crate) fn credentials(&self, role: Role, name: &str) -> Credentials {
         let out = self.of(name);
         if !out.exists() {
