@@ -50,8 +50,9 @@ pub async fn run(config: Config, file: &Path, shutdown: CancellationToken) -> an
         identity.role,
         identity.node,
     );
-    let (core, events) = open_databases(&config).await?;
+    let core = open_core(&config).await?;
     let vault = Vault::open(&config.data_dir.join("secret"))?;
+    let events = open_events(&config).await?;
     let doors = Doors::open(&config.http, &config.data_dir.join("https")).await?;
     let hangup = signal(SignalKind::hangup()).context("cannot watch for SIGHUP")?;
     let mesh =
@@ -154,15 +155,27 @@ pub async fn run(config: Config, file: &Path, shutdown: CancellationToken) -> an
     served.context("the API stopped")
 }
 
-/// Core database and events: on the server that is configured, otherwise in files.
-async fn open_databases(config: &Config) -> anyhow::Result<(CoreDb, EventStore)> {
-    let Some(url) = &config.database.url else {
-        let core = CoreDb::open(&config.data_dir.join("core.sqlite")).await?;
-        return Ok((core, EventStore::open(&config.data_dir.join("events")).await?));
-    };
-    let server = Server::new(url, config.database.password_file.as_deref()).context("database.url")?;
-    let core = CoreDb::connect(&server).await?;
-    Ok((core, EventStore::connect(&server).await?))
+/// Opens the core database: on the server that is configured, otherwise in its file.
+///
+/// # Errors
+/// What keeps it from opening, in words for an operator.
+pub async fn open_core(config: &Config) -> anyhow::Result<CoreDb> {
+    Ok(match server(config)? {
+        Some(server) => CoreDb::connect(&server).await?,
+        None => CoreDb::open(&config.data_dir.join("core.sqlite")).await?,
+    })
+}
+
+async fn open_events(config: &Config) -> anyhow::Result<EventStore> {
+    Ok(match server(config)? {
+        Some(server) => EventStore::connect(&server).await?,
+        None => EventStore::open(&config.data_dir.join("events")).await?,
+    })
+}
+
+fn server(config: &Config) -> anyhow::Result<Option<Server>> {
+    let Some(url) = &config.database.url else { return Ok(None) };
+    Server::new(url, config.database.password_file.as_deref()).map(Some).context("database.url")
 }
 
 /// Where new machines can reach a member, as far as this controller knows: what it was told, else whom it dials, and
