@@ -83,7 +83,7 @@ fn recovered(file: &std::path::Path, above: i64) -> anyhow::Result<()> {
     let config = Config::load(file)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let core = CoreDb::open(&config.data_dir.join("core.sqlite")).await?;
+        let core = service::open_core(&config).await?;
         let incarnation = units::recovered(&core, above).await?;
         core.close().await;
         println!("this database is now incarnation {incarnation} of its cluster; start the controller");

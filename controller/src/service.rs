@@ -25,6 +25,8 @@ use crate::reconcile;
 use crate::shown_mesh::ShownMesh;
 use crate::store::core::CoreDb;
 use crate::store::events::EventStore;
+use crate::store::postgres::Server;
+use crate::store::retention;
 use crate::vault::Vault;
 use crate::{auth, fleet};
 
@@ -48,9 +50,9 @@ pub async fn run(config: Config, file: &Path, shutdown: CancellationToken) -> an
         identity.role,
         identity.node,
     );
-    let core = CoreDb::open(&config.data_dir.join("core.sqlite")).await?;
+    let core = open_core(&config).await?;
     let vault = Vault::open(&config.data_dir.join("secret"))?;
-    let events = EventStore::open(&config.data_dir.join("events")).await?;
+    let events = open_events(&config).await?;
     let doors = Doors::open(&config.http, &config.data_dir.join("https")).await?;
     let hangup = signal(SignalKind::hangup()).context("cannot watch for SIGHUP")?;
     let mesh =
@@ -106,6 +108,15 @@ pub async fn run(config: Config, file: &Path, shutdown: CancellationToken) -> an
         trees: Arc::default(),
     };
     let reconciler = reconcile::spawn(context, ours.clone());
+    let retention = tokio::spawn({
+        let (core, events, stop) = (core.clone(), events.clone(), ours.clone());
+        let days = config.database.keep_jobs_days;
+        async move {
+            if let Some(days) = days {
+                retention::run(core, events, days, stop).await;
+            }
+        }
+    });
     let reloading = tokio::spawn({
         let (mesh, stop) = (mesh.clone(), ours.clone());
         async move {
@@ -127,7 +138,9 @@ pub async fn run(config: Config, file: &Path, shutdown: CancellationToken) -> an
     let served = doors.serve(http::router(app), shutdown.clone()).await;
 
     ours.cancel();
-    for (what, task) in [("fleet", fleet), ("reconciler", reconciler), ("reload", reloading)] {
+    for (what, task) in
+        [("fleet", fleet), ("reconciler", reconciler), ("retention", retention), ("reload", reloading)]
+    {
         if let Err(error) = task.await {
             tracing::error!(what, %error, "task ended badly");
         }
@@ -140,6 +153,29 @@ pub async fn run(config: Config, file: &Path, shutdown: CancellationToken) -> an
     core.close().await;
     tracing::info!("controller stopped");
     served.context("the API stopped")
+}
+
+/// Opens the core database: on the server that is configured, otherwise in its file.
+///
+/// # Errors
+/// What keeps it from opening, in words for an operator.
+pub async fn open_core(config: &Config) -> anyhow::Result<CoreDb> {
+    Ok(match server(config)? {
+        Some(server) => CoreDb::connect(&server).await?,
+        None => CoreDb::open(&config.data_dir.join("core.sqlite")).await?,
+    })
+}
+
+async fn open_events(config: &Config) -> anyhow::Result<EventStore> {
+    Ok(match server(config)? {
+        Some(server) => EventStore::connect(&server).await?,
+        None => EventStore::open(&config.data_dir.join("events")).await?,
+    })
+}
+
+fn server(config: &Config) -> anyhow::Result<Option<Server>> {
+    let Some(url) = &config.database.url else { return Ok(None) };
+    Server::new(url, config.database.password_file.as_deref()).map(Some).context("database.url")
 }
 
 /// Where new machines can reach a member, as far as this controller knows: what it was told, else whom it dials, and

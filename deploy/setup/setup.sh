@@ -11,6 +11,7 @@
 #     registry docker-registry, htpasswd and openssl, for a registry of the tests' own
 #     ssh      an ssh server and sshpass, for jobs that reach a real host
 #     rootless user plexus with sub-ids, for podman without root
+#     postgres PostgreSQL's programs, for the tests; no server is started
 #   setup.sh --print-cache  prints the cache directory
 #   setup.sh --print-awx    prints the directory of the `awx` command
 #
@@ -263,6 +264,18 @@ part_awx() {
     say "installed the awx command in $(seconds_since "$start")"
 }
 
+# The server's programs only: tests start servers of their own. Debian would make and start a cluster, unless told not to
+# before the package comes.
+part_postgres() {
+    local dir conf=/etc/postgresql-common/createcluster.conf
+    for dir in /usr/lib/postgresql/*/bin; do [ ! -x "$dir/initdb" ] || return 0; done
+    if [ ! -e "$conf" ]; then
+        as_root mkdir -p "${conf%/*}"
+        echo 'create_main_cluster = false' | as_root tee "$conf" >/dev/null
+    fi
+    apt_need postgresql postgresql-client
+}
+
 # ---------------------------------------------------------------- command line
 
 main() {
@@ -272,9 +285,9 @@ main() {
     --print-awx) echo "$AWX_DIR/bin"; return ;;
     -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; return ;;
     esac
-    [ $# -gt 0 ] || set -- rust podman ee awx images registry ssh rootless
+    [ $# -gt 0 ] || set -- rust podman ee awx images registry ssh rootless postgres
     for part in "$@"; do
-        declare -F "part_$part" >/dev/null || die "no such part: $part (parts: rust podman ee awx)"
+        declare -F "part_$part" >/dev/null || die "no such part: $part (parts: rust podman ee awx images registry ssh rootless postgres)"
     done
     for part in "$@"; do "part_$part"; done
 }

@@ -39,6 +39,7 @@ pub struct Builder {
     name: String,
     runtime: Runtime,
     start_node: bool,
+    database: Option<String>,
 }
 
 /// A running cluster in a folder and on ports of its own.
@@ -65,6 +66,12 @@ impl Builder {
     /// Runs work by a command instead of podman.
     pub fn process(mut self, command: Vec<String>) -> Self {
         self.runtime = Runtime::Process(command);
+        self
+    }
+
+    /// Gives the controller a PostgreSQL database, by its address, instead of SQLite files.
+    pub fn database(mut self, url: String) -> Self {
+        self.database = Some(url);
         self
     }
 
@@ -95,6 +102,7 @@ impl Builder {
             https_port: ports[1].port(),
             http_port: ports[2].port(),
             runtime: self.runtime,
+            database: self.database,
         };
         layout.make_dirs()?;
         layout.certify()?;
@@ -137,7 +145,7 @@ impl Builder {
 impl Cluster {
     /// A cluster of controller, hop and execution node; `name` shows in its folder's name.
     pub fn builder(name: &str) -> Builder {
-        Builder { name: name.to_owned(), runtime: Runtime::Podman, start_node: true }
+        Builder { name: name.to_owned(), runtime: Runtime::Podman, start_node: true, database: None }
     }
 
     /// The API as the administrator.
