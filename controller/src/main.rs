@@ -6,7 +6,6 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use plexus_controller::config::{Config, LogFormat};
-use plexus_controller::store::core::CoreDb;
 use plexus_controller::store::units;
 use plexus_controller::{debug, service};
 use tokio::signal::unix::{SignalKind, signal};
