@@ -7,11 +7,11 @@ export TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 # Options of `make demo`, e.g. make demo ARGS="--once --playbook loops.yml"
 ARGS ?=
-# Suite of `make bench`.
+# Suite of `make bench`: first, mesh. ARGS="--only mesh.rtt" measures some of its rows.
 SUITE ?= first
 
 # One cargo call with one set of packages, so that every call after it finds the same features and rebuilds nothing.
-RELEASE = cargo build --release -p plexus -p plexus-node -p plexus-controller -p xtask
+RELEASE = cargo build --release -p plexus -p plexus-node -p plexus-controller -p plexus-tests -p xtask
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo demo-stop test verify bench sim fmt
@@ -42,11 +42,11 @@ test: ## Everything that guards a change: format, lints, unit, integration and e
 verify: ## The longer proofs: the crash sweep at more passages, the playbooks that run for minutes
 	@tests/run.sh verify
 
-bench: ## Measures and prints a table; SUITE=first
+bench: ## Measures and prints a table; SUITE=first or mesh, ARGS="--only ROW"
 	@deploy/setup/setup.sh
 	@$(RELEASE)
 	@cargo build --release -p plexus-mesh --examples
-	@"$$TARGET/release/xtask" bench --suite $(SUITE)
+	@"$$TARGET/release/xtask" bench --suite $(SUITE) $(ARGS)
 
 sim: ## Lives troubled lives of a simulated mesh; SECONDS=60 SEED=0 NODES=40
 	@deploy/setup/setup.sh rust

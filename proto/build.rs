@@ -5,6 +5,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "proto/plexus/v1/link.proto",
         "proto/plexus/v1/work.proto",
         "proto/plexus/v1/local.proto",
+        "proto/plexus/v1/enrol.proto",
         "proto/plexus/v1/forward.proto",
     ];
     println!("cargo:rerun-if-changed=proto");

@@ -53,9 +53,15 @@ pub struct Config {
     /// `ca.pem`, `node.pem`, `node.key`.
     #[serde(default = "default_identity_dir")]
     pub identity_dir: PathBuf,
+    /// Where jobs, settings and events are kept.
+    #[serde(default)]
+    pub database: Database,
     /// Links to the mesh.
     #[serde(default)]
     pub mesh: MeshSection,
+    /// How machines get certificates here.
+    #[serde(default)]
+    pub enrolment: Enrolment,
     /// The API.
     #[serde(default)]
     pub http: Http,
@@ -65,9 +71,44 @@ pub struct Config {
     /// Where jobs run.
     #[serde(default)]
     pub execution: Execution,
+    /// Who may open which service on whom.
+    #[serde(default)]
+    pub policy: plexus_mesh::Policy,
     /// What is told, and how.
     #[serde(default)]
     pub log: Log,
+}
+
+/// Where jobs, settings and events are kept.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Database {
+    /// Address of a PostgreSQL database, without a password; none: SQLite files in `data_dir`.
+    pub url: Option<String>,
+    /// File with the password, alone on its line; none: the environment's, if there is one.
+    pub password_file: Option<PathBuf>,
+    /// Days after which a job that is over goes, with its events; none: never.
+    pub keep_jobs_days: Option<u32>,
+}
+
+/// How machines get certificates here.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Enrolment {
+    /// Directory with `intermediate.pem`, `intermediate.key` and `root.pem`; none: this controller issues nothing.
+    pub ca_dir: Option<PathBuf>,
+    /// Members that new machines can reach, `host:port`: what tokens name unless told otherwise. Empty: the
+    /// neighbours that this controller dials, and its own listeners.
+    pub addresses: Vec<String>,
+    /// Life of a certificate. Nodes renew after two thirds of it.
+    pub certificate_seconds: u64,
+}
+
+impl Default for Enrolment {
+    fn default() -> Self {
+        // A month: a stolen key is of use for weeks at most, and a site may be dark for ten days unnoticed.
+        Self { ca_dir: None, addresses: Vec::new(), certificate_seconds: 30 * 24 * 3600 }
+    }
 }
 
 /// The API.
@@ -214,6 +255,23 @@ impl Config {
                 return wrong(key, "must not be empty".to_owned());
             }
         }
+        if self.database.keep_jobs_days == Some(0) {
+            return wrong(
+                "database.keep_jobs_days",
+                "must be at least 1; leave it out to keep all".to_owned(),
+            );
+        }
+        match &self.database.url {
+            Some(url) => {
+                if let Err(error) = crate::store::postgres::Server::check(url) {
+                    return wrong("database.url", error.to_string());
+                }
+            }
+            None if self.database.password_file.is_some() => {
+                return wrong("database.password_file", "is of no use without database.url".to_owned());
+            }
+            None => {}
+        }
         if let Err((key, message)) = self.mesh.check() {
             return wrong(key, message);
         }
@@ -280,6 +338,11 @@ mod tests {
         assert!(refused("[execution]\nnodes = \"some\"\n").contains("execution.nodes"));
         assert!(refused("[execution]\nnodes = [\"Node 1\"]\n").contains("execution.nodes"));
         assert!(refused("= 3").contains("line 1"));
+        assert!(refused("[database]\nurl = \"mysql://u@h/d\"\n").contains("database.url"));
+        assert!(refused("[database]\nkeep_jobs_days = 0\n").contains("database.keep_jobs_days"));
+        assert!(refused("[database]\npassword_file = \"/x\"\n").contains("database.password_file"));
+        let message = refused("[database]\nurl = \"postgres://u:s3cret@h/d\"\n");
+        assert!(message.contains("database.password_file") && !message.contains("s3cret"), "{message}");
     }
 
     #[test]

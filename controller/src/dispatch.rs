@@ -11,8 +11,8 @@ use std::time::Duration;
 use plexus_mesh::Mesh;
 use plexus_proto::id::{Attempt, NodeId, OwnerEpoch, StoreId};
 use plexus_proto::work::{
-    CancelRequest, ForgetRequest, InfoRequest, NodeInfo, Refusal, StatusRequest, SubmitRequest, UnitReply,
-    UnitReplyResult, UnitSpec, UnitStatus, WorkClient,
+    AbandonRequest, CancelRequest, ForgetRequest, InfoRequest, NodeInfo, Refusal, StatusRequest,
+    SubmitRequest, UnitReply, UnitReplyResult, UnitSpec, UnitStatus, WorkClient,
 };
 use tonic::transport::Channel;
 
@@ -105,6 +105,16 @@ impl NodeClient {
         let request = ForgetRequest { unit: Some(attempt.into()), epoch: Some(epoch.into()) };
         let mut client = self.client.clone();
         self.unit(self.bounded(client.forget(request)).await?)
+    }
+
+    /// Gives the unit up: the node kills what lives of it, and never starts it.
+    ///
+    /// # Errors
+    /// [`CallError`]; refused as forgotten when the node knows nothing of it and never will.
+    pub async fn abandon(&self, attempt: Attempt, epoch: OwnerEpoch) -> Result<UnitStatus, CallError> {
+        let request = AbandonRequest { unit: Some(attempt.into()), epoch: Some(epoch.into()) };
+        let mut client = self.client.clone();
+        self.unit(self.bounded(client.abandon(request)).await?)
     }
 
     /// What the node knows of the unit.

@@ -9,11 +9,13 @@
 mod ansi;
 mod call;
 mod credentials;
+mod enrolment;
 mod environments;
 mod error;
 mod events;
 mod fleet;
 mod generic;
+mod grep;
 mod inventories;
 mod jobs;
 mod later;
@@ -30,6 +32,7 @@ mod stdout;
 mod templates;
 mod tokens;
 mod websocket;
+mod work;
 
 #[cfg(test)]
 mod tests;
@@ -43,6 +46,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use plexus_mesh::Mesh;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -50,6 +54,7 @@ pub use error::ApiError;
 pub use mesh::{MeshError, MeshView, NoMesh};
 
 use crate::auth::Auth;
+use crate::enrolment::Enrolment;
 use crate::live::Live;
 use crate::registry;
 use crate::store::core::CoreDb;
@@ -81,6 +86,8 @@ pub struct App {
     pub node: Arc<str>,
     /// Identity of this installation.
     pub install: Uuid,
+    /// Tokens and members, and the mesh that is told of revocations; none for a controller that stands alone.
+    pub enrolment: Option<Arc<(Enrolment, Mesh)>>,
 }
 
 impl App {
@@ -112,6 +119,7 @@ impl App {
             projects_root: Arc::new(projects_root),
             node: node.into(),
             install,
+            enrolment: None,
         })
     }
 }
@@ -187,6 +195,13 @@ async fn dispatch(call: &Call) -> Answer {
         ["api", "v2"] => root::version_two(call),
         ["api", "v2", rest @ ..] => version_two(call, rest).await,
         ["websocket"] | ["api", "websocket"] => Err(websocket::needed()),
+        ["api", "plexus", "v1", "mesh", rest @ ..]
+            if matches!(rest.first(), Some(&("tokens" | "requests" | "revocations"))) =>
+        {
+            enrolment::serve(call, rest).await
+        }
+        ["api", "plexus", "v1", "grep"] => grep::serve(call).await,
+        ["api", "plexus", "v1", "work", id, "abandon"] => work::abandon(call, id).await,
         ["api", "plexus", "v1", "mesh", rest @ ..] => mesh::serve(call, rest).await,
         _ => Err(ApiError::no_such_page()),
     }

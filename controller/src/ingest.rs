@@ -215,17 +215,25 @@ impl Session {
         self.flush().await?;
         let attempt = self.attempt;
         let number = record.number;
+        let counters = self.store.counters();
+        counters.records_received.add(1);
         if number == 0 || i64::try_from(number).is_err() {
+            counters.records_refused.add(1);
             return Err(Error::Invalid { attempt, number, what: "numbered as no record is" });
         }
         if number <= self.record {
+            counters.records_repeated.add(1);
             return Ok(());
         }
         Point::RecordReceived.hit();
         let size = record.sealed.len();
         let previous = self.record;
         let mut out = Yield::default();
-        self.take(record, &mut out)?;
+        if let Err(error) = self.take(record, &mut out) {
+            self.store.counters().records_refused.add(1);
+            return Err(error);
+        }
+        self.store.counters().records_missing.add(number - previous - 1);
         Point::Parsed.hit();
         let batch = self.batch(previous, out);
         self.waiting = Some((Some(batch), size));
@@ -299,7 +307,10 @@ impl Session {
         let Some((batch, size)) = &mut self.waiting else { return Ok(()) };
         let stored = self.entrance.store(batch, *size).await;
         self.waiting = None;
-        stored.map_err(|source| Error::Store { attempt: self.attempt, source: Arc::new(source) })
+        stored.map_err(|source| {
+            self.store.counters().undone.add(1);
+            Error::Store { attempt: self.attempt, source: Arc::new(source) }
+        })
     }
 
     fn failure(&self) -> Error {
@@ -324,3 +335,5 @@ mod crash_tests;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod trouble_tests;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sea_query::{Expr, ExprTrait, JoinType, Query};
+use sea_query::{Expr, ExprTrait, JoinType, Query, SelectStatement};
 use serde_json::Value;
 
 use crate::store::core::{CoreDb, Error as StoreError, WriteTx};
@@ -125,23 +125,47 @@ pub async fn conclude(tx: &mut WriteTx, job: i64) -> Result<(), StoreError> {
 /// # Errors
 /// [`CredentialError`] names the credential and field that does not open.
 pub async fn credentials(db: &CoreDb, vault: &Vault, job: i64) -> Result<Vec<Credential>, CredentialError> {
-    let store = |source| CredentialError::Store { job, source };
+    let mut query = columns();
+    let given = Expr::col(("c", "id")).equals(("p", "credential_id"));
+    query.join_as(JoinType::InnerJoin, "unified_job_credentials", "p", given);
+    query.and_where(Expr::col(("p", "unified_job_id")).eq(job));
+    open(db, vault, job, &query).await
+}
+
+/// The credential for the registry of a job's image, opened; none when its execution environment has none.
+///
+/// # Errors
+/// As [`credentials`].
+pub async fn registry(db: &CoreDb, vault: &Vault, job: i64) -> Result<Option<Credential>, CredentialError> {
+    let mut query = columns();
+    let of_image = Expr::col(("c", "id")).equals(("e", "credential_id"));
+    query.join_as(JoinType::InnerJoin, "execution_environments", "e", of_image);
+    let of_job = Expr::col(("e", "id")).equals(("j", "execution_environment_id"));
+    query.join_as(JoinType::InnerJoin, "unified_jobs", "j", of_job);
+    query.and_where(Expr::col(("j", "id")).eq(job));
+    Ok(open(db, vault, job, &query).await?.into_iter().next())
+}
+
+fn columns() -> SelectStatement {
     let mut query = Query::select();
     query.columns(["id", "name", "inputs"].map(|column| ("c", column)));
     query.columns([("t", "kind"), ("t", "namespace")]);
-    query.from_as("unified_job_credentials", "p");
-    query.join_as(
-        JoinType::InnerJoin,
-        "credentials",
-        "c",
-        Expr::col(("c", "id")).equals(("p", "credential_id")),
-    );
+    query.from_as("credentials", "c");
     let of_type = Expr::col(("t", "id")).equals(("c", "credential_type_id"));
     query.join_as(JoinType::InnerJoin, "credential_types", "t", of_type);
-    query.and_where(Expr::col(("p", "unified_job_id")).eq(job));
     query.order_by(("c", "id"), sea_query::Order::Asc);
+    query
+}
+
+async fn open(
+    db: &CoreDb,
+    vault: &Vault,
+    job: i64,
+    query: &SelectStatement,
+) -> Result<Vec<Credential>, CredentialError> {
+    let store = |source| CredentialError::Store { job, source };
     let mut credentials = Vec::new();
-    for row in db.all(&query).await.map_err(store)? {
+    for row in db.all(query).await.map_err(store)? {
         let id: i64 = row.at(0).map_err(store)?;
         let stored: Value = serde_json::from_str(&row.at::<String>(2).map_err(store)?).unwrap_or_default();
         let mut credential = Credential {

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use plexus_controller::config::{Config, LogFormat};
+use plexus_controller::store::units;
 use plexus_controller::{debug, service};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -33,14 +34,33 @@ enum Command {
         #[arg(value_name = "FILE")]
         config: PathBuf,
     },
+    /// Acts on the database of a controller that does not run
+    Db {
+        #[command(subcommand)]
+        command: Db,
+    },
     /// Looks into files without a running controller
     Debug(debug::Args),
+}
+
+#[derive(Debug, Subcommand)]
+enum Db {
+    /// After a restore from a backup: goes above every epoch that nodes were shown since that backup
+    Recovered {
+        /// Configuration file, TOML
+        #[arg(long, value_name = "FILE", env = "PLEXUS_CONTROLLER_CONFIG")]
+        config: PathBuf,
+        /// The highest incarnation that a node speaks of when it refuses this controller
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        above: i64,
+    },
 }
 
 fn main() -> ExitCode {
     let outcome = match Args::parse().command {
         Command::Run { config } => run(&config),
         Command::CheckConfig { config } => check(&config),
+        Command::Db { command: Db::Recovered { config, above } } => recovered(&config, above),
         Command::Debug(args) => debug::run(args),
     };
     match outcome {
@@ -56,6 +76,18 @@ fn check(file: &std::path::Path) -> anyhow::Result<()> {
     Config::load(file)?;
     println!("{} is well", file.display());
     Ok(())
+}
+
+fn recovered(file: &std::path::Path, above: i64) -> anyhow::Result<()> {
+    let config = Config::load(file)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let core = service::open_core(&config).await?;
+        let incarnation = units::recovered(&core, above).await?;
+        core.close().await;
+        println!("this database is now incarnation {incarnation} of its cluster; start the controller");
+        Ok(())
+    })
 }
 
 fn run(file: &std::path::Path) -> anyhow::Result<()> {

@@ -60,6 +60,8 @@ fn verdict(result: &UnitResult, canceled: bool) -> (&'static str, String) {
             ("failed", "ansible-playbook was ended by a signal (out of memory, perhaps)".to_owned())
         }
         (Some(RunnerStatus::Failed), Some(_), true) => ("failed", String::new()),
+        // Some clients of container engines say 0 when a signal ended them. The node says that everything is gone.
+        (_, _, false) if canceled && finished.outcome() == Outcome::Succeeded => ("canceled", String::new()),
         (Some(RunnerStatus::Error), ..) => ("error", result.explanation.clone().unwrap_or_default()),
         _ => ("error", aborted(result, &finished)),
     };

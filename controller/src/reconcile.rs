@@ -30,7 +30,7 @@ use crate::schedule::{self, Candidate};
 use crate::store::core::{CoreDb, Error};
 use crate::store::events::EventStore;
 use crate::store::instances;
-use crate::store::units::{self, ActiveJob, Placement, Unit};
+use crate::store::units::{self, ActiveJob, Placement, Unit, UnitState};
 use crate::vault::Vault;
 
 /// Longest time without a look, should a wake-up ever be missed.
@@ -62,6 +62,7 @@ type CancelSignal = Option<Timestamp>;
 
 struct Driver {
     cancel: watch::Sender<CancelSignal>,
+    task: tokio::task::AbortHandle,
 }
 
 struct Reconciler {
@@ -114,6 +115,8 @@ impl Reconciler {
     fn driver_ended(&mut self, done: Result<i64, tokio::task::JoinError>) {
         match done {
             Ok(job) => drop(self.drivers.remove(&job)),
+            // An operator gave its unit up; a driver may be dropped at any await.
+            Err(error) if error.is_cancelled() => self.drivers.retain(|_, driver| !driver.cancel.is_closed()),
             Err(error) => {
                 // A driver that panicked is a bug; its job is taken up again at the next look.
                 tracing::error!(%error, "driver of a job ended badly");
@@ -196,7 +199,7 @@ impl Reconciler {
                 job: job.id,
                 node: placement.node.clone(),
                 store: placement.store,
-                state: units::UnitState::Placed,
+                state: UnitState::Placed,
             })
         };
         let fresh = waiting.iter().filter(|job| stored.contains(&job.id));
@@ -218,7 +221,6 @@ impl Reconciler {
         }
         let Some(unit) = job.unit else { return };
         let (cancel, signals) = watch::channel(signal);
-        self.drivers.insert(job.id, Driver { cancel });
         let context = self.context.clone();
         let span = tracing::info_span!("job", id = job.id, unit = %unit.attempt, node = %unit.node);
         let id = job.id;
@@ -226,12 +228,17 @@ impl Reconciler {
             job::drive(context, unit, job.created, signals).await;
             id
         };
-        self.running.spawn(work.instrument(span));
+        let task = self.running.spawn(work.instrument(span));
+        self.drivers.insert(id, Driver { cancel, task });
     }
 
     /// Tells nodes to drop what they still hold of jobs that are over.
     async fn forget(&mut self) -> Result<(), Error> {
         for (unit, created) in units::unforgotten(&self.context.core).await? {
+            if let Some(driver) = self.drivers.get(&unit.job).filter(|_| unit.state == UnitState::Abandoned) {
+                driver.task.abort(); // its end wakes this task again
+                continue;
+            }
             let reachable = self.context.nodes.borrow().get(&unit.node).is_some_and(|node| node.reachable);
             if !reachable
                 || self.drivers.contains_key(&unit.job)

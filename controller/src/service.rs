@@ -5,6 +5,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use plexus_mesh::Mesh;
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use crate::config::Config;
+use crate::enrolment::Enrolment;
 use crate::http::{self, App};
 use crate::https::Doors;
 use crate::ingest::Ingest;
@@ -23,6 +25,8 @@ use crate::reconcile;
 use crate::shown_mesh::ShownMesh;
 use crate::store::core::CoreDb;
 use crate::store::events::EventStore;
+use crate::store::postgres::Server;
+use crate::store::retention;
 use crate::vault::Vault;
 use crate::{auth, fleet};
 
@@ -46,12 +50,13 @@ pub async fn run(config: Config, file: &Path, shutdown: CancellationToken) -> an
         identity.role,
         identity.node,
     );
-    let core = CoreDb::open(&config.data_dir.join("core.sqlite")).await?;
+    let core = open_core(&config).await?;
     let vault = Vault::open(&config.data_dir.join("secret"))?;
-    let events = EventStore::open(&config.data_dir.join("events")).await?;
+    let events = open_events(&config).await?;
     let doors = Doors::open(&config.http, &config.data_dir.join("https")).await?;
     let hangup = signal(SignalKind::hangup()).context("cannot watch for SIGHUP")?;
-    let mesh = Mesh::start(mesh_config(&config, credentials)).await.context("cannot start the mesh node")?;
+    let mesh =
+        Mesh::start(mesh_config(&config, credentials.clone())).await.context("cannot start the mesh node")?;
     let file = file.to_owned();
     mesh.reload_from(move || {
         let config = Config::load(&file).map_err(|error| error.to_string())?;
@@ -59,11 +64,21 @@ pub async fn run(config: Config, file: &Path, shutdown: CancellationToken) -> an
             .map_err(|error| format!("{:#}", anyhow::anyhow!(error)))?;
         Ok(mesh_config(&config, credentials))
     });
+    let enrolment = Enrolment::new(
+        core.clone(),
+        vault.clone(),
+        credentials,
+        config.enrolment.ca_dir.clone(),
+        member_addresses(&config, &mesh),
+        Duration::from_secs(config.enrolment.certificate_seconds),
+    );
+    enrolment.start(&mesh).await.context("cannot take calls for certificates")?;
+    mesh.keep_certified(&config.identity_dir);
     let socket = LocalSocket::bind(&config.socket).await?;
 
     let shown = Arc::new(ShownMesh(mesh.clone()));
     let root = config.projects.root.clone();
-    let app = App::open(
+    let mut app = App::open(
         core.clone(),
         vault.clone(),
         events.clone(),
@@ -73,6 +88,7 @@ pub async fn run(config: Config, file: &Path, shutdown: CancellationToken) -> an
         shutdown.clone(),
     )
     .await?;
+    app.enrolment = Some(Arc::new((enrolment, mesh.clone())));
     let wanted = std::env::var(ADMIN_PASSWORD).ok().map(Zeroizing::new);
     let made = auth::ensure_admin(&core, &app.auth, wanted.as_ref().map(|text| text.as_str())).await?;
     if let Some(password) = made {
@@ -92,6 +108,15 @@ pub async fn run(config: Config, file: &Path, shutdown: CancellationToken) -> an
         trees: Arc::default(),
     };
     let reconciler = reconcile::spawn(context, ours.clone());
+    let retention = tokio::spawn({
+        let (core, events, stop) = (core.clone(), events.clone(), ours.clone());
+        let days = config.database.keep_jobs_days;
+        async move {
+            if let Some(days) = days {
+                retention::run(core, events, days, stop).await;
+            }
+        }
+    });
     let reloading = tokio::spawn({
         let (mesh, stop) = (mesh.clone(), ours.clone());
         async move {
@@ -113,7 +138,9 @@ pub async fn run(config: Config, file: &Path, shutdown: CancellationToken) -> an
     let served = doors.serve(http::router(app), shutdown.clone()).await;
 
     ours.cancel();
-    for (what, task) in [("fleet", fleet), ("reconciler", reconciler), ("reload", reloading)] {
+    for (what, task) in
+        [("fleet", fleet), ("reconciler", reconciler), ("retention", retention), ("reload", reloading)]
+    {
         if let Err(error) = task.await {
             tracing::error!(what, %error, "task ended badly");
         }
@@ -128,11 +155,46 @@ pub async fn run(config: Config, file: &Path, shutdown: CancellationToken) -> an
     served.context("the API stopped")
 }
 
+/// Opens the core database: on the server that is configured, otherwise in its file.
+///
+/// # Errors
+/// What keeps it from opening, in words for an operator.
+pub async fn open_core(config: &Config) -> anyhow::Result<CoreDb> {
+    Ok(match server(config)? {
+        Some(server) => CoreDb::connect(&server).await?,
+        None => CoreDb::open(&config.data_dir.join("core.sqlite")).await?,
+    })
+}
+
+async fn open_events(config: &Config) -> anyhow::Result<EventStore> {
+    Ok(match server(config)? {
+        Some(server) => EventStore::connect(&server).await?,
+        None => EventStore::open(&config.data_dir.join("events")).await?,
+    })
+}
+
+fn server(config: &Config) -> anyhow::Result<Option<Server>> {
+    let Some(url) = &config.database.url else { return Ok(None) };
+    Server::new(url, config.database.password_file.as_deref()).map(Some).context("database.url")
+}
+
+/// Where new machines can reach a member, as far as this controller knows: what it was told, else whom it dials, and
+/// where it listens itself.
+fn member_addresses(config: &Config, mesh: &Mesh) -> Vec<String> {
+    if !config.enrolment.addresses.is_empty() {
+        return config.enrolment.addresses.clone();
+    }
+    let dialed = config.mesh.peers().into_iter().flat_map(|peer| peer.addresses);
+    let own = mesh.listen_addresses().into_iter().filter(|address| !address.ip().is_unspecified());
+    dialed.chain(own.map(|address| address.to_string())).take(16).collect()
+}
+
 fn mesh_config(config: &Config, credentials: Credentials) -> plexus_mesh::Config {
     plexus_mesh::Config {
         listen: config.mesh.listen.clone(),
         peers: config.mesh.peers(),
         kinds: config.mesh.kinds.clone(),
+        policy: config.policy.clone(),
         mtu: config.mesh.mtu,
         ..plexus_mesh::Config::new(
             credentials,

@@ -7,6 +7,11 @@
 #     podman   podman and runc, and /etc/containers/containers.conf where podman's defaults do not work and no such file exists
 #     ee       the execution environment image localhost/plexus-ee:demo, built once (see ee/README.md)
 #     awx      the `awx` command of AWX (PyPI awxkit) in a virtual environment below the cache directory
+#     images   small and odd images that the tests of runtimes need (see ee/variants.sh)
+#     registry docker-registry, htpasswd and openssl, for a registry of the tests' own
+#     ssh      an ssh server and sshpass, for jobs that reach a real host
+#     rootless user plexus with sub-ids, for podman without root
+#     postgres PostgreSQL's programs, for the tests; no server is started
 #   setup.sh --print-cache  prints the cache directory
 #   setup.sh --print-awx    prints the directory of the `awx` command
 #
@@ -96,10 +101,21 @@ apt_need() {
     [ ${#missing[@]} -gt 0 ] || return 0
     say "installing Debian packages: ${missing[*]}"
     apt_update
+    no_services
     quietly as_root env DEBIAN_FRONTEND=noninteractive UCF_FORCE_CONFFOLD=1 apt-get install -y -q --no-install-recommends \
         -o "DPkg::Lock::Timeout=$LOCK_WAIT" -o Dpkg::Use-Pty=0 -o Dpkg::Options::=--force-confold "${missing[@]}" ||
-        die "apt could not install: ${missing[*]}"
+        { services_again; die "apt could not install: ${missing[*]}"; }
+    services_again
 }
+
+# Packages must not start servers of their own: tests start theirs.
+POLICY=/usr/sbin/policy-rc.d
+no_services() {
+    [ ! -e "$POLICY" ] || return 0
+    printf '#!/bin/sh\n# plexus set-up\nexit 101\n' | as_root tee "$POLICY" >/dev/null
+    as_root chmod 755 "$POLICY"
+}
+services_again() { ! grep -qs 'plexus set-up' "$POLICY" || as_root rm -f "$POLICY"; }
 
 # ---------------------------------------------------------------- parts
 
@@ -188,6 +204,48 @@ ee_build() {
     [ -z "$old" ] || as_root podman image rm "$old" >/dev/null 2>&1 || true
 }
 
+# Each variant carries the digest of the recipe and of the image below it.
+part_images() {
+    local recipe base name
+    # shellcheck source=deploy/setup/ee/variants.sh
+    . "$HERE/ee/variants.sh"
+    base=$(as_root podman image inspect --format '{{.Id}}' "$EE_IMAGE" 2>/dev/null || true)
+    [ -n "$base" ] || { part_ee; base=$(as_root podman image inspect --format '{{.Id}}' "$EE_IMAGE"); }
+    recipe=$({ cat "$HERE/ee/variants.sh"; echo "$base"; } | sha256sum | cut -c1-16)
+    for name in tiny user init old; do
+        [ "$(as_root podman image inspect --format "{{index .Labels \"$RECIPE_LABEL\"}}" "$(variant_image "$name")" 2>/dev/null || true)" != "$recipe" ] ||
+            continue
+        lock
+        say "building the test image $(variant_image "$name") ..."
+        WORK=$(mktemp -d); chmod 755 "$WORK"
+        trap 'as_root rm -rf "$WORK"' EXIT
+        quietly "variant_$name" "$WORK" "$EE_IMAGE" "$(variant_image "$name")" "$RECIPE_LABEL=$recipe" ||
+            die "the image $(variant_image "$name") could not be built"
+        as_root rm -rf "$WORK"
+    done
+}
+
+part_registry() { apt_need docker-registry apache2-utils openssl; }
+
+# Two users for the tests to log in as. They have no password: a test gives them one for as long as it runs.
+part_ssh() {
+    local user
+    apt_need openssh-server openssh-client sshpass tcpdump procps
+    for user in plexus-ssh plexus-become; do
+        id "$user" >/dev/null 2>&1 || as_root useradd --system --create-home --shell /bin/sh "$user"
+    done
+}
+
+part_rootless() {
+    apt_need uidmap
+    id plexus >/dev/null 2>&1 ||
+        as_root useradd --system --create-home --home-dir /var/lib/plexus-user --shell /usr/sbin/nologin plexus
+    local file
+    for file in /etc/subuid /etc/subgid; do
+        grep -q '^plexus:' "$file" 2>/dev/null || echo 'plexus:200000:65536' | as_root tee -a "$file" >/dev/null
+    done
+}
+
 part_awx() {
     local want="awxkit $AWXKIT_VERSION, recipe 1" start
     [ "$(cat "$AWX_DIR/.complete" 2>/dev/null)" != "$want" ] || return 0
@@ -206,6 +264,18 @@ part_awx() {
     say "installed the awx command in $(seconds_since "$start")"
 }
 
+# The server's programs only: tests start servers of their own. Debian would make and start a cluster, unless told not to
+# before the package comes.
+part_postgres() {
+    local dir conf=/etc/postgresql-common/createcluster.conf
+    for dir in /usr/lib/postgresql/*/bin; do [ ! -x "$dir/initdb" ] || return 0; done
+    if [ ! -e "$conf" ]; then
+        as_root mkdir -p "${conf%/*}"
+        echo 'create_main_cluster = false' | as_root tee "$conf" >/dev/null
+    fi
+    apt_need postgresql postgresql-client
+}
+
 # ---------------------------------------------------------------- command line
 
 main() {
@@ -215,9 +285,9 @@ main() {
     --print-awx) echo "$AWX_DIR/bin"; return ;;
     -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; return ;;
     esac
-    [ $# -gt 0 ] || set -- rust podman ee awx
+    [ $# -gt 0 ] || set -- rust podman ee awx images registry ssh rootless postgres
     for part in "$@"; do
-        declare -F "part_$part" >/dev/null || die "no such part: $part (parts: rust podman ee awx)"
+        declare -F "part_$part" >/dev/null || die "no such part: $part (parts: rust podman ee awx images registry ssh rootless postgres)"
     done
     for part in "$@"; do "part_$part"; done
 }

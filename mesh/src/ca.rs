@@ -13,12 +13,18 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use plexus_proto::id::{Address, ClusterId, Identity, MeshName, NodeId, Role};
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
-    IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ED25519, SanType, SerialNumber,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ED25519, PublicKeyData, SanType, SerialNumber,
+    SignatureAlgorithm,
 };
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
+
+use crate::enrol::{self, Request};
 
 use crate::identity::extension::{ADDRESS_OID, SCOPE_OID, Scope, encode_address};
 use crate::identity::{self, CHAIN_FILE, KEY_FILE, ROOTS_FILE};
@@ -37,6 +43,7 @@ const FIRST_RANGE: (Address, Address) = (Address(0x0010_0000), Address(0x001f_ff
 
 const ROOT_CERTIFICATE: &str = "root.pem";
 const ROOT_KEY: &str = "root.key";
+const ENDORSEMENTS: &str = "endorsements.pem";
 const INTERMEDIATE_CERTIFICATE: &str = "intermediate.pem";
 const INTERMEDIATE_KEY: &str = "intermediate.key";
 
@@ -101,12 +108,52 @@ pub enum Error {
         /// Who is there.
         holder: String,
     },
+    /// An address that another authority gave.
+    #[error("address {address} is outside this authority's range {first} to {last}")]
+    OutOfRange {
+        /// The address.
+        address: Address,
+        /// First address of the range.
+        first: Address,
+        /// Last address of the range.
+        last: Address,
+    },
+    /// A certificate signing request that cannot be taken.
+    #[error("cannot take the request")]
+    Request(#[source] enrol::request::Error),
+    /// Intermediates are certified by the root's key, which is not here.
+    #[error("{0} is not here; bring the root's key, or run this where it is kept")]
+    NoRootKey(PathBuf),
     /// A validity of nothing, or one that overflows.
     #[error("validity must be at least one second and at most a hundred years")]
     Validity,
     /// The certificate could not be made.
     #[error("cannot make a certificate")]
     Certificate(#[from] rcgen::Error),
+}
+
+/// What was certified for a key that is elsewhere.
+#[derive(Debug, Clone)]
+pub struct Issued {
+    /// Whom the leaf names.
+    pub identity: Identity,
+    /// Leaf, then intermediate.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// When the leaf ends.
+    pub expires: jiff::Timestamp,
+}
+
+/// A public key as it stands in a certificate.
+struct RawKey<'a>(&'a [u8]);
+
+impl PublicKeyData for RawKey<'_> {
+    fn der_bytes(&self) -> &[u8] {
+        self.0
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        &PKCS_ED25519
+    }
 }
 
 /// The authority: one mesh, one cluster, one range of addresses.
@@ -116,7 +163,10 @@ pub struct CertificateAuthority {
     mesh: MeshName,
     scope: Scope,
     root_pem: String,
+    roots: Vec<CertificateDer<'static>>,
+    endorsements: Vec<CertificateDer<'static>>,
     intermediate_pem: String,
+    intermediate: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
     intermediate_expires: SystemTime,
 }
@@ -170,6 +220,11 @@ impl CertificateAuthority {
         };
         let root_pem = read(&dir.join(ROOT_CERTIFICATE))?;
         let intermediate_pem = read(&certificate_path)?;
+        let roots = identity::read_certificates(&dir.join(ROOT_CERTIFICATE)).map_err(Error::Damaged)?;
+        let endorsements = match dir.join(ENDORSEMENTS) {
+            path if path.exists() => identity::read_certificates(&path).map_err(Error::Damaged)?,
+            _ => Vec::new(),
+        };
         let certificates = identity::read_certificates(&certificate_path).map_err(Error::Damaged)?;
         let key_path = dir.join(INTERMEDIATE_KEY);
         let key_der = identity::read_key(&key_path).map_err(Error::Damaged)?;
@@ -192,7 +247,10 @@ impl CertificateAuthority {
             mesh,
             scope,
             root_pem,
+            roots,
+            endorsements,
             intermediate_pem,
+            intermediate: certificate.clone(),
             issuer,
             intermediate_expires: SystemTime::from(expires),
         })
@@ -250,6 +308,125 @@ impl CertificateAuthority {
         replace(&out_dir.join(CHAIN_FILE), format!("{}{}", leaf.pem(), self.intermediate_pem).as_bytes())?;
         sync_dir(out_dir)?;
         Ok(identity)
+    }
+
+    /// Certifies a raw Ed25519 public key whose holder keeps the private one. `address` is the node's own, if it has
+    /// one already; otherwise the ledger gives it one.
+    ///
+    /// # Errors
+    /// A name enrolled with another role, an address outside this authority's range, no address left.
+    pub fn certify(
+        &self,
+        role: Role,
+        node: &NodeId,
+        address: Option<Address>,
+        key: &[u8],
+        validity: Duration,
+    ) -> Result<Issued, Error> {
+        let address = match address {
+            Some(address) if self.scope.holds(address) => address,
+            Some(address) => {
+                let (first, last) = (self.scope.first, self.scope.last);
+                return Err(Error::OutOfRange { address, first, last });
+            }
+            None => ledger::assign(&self.dir, &self.scope, role, node)?,
+        };
+        let identity = Identity {
+            mesh: self.mesh.clone(),
+            cluster: self.scope.cluster.clone(),
+            role,
+            node: node.clone(),
+            address,
+        };
+        let leaf = self.leaf(&identity, validity)?.signed_by(&RawKey(key), &self.issuer)?;
+        let expires = identity::expires(leaf.der()).map_err(Error::Damaged)?;
+        Ok(Issued { identity, chain: vec![leaf.der().clone(), self.intermediate.clone()], expires })
+    }
+
+    /// Signs the request in PEM form that a machine without a way to the mesh has made, and writes `ca.pem` and
+    /// `node.pem` for it into `out_dir`. The name is the request's own.
+    ///
+    /// # Errors
+    /// As [`certify`](Self::certify); a request that is none, or whose signature is wrong.
+    pub fn sign_request(
+        &self,
+        role: Role,
+        request: &str,
+        out_dir: &Path,
+        validity: Duration,
+    ) -> Result<Issued, Error> {
+        let der = CertificateSigningRequestDer::from_pem_slice(request.as_bytes())
+            .map_err(|_| Error::Request(enrol::request::Error::NotARequest))?;
+        let request = Request::parse(&der).map_err(Error::Request)?;
+        let issued = self.certify(role, &request.node, None, &request.key, validity)?;
+        check_free(out_dir, &issued.identity)?;
+        make_dir(out_dir)?;
+        replace(&out_dir.join(ROOTS_FILE), self.root_pem.as_bytes())?;
+        replace(&out_dir.join(CHAIN_FILE), identity::pem(&issued.chain).as_bytes())?;
+        sync_dir(out_dir)?;
+        Ok(issued)
+    }
+
+    /// Makes another intermediate below this root, for `cluster` and the next range of addresses nobody has, in
+    /// `out_dir`: for a further controller, or a further cluster.
+    ///
+    /// # Errors
+    /// [`Error::NoRootKey`] where the root's key is not; an authority in `out_dir` already; no range left.
+    pub fn intermediate(&self, cluster: &ClusterId, out_dir: &Path) -> Result<Self, Error> {
+        for name in [INTERMEDIATE_CERTIFICATE, INTERMEDIATE_KEY] {
+            if out_dir.join(name).exists() {
+                return Err(Error::Exists(out_dir.to_owned()));
+            }
+        }
+        let root_key_path = self.dir.join(ROOT_KEY);
+        if !root_key_path.exists() {
+            return Err(Error::NoRootKey(root_key_path));
+        }
+        let key_der = identity::read_key(&root_key_path).map_err(Error::Damaged)?;
+        let root_key = KeyPair::from_pkcs8_der_and_sign_algo(&key_der, &PKCS_ED25519)
+            .map_err(|_| Error::Damaged(identity::Error::KeyKind { path: root_key_path.clone() }))?;
+        let root = identity::read_certificates(&self.dir.join(ROOT_CERTIFICATE)).map_err(Error::Damaged)?;
+        if identity::public_key(&root[0]).as_deref() != Some(root_key.public_key_raw()) {
+            return Err(Error::KeyMismatch(root_key_path));
+        }
+        let (first, last) = ledger::next_range(&self.dir, FIRST_RANGE, cluster)?;
+        make_dir(out_dir)?;
+        let scope = Scope { cluster: cluster.clone(), first, last };
+        let key = KeyPair::generate_for(&PKCS_ED25519)?;
+        let mut below = authority(&format!("plexus cluster {cluster} of {}", self.mesh), &self.mesh, 0)?;
+        set_validity(&mut below, SystemTime::now(), INTERMEDIATE_VALIDITY)?;
+        below.custom_extensions = vec![CustomExtension::from_oid_content(SCOPE_OID, scope.encode())];
+        let certificate = below.signed_by(&key, &Issuer::from_ca_cert_der(&root[0], root_key)?)?;
+        write_new(&out_dir.join(INTERMEDIATE_KEY), secret_pem(&key).as_bytes(), 0o600)?;
+        write_new(&out_dir.join(INTERMEDIATE_CERTIFICATE), certificate.pem().as_bytes(), 0o644)?;
+        replace(&out_dir.join(ROOT_CERTIFICATE), self.root_pem.as_bytes())?;
+        sync_dir(out_dir)?;
+        Self::open(out_dir)
+    }
+
+    /// Roots that nodes are told to trust: the present one first, then one that is being rolled over.
+    pub fn roots(&self) -> &[CertificateDer<'static>] {
+        &self.roots
+    }
+
+    /// SHA-256 of each of [`roots`](Self::roots), by which a new machine knows the mesh.
+    pub fn root_fingerprints(&self) -> Vec<[u8; 32]> {
+        let print = |root: &CertificateDer<'_>| {
+            let mut out = [0; 32];
+            out.copy_from_slice(digest(&SHA256, root).as_ref());
+            out
+        };
+        self.roots.iter().map(print).collect()
+    }
+
+    /// Keys of new roots, certified by older ones.
+    pub fn endorsements(&self) -> &[CertificateDer<'static>] {
+        &self.endorsements
+    }
+
+    /// First and last address that it may give.
+    pub fn range(&self) -> (Address, Address) {
+        (self.scope.first, self.scope.last)
     }
 
     fn leaf(&self, identity: &Identity, validity: Duration) -> Result<CertificateParams, Error> {

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use plexus_proto::id::NodeId;
 use serde::{Deserialize, Serialize};
 
+use crate::authorization::Policy;
 use crate::identity::Credentials;
 
 pub use section::{MeshSection, PeerSection};
@@ -64,6 +65,8 @@ pub struct Config {
     pub mtu: u16,
     /// Folder for what must outlive a restart: the epoch of this node's announcements. Created if missing.
     pub state_dir: PathBuf,
+    /// Rules of an operator about services.
+    pub policy: Policy,
     /// Name and version of the program, shown to neighbours and to people: `plexus-node 0.1.0`.
     pub software: String,
 }
@@ -78,6 +81,7 @@ impl Config {
             kinds: LinkKind::ALL.to_vec(),
             mtu: DEFAULT_MTU,
             state_dir: state_dir.into(),
+            policy: Policy::default(),
             software: software.into(),
         }
     }

@@ -5,20 +5,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
+use plexus_proto::enrol::{NextCertificate, SignedRevocations};
 use plexus_proto::id::{Address, NodeId};
 use plexus_proto::link::{LinkMessageKind, SignedAnnouncement};
+use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use crate::events::{EventKind, Journal};
 use crate::forward::{Exit, Overlay};
-use crate::identity::{Credentials, Verifier};
+use crate::identity::{self, Credentials, Verifier, key_fingerprint};
 use crate::link::{LinkHandle, code, message};
 use crate::liveness::Notice;
 use crate::routing::{Effect, Input, LinkId, NextHop, Route, RouteChange, Router, VerifiedAnnouncement};
 use crate::session::Sessions;
+use crate::trust::{Took, Trust};
 use crate::view::{Directory, NodeView, View};
 use crate::vouch::Vouched;
 
@@ -43,6 +46,10 @@ pub(crate) enum Event {
     /// Somebody here wants to reach a node that is not known. The sender is dropped when it can be looked up again, be it
     /// found or not.
     Lookup(Sought, oneshot::Sender<()>),
+    /// A program of this node has signed a list of revocations; told when it is in force.
+    Revoke(SignedRevocations, oneshot::Sender<()>),
+    /// Our own certificate was renewed.
+    Renewed,
     /// Our certificate, or whom we trust, is another.
     Credentials(Box<Credentials>),
 }
@@ -108,6 +115,7 @@ pub(crate) struct Driver {
     router: Router,
     credentials: Credentials,
     verifier: Arc<Verifier>,
+    trust: Trust,
     vouched: Vouched,
     overlay: Arc<Overlay>,
     sessions: Arc<Sessions>,
@@ -130,6 +138,7 @@ pub(crate) struct Driver {
 impl Driver {
     pub(crate) fn new(
         credentials: Credentials,
+        trust: Trust,
         epoch: u64,
         software: String,
         overlay: Arc<Overlay>,
@@ -142,6 +151,7 @@ impl Driver {
             router: Router::new(credentials.identity().clone(), epoch, software, now),
             verifier: credentials.verifier(),
             credentials,
+            trust,
             vouched: Vouched::default(),
             overlay,
             sessions,
@@ -176,6 +186,7 @@ impl Driver {
                         }
                     }
                 }
+                () = tokio::time::sleep(self.until_expiry()) => self.expire(),
             }
         }
         self.overlay.close();
@@ -190,6 +201,8 @@ impl Driver {
                 let peer = link.neighbor.node.clone();
                 self.published.journal.record(EventKind::LinkUp, Some(peer), text);
                 let input = Input::LinkUp { link: link.id, peer: link.neighbor.clone(), cost: link.cost };
+                // A neighbour that was away may not have heard whom it must not talk to.
+                self.trust.lists().into_iter().for_each(|list| link.send(message(list)));
                 self.notice(Notice::Up(link.clone()));
                 self.links.insert(link.id, *link);
                 self.stale = true;
@@ -211,6 +224,8 @@ impl Driver {
             Event::Heard(link, LinkMessageKind::Announcement(signed)) => {
                 match self.vouched.verify(&self.verifier, signed, now) {
                     Ok(announcement) => {
+                        let leaf = announcement.signed().chain.first().cloned().unwrap_or_default();
+                        self.trust.saw(announcement.identity(), &leaf);
                         self.stale = true;
                         Input::Announcement { link, announcement }
                     }
@@ -220,6 +235,28 @@ impl Driver {
                         return;
                     }
                 }
+            }
+            Event::Heard(link, LinkMessageKind::Revocations(signed)) => {
+                return self.revoke(Some(link), signed);
+            }
+            Event::Heard(link, LinkMessageKind::NextCertificate(next)) => {
+                return self.next_certificate(link, &next);
+            }
+            Event::Revoke(signed, done) => {
+                self.revoke(None, signed);
+                let _ = done.send(());
+                return;
+            }
+            Event::Renewed => {
+                let until = self.credentials.expires();
+                let text = format!("certificate of this node renewed until {until}");
+                self.published.journal.record(EventKind::Certificate, None, text);
+                let chain: Vec<_> = self.credentials.chain().iter().map(|der| der.to_vec().into()).collect();
+                for link in self.links.values() {
+                    let next = NextCertificate { chain: chain.clone() };
+                    link.send(message(LinkMessageKind::NextCertificate(next)));
+                }
+                Input::Renewed
             }
             Event::Heard(link, kind) => match Input::heard(link, kind) {
                 Some(input) => input,
@@ -240,6 +277,7 @@ impl Driver {
             }
             Event::Credentials(credentials) => {
                 self.verifier = credentials.verifier();
+                self.trust.judge_by(credentials.verifier());
                 self.vouched = Vouched::default();
                 self.credentials = *credentials;
                 return;
@@ -247,6 +285,68 @@ impl Driver {
         };
         self.router.handle(input, now);
         self.apply(now);
+    }
+
+    /// Puts a list of revocations in force: links and sessions of whom it names end now.
+    fn revoke(&mut self, from: Option<LinkId>, signed: SignedRevocations) {
+        let passed_on = LinkMessageKind::Revocations(signed.clone());
+        match self.trust.take(signed) {
+            Took::New => {}
+            Took::Older(newer) => {
+                if let Some(link) = from.and_then(|from| self.links.get(&from)) {
+                    newer.into_iter().for_each(|list| link.send(message(list)));
+                }
+                return;
+            }
+            Took::Known | Took::Refused => return,
+        }
+        self.vouched.forget();
+        for link in self.links.values() {
+            if self.trust.is_revoked(&link.neighbor, &link.key) {
+                let peer = link.neighbor.node.clone();
+                let text = format!("link to {peer} closed: its certificate was revoked");
+                self.published.journal.record(EventKind::Revoked, Some(peer), text);
+                link.close(code::REVOKED, "certificate was revoked");
+            } else if Some(link.id) != from {
+                link.send(message(passed_on.clone()));
+            }
+        }
+        self.sessions.recheck();
+    }
+
+    /// A neighbour shows the certificate that follows the one of its handshake.
+    fn next_certificate(&mut self, link: LinkId, next: &NextCertificate) {
+        let Some(link) = self.links.get_mut(&link) else { return };
+        let chain: Vec<CertificateDer<'_>> =
+            next.chain.iter().map(|der| CertificateDer::from(&der[..])).collect();
+        let same_key = |chain: &[CertificateDer<'_>]| {
+            chain.first().and_then(identity::public_key).is_some_and(|key| key_fingerprint(&key) == link.key)
+        };
+        match self.verifier.verify(&chain, UnixTime::now()) {
+            Ok(found) if found == link.neighbor && same_key(&chain) => {
+                if let Ok(expires) = identity::expires(&chain[0]) {
+                    link.expires = expires;
+                }
+            }
+            Ok(_) => link.close(code::PROTOCOL, "certificate of somebody else"),
+            Err(error) => debug!(error = &error as &dyn std::error::Error, "next certificate not believed"),
+        }
+    }
+
+    /// Ends links on which either end's certificate has expired: they come up again to renew, and for nothing else.
+    fn expire(&mut self) {
+        let now = Timestamp::now();
+        let own = self.credentials.expires() <= now;
+        for link in self.links.values().filter(|link| own || link.expires <= now) {
+            link.close(code::EXPIRED, "certificate has expired");
+        }
+    }
+
+    /// How long until [`expire`](Self::expire) may find something; at most a minute, for clocks are put forward.
+    fn until_expiry(&self) -> Duration {
+        let soonest = self.links.values().map(|link| link.expires).chain([self.credentials.expires()]).min();
+        let left = soonest.map_or(SignedDuration::MAX, |at| at.duration_since(Timestamp::now()));
+        Duration::try_from(left).unwrap_or_default().clamp(Duration::from_secs(1), Duration::from_secs(60))
     }
 
     /// A neighbour that has started anew has left its old links behind, even if they do not know it yet.

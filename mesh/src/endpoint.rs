@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::LinkKind;
 use crate::error::StartError;
 use crate::forward::Drops;
-use crate::identity::Credentials;
+use crate::identity::{Credentials, Expired};
 use crate::link::udp::SharedSocket;
 use crate::settings::{self, LINK_ALPN, SERVER_NAME};
 pub(crate) use secrets::ResetSecrets;
@@ -280,12 +280,17 @@ impl Open {
     }
 }
 
+/// A link with an expired end comes up to renew; a session never does.
+fn expired(alpn: &[u8]) -> Expired {
+    if alpn == LINK_ALPN { Expired::MayRenew } else { Expired::Refused }
+}
+
 pub(crate) fn quic_server(credentials: &Credentials, alpn: &[u8]) -> QuicServerConfig {
-    QuicServerConfig::try_from(credentials.server_config(&[alpn]))
+    QuicServerConfig::try_from(credentials.server_config_for(&[alpn], expired(alpn)))
         .expect("aws-lc-rs has the cipher suite of QUIC's first packets")
 }
 
 pub(crate) fn quic_client(credentials: &Credentials, alpn: &[u8]) -> QuicClientConfig {
-    QuicClientConfig::try_from(credentials.client_config(&[alpn]))
+    QuicClientConfig::try_from(credentials.client_config_for(&[alpn], expired(alpn)))
         .expect("aws-lc-rs has the cipher suite of QUIC's first packets")
 }

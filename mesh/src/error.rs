@@ -7,6 +7,7 @@ use std::{fmt, io};
 use plexus_proto::id::NodeId;
 use quinn::VarInt;
 
+use crate::authorization::Denied;
 use crate::identity;
 
 /// A mesh node that did not start.
@@ -69,6 +70,9 @@ pub enum ConnectError {
         /// Who was asked for.
         node: NodeId,
     },
+    /// The policy of this node forbids it.
+    #[error(transparent)]
+    Denied(#[from] Denied),
     /// No end-to-end session could be made.
     #[error("cannot open a session with node {node}")]
     Session {

@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll, Waker};
 
 use arc_swap::ArcSwap;
-use plexus_proto::id::{Address, Identity, Role};
-use plexus_proto::packet::{Class, HOP_LIMIT, Header, Probe};
+use plexus_proto::id::{Address, Identity};
+use plexus_proto::packet::{Class, HOP_LIMIT, Header, LinkNote, Probe};
 
+use crate::authorization;
 use crate::batch::Batch;
 use crate::link::egress::{Counter, Egress, Full};
 use crate::liveness::{self, NEIGHBOR};
@@ -108,7 +109,7 @@ pub(crate) trait Local: Send + Sync + std::fmt::Debug {
     /// Packets of an inner connection. Returns false if they were not wanted.
     fn deliver(&self, batch: Batch) -> bool;
     /// An answer to a probe of ours, or what became of it.
-    fn probed(&self, from: Address, reply: Probe);
+    fn probed(&self, from: Address, reply: Probe, note: Option<LinkNote>);
 }
 
 /// Packets that went nowhere, by reason.
@@ -139,7 +140,7 @@ impl Overlay {
     pub(crate) fn new(identity: &Identity) -> Self {
         Self {
             address: identity.address,
-            transits: identity.role == Role::Hop,
+            transits: authorization::transits(identity.role),
             table: Table::default(),
             stranded: Mutex::default(),
             local: OnceLock::new(),
@@ -228,8 +229,12 @@ impl Overlay {
     pub(crate) fn probe(&self, destination: Address, hop_limit: u8, probe: Probe) -> bool {
         let Some(egress) = self.table.exit(destination) else { return false };
         let header = self.probe_header(destination, hop_limit);
+        let mut body = probe.encode();
+        if !matches!(probe, Probe::Echo { .. }) {
+            body.extend_from_slice(&egress.note().encode());
+        }
         // A full queue loses the probe, and that is what it then shows.
-        egress.offer(Batch::one(header, &probe.encode()));
+        egress.offer(Batch::one(header, &body));
         true
     }
 
@@ -296,7 +301,7 @@ impl Overlay {
                         via.egress.offer(Batch::one(header, &reply.encode()));
                     }
                 }
-                Ok(reply) => local.probed(header.source, reply),
+                Ok(reply) => local.probed(header.source, reply, LinkNote::behind(&reply, body)),
                 Err(_) => self.drops.malformed.add(1),
             }
         }
@@ -375,6 +380,7 @@ impl Allowance {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use plexus_proto::id::Role;
 
     #[derive(Debug, Default)]
     struct Recorder(Mutex<Vec<(Address, Option<Probe>)>>);
@@ -385,7 +391,7 @@ mod tests {
             true
         }
 
-        fn probed(&self, from: Address, reply: Probe) {
+        fn probed(&self, from: Address, reply: Probe, _: Option<LinkNote>) {
             self.0.lock().unwrap().push((from, Some(reply)));
         }
     }

@@ -35,13 +35,19 @@ pub enum Error {
 #[derive(Debug)]
 pub struct FrameReader<R> {
     stream: R,
+    chunk: usize,
     buffer: BytesMut,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// Reads from `stream` from here on.
     pub fn new(stream: R) -> Self {
-        Self { stream, buffer: BytesMut::new() }
+        Self { stream, chunk: READ_CHUNK, buffer: BytesMut::new() }
+    }
+
+    /// As [`new`](Self::new), for a conversation that is silent most of the time: it keeps `chunk` bytes at hand.
+    pub(crate) fn with_chunk(stream: R, chunk: usize) -> Self {
+        Self { stream, chunk, buffer: BytesMut::new() }
     }
 
     /// The next message; `None` once the peer has finished the stream between two frames.
@@ -56,7 +62,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
             if let Some(message) = frame::decode(&mut self.buffer, limit)? {
                 return Ok(Some(message));
             }
-            self.buffer.reserve(READ_CHUNK);
+            self.buffer.reserve(self.chunk);
             if self.stream.read_buf(&mut self.buffer).await? == 0 {
                 return if self.buffer.is_empty() { Ok(None) } else { Err(self.truncated()) };
             }

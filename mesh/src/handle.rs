@@ -4,38 +4,43 @@ mod answers;
 mod reload;
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use plexus_proto::id::{Address, Identity, NodeId, Role};
-use plexus_proto::packet::{Class, Probe};
+use plexus_proto::packet::{Class, LinkNote, Probe};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::info;
 
+use crate::authorization::Denied;
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::driver::{self, Driver, DriverHandle, Event, Links, Published, Sought};
 use crate::endpoint::Endpoints;
+use crate::enrol::{self, Desk, Front};
 use crate::error::{ConnectError, ListenError, SessionError, StartError};
 use crate::events::Journal;
 use crate::forward::{Allowance, Local, Overlay};
 use crate::link::code;
 use crate::node::{Neighbors, Node, random_u64};
 use crate::probe::Probes;
+use crate::revocation::List;
 use crate::service::{Allow, Listener, Services};
 use crate::session::Sessions;
 use crate::stream::MeshStream;
+use crate::trust::{Keys, Trust};
 use crate::view::{Directory, View};
 use crate::{epoch, install_crypto_provider, liveness, netcheck};
 use reload::{Fixed, Sources};
 pub use reload::{ReloadError, ReloadReport};
 
 /// Longest wait in [`Mesh::shutdown`] for neighbours to acknowledge the end.
-const FAREWELL: Duration = Duration::from_secs(1);
+const FAREWELL: Duration = Duration::from_secs(3);
 
 /// Longest wait for a hop that is asked who somebody is.
 const LOOKUP: Duration = Duration::from_secs(2);
@@ -57,6 +62,7 @@ struct Handle {
     directory: Arc<ArcSwap<Directory>>,
     links: Arc<ArcSwap<Links>>,
     journal: Arc<Journal>,
+    keys: Keys,
     view: watch::Receiver<Arc<View>>,
     tasks: TaskTracker,
     fixed: tokio::sync::Mutex<Fixed>,
@@ -73,7 +79,7 @@ impl Mesh {
     pub async fn start(config: Config) -> Result<Self, StartError> {
         install_crypto_provider();
         let fixed = Fixed::of(&config);
-        let Config { credentials, listen, peers, kinds, mtu, state_dir, software } = config;
+        let Config { credentials, listen, peers, kinds, mtu, state_dir, policy, software } = config;
         let identity = credentials.identity().clone();
         let cancel = CancellationToken::new();
         let overlay = Arc::new(Overlay::new(&identity));
@@ -85,6 +91,7 @@ impl Mesh {
         let epoch = epoch::next(&state_dir)?;
 
         let services = Arc::new(Services::new(identity.clone()));
+        services.go_by(policy);
         let directory: Arc<ArcSwap<Directory>> = Arc::default();
         let links: Arc<ArcSwap<Links>> = Arc::default();
         let journal: Arc<Journal> = Arc::default();
@@ -101,8 +108,12 @@ impl Mesh {
         };
         let (notices, noticed) = mpsc::unbounded_channel();
         let watching: Arc<Notify> = Arc::default();
+        let front = Arc::new(Front::new(credentials.clone(), sessions.clone(), view.clone()));
+        let trust = Trust::open(credentials.verifier(), &state_dir);
+        let keys = trust.keys.clone();
         let driver = Driver::new(
             credentials.clone(),
+            trust,
             epoch,
             software.clone(),
             overlay.clone(),
@@ -131,6 +142,9 @@ impl Mesh {
             watch: watching.clone(),
             cancel: cancel.clone(),
             last_link: AtomicU64::new(0),
+            front,
+            renew_now: tokio::sync::Notify::new(),
+            renewed: tokio::sync::Notify::new(),
             tasks: tasks.clone(),
             kinds,
             dialed: Mutex::default(),
@@ -152,6 +166,7 @@ impl Mesh {
             directory,
             links,
             journal,
+            keys,
             view,
             tasks,
             fixed: tokio::sync::Mutex::new(fixed),
@@ -198,6 +213,10 @@ impl Mesh {
         let Some(peer) = self.find(node).await else {
             return Err(ConnectError::Unknown { node: named() });
         };
+        if !self.0.services.may_open(service, &peer) {
+            let denied = Denied { service: service.to_owned(), node: named() };
+            return Err(ConnectError::Denied(denied));
+        }
         if !self.0.node.overlay.has_route(peer.address) {
             return Err(ConnectError::Unreachable { node: named() });
         }
@@ -229,6 +248,55 @@ impl Mesh {
     /// A service that is offered already, or a name that is too long.
     pub fn listen(&self, service: &str, allow: Allow) -> Result<Listener, ListenError> {
         self.0.services.listen(service, allow)
+    }
+
+    /// Renews this node's certificate over the mesh whenever two thirds of its life are over, and keeps it in
+    /// `identity_dir`. Streams go on. Call it once.
+    pub fn keep_certified(&self, identity_dir: &Path) {
+        let (node, dir) = (self.0.node.clone(), identity_dir.to_owned());
+        self.0.tasks.spawn(enrol::renew::keep_certified(node, dir));
+    }
+
+    /// Puts a list of revocations in force here and in the whole mesh. Returns when it is in force here.
+    pub async fn publish_revocations(&self, list: List) {
+        let (done, told) = tokio::sync::oneshot::channel();
+        self.0.node.driver.send(driver::Event::Revoke(list.signed, done)).await;
+        let _ = told.await;
+    }
+
+    /// SHA-256 of the public key that `node` has announced itself with; `None` for one that was never seen here.
+    pub fn key_of(&self, node: &NodeId) -> Option<[u8; 32]> {
+        self.0.keys.lock().expect("no code panics under this lock").get(node).copied()
+    }
+
+    /// Decides on calls for certificates from now on: those at our own door, and those that members pass on.
+    ///
+    /// # Errors
+    /// Somebody in this process does so already.
+    pub fn serve_enrolment(&self, desk: Arc<dyn Desk>) -> Result<(), ListenError> {
+        let mut listener = self.listen(enrol::SERVICE, enrol::FORWARDERS)?;
+        let front = self.0.node.front.clone();
+        if !front.set_desk(desk) {
+            return Err(ListenError::Taken(enrol::SERVICE.to_owned()));
+        }
+        let cancel = self.0.node.cancel.clone();
+        self.0.tasks.spawn(async move {
+            let mut calls = tokio::task::JoinSet::new();
+            loop {
+                tokio::select! {
+                    stream = listener.accept() => {
+                        let Some(stream) = stream else { break };
+                        let front = front.clone();
+                        // Bounded by the streams that sessions permit, and by the time a call may take.
+                        calls.spawn(async move { front.passed_on(stream).await });
+                    }
+                    Some(_) = calls.join_next() => {}
+                    () = cancel.cancelled() => break,
+                }
+            }
+            calls.shutdown().await;
+        });
+        Ok(())
     }
 
     /// Who is in the mesh and reachable, now and after every change.
@@ -276,7 +344,7 @@ impl Local for Arrivals {
         delivered
     }
 
-    fn probed(&self, from: Address, reply: Probe) {
-        self.probes.probed(from, reply);
+    fn probed(&self, from: Address, reply: Probe, note: Option<LinkNote>) {
+        self.probes.probed(from, reply, note);
     }
 }

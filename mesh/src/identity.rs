@@ -18,18 +18,22 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use plexus_proto::id::Identity;
-use rustls::client::Resumption;
-use rustls::server::NoServerSessionStorage;
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::SignatureScheme;
+use rustls::client::{ResolvesClientCert, Resumption};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, UnixTime};
 
 pub use error::Error;
-pub use verifier::{Verifier, expires};
-pub(crate) use verifier::{claimed_identity, claimed_scope, claimed_uri, public_key};
+pub use verifier::{RENEWABLE, Standing, Verifier, expires, key_fingerprint, raw_public_key};
+pub(crate) use verifier::{claimed_identity, claimed_scope, claimed_uri, endorses, public_key};
 
 /// File of the trusted roots.
 pub const ROOTS_FILE: &str = "ca.pem";
@@ -38,18 +42,59 @@ pub const CHAIN_FILE: &str = "node.pem";
 /// File of the private key.
 pub const KEY_FILE: &str = "node.key";
 
-/// A node's own certificates and key, found valid. Clones share one copy.
+/// A node's own certificates and key, found valid. Clones share one copy, and so all see a renewed certificate.
 #[derive(Clone)]
 pub struct Credentials(Arc<Inner>);
 
+/// The key and who holds it stay; the certificate for it is renewed.
 struct Inner {
     identity: Identity,
-    chain: Vec<CertificateDer<'static>>,
-    certified: Arc<SingleCertAndKey>,
+    key: Arc<dyn SigningKey>,
     signer: Ed25519KeyPair,
     verifier: Arc<Verifier>,
+    shown: Arc<Shown>,
+}
+
+/// The certificate that is shown in handshakes from now on.
+struct Shown(ArcSwap<Current>);
+
+struct Current {
+    chain: Arc<Vec<CertificateDer<'static>>>,
+    certified: Arc<CertifiedKey>,
+    issued: Timestamp,
     expires: Timestamp,
-    roots: Vec<CertificateDer<'static>>,
+}
+
+impl fmt::Debug for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Shown(..)")
+    }
+}
+
+impl ResolvesClientCert for Shown {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load().certified.clone())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load().certified.clone())
+    }
+}
+
+/// What becomes of a peer whose certificate has expired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expired {
+    /// No connection.
+    Refused,
+    /// A connection, on which it may renew and nothing else, for [`RENEWABLE`]. The caller asks
+    /// [`Verifier::standing`] which it is.
+    MayRenew,
 }
 
 impl fmt::Debug for Credentials {
@@ -90,21 +135,37 @@ impl Credentials {
         // Our own mesh is whatever our own certificate says; the roots decide whether it may.
         let claimed = claimed_identity(leaf).map_err(own)?;
         let verifier = Verifier::new(&roots, claimed.mesh).map_err(own)?;
-        let identity = verifier.verify(&chain, now).map_err(own)?;
-        let expires = expires(leaf).map_err(own)?;
-
+        // An expired certificate is good for one thing, and that is why it is loaded: to be renewed.
+        let (identity, _) = verifier.standing(&chain, now).map_err(own)?;
         let key = rustls::crypto::aws_lc_rs::sign::any_eddsa_type(&signer_der)
             .map_err(|_| Error::KeyKind { path: key_path })?;
-        let certified = Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain.clone(), key)));
+        let shown = Current::new(chain, key.clone()).map_err(own)?;
         Ok(Self(Arc::new(Inner {
             identity,
-            chain,
-            certified,
+            key,
             signer,
             verifier: Arc::new(verifier),
-            expires,
-            roots,
+            shown: Arc::new(Shown(ArcSwap::from_pointee(shown))),
         })))
+    }
+
+    /// Shows `chain` in every handshake from now on. Connections that are up stay as they are.
+    ///
+    /// # Errors
+    /// A chain that is not valid at `now`, or certifies somebody else or another key.
+    pub fn renewed(&self, chain: Vec<CertificateDer<'static>>, now: UnixTime) -> Result<(), Error> {
+        let found = self.0.verifier.verify(&chain, now)?;
+        let leaf = chain.first().ok_or(Error::NoCertificate)?;
+        if found != self.0.identity || public_key(leaf).as_deref() != Some(self.public_key()) {
+            return Err(Error::NotOurs { subject: found.uri() });
+        }
+        self.0.shown.0.store(Arc::new(Current::new(chain, self.0.key.clone())?));
+        Ok(())
+    }
+
+    /// The raw Ed25519 public key.
+    pub fn public_key(&self) -> &[u8] {
+        self.0.signer.public_key().as_ref()
     }
 
     /// Who we are.
@@ -113,18 +174,37 @@ impl Credentials {
     }
 
     /// Leaf, then intermediate.
-    pub fn chain(&self) -> &[CertificateDer<'static>] {
-        &self.0.chain
+    pub fn chain(&self) -> Arc<Vec<CertificateDer<'static>>> {
+        self.0.shown.0.load().chain.clone()
     }
 
     /// Whether certificates and trusted roots are those of `other`.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
-        (&self.0.chain, &self.0.roots) == (&other.0.chain, &other.0.roots)
+        self.chain() == other.chain() && self.0.verifier.roots() == other.0.verifier.roots()
+    }
+
+    /// Takes over certificate and trusted roots of `other`, if they are for the same node and the same key. False if
+    /// they are not; nothing has changed then.
+    pub(crate) fn take_over(&self, other: &Self) -> bool {
+        if self.0.identity != other.0.identity || self.public_key() != other.public_key() {
+            return false;
+        }
+        let Ok(current) = Current::new(other.chain().to_vec(), self.0.key.clone()) else { return false };
+        if self.0.verifier.trust(&other.0.verifier.roots()).is_err() {
+            return false;
+        }
+        self.0.shown.0.store(Arc::new(current));
+        true
     }
 
     /// When the leaf ends.
     pub fn expires(&self) -> Timestamp {
-        self.0.expires
+        self.0.shown.0.load().expires
+    }
+
+    /// When the leaf's life began.
+    pub fn issued(&self) -> Timestamp {
+        self.0.shown.0.load().issued
     }
 
     /// Signs `message` with the leaf's key. The signature is good for [`Verifier::verify_signature`] only: a
@@ -140,12 +220,17 @@ impl Credentials {
 
     /// Accepting side: TLS 1.3, the peer's certificate demanded and judged, neither early data nor resumption.
     pub fn server_config(&self, alpn: &[&[u8]]) -> rustls::ServerConfig {
+        self.server_config_for(alpn, Expired::Refused)
+    }
+
+    /// As [`server_config`](Self::server_config), with a say on peers that have expired.
+    pub fn server_config_for(&self, alpn: &[&[u8]], expired: Expired) -> rustls::ServerConfig {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut config = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&rustls::version::TLS13])
             .expect("aws-lc-rs speaks TLS 1.3")
-            .with_client_cert_verifier(self.peer_verifier(provider))
-            .with_cert_resolver(self.0.certified.clone());
+            .with_client_cert_verifier(self.peer_verifier(provider, expired))
+            .with_cert_resolver(self.0.shown.clone());
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
@@ -156,13 +241,18 @@ impl Credentials {
     /// Dialling side: as [`server_config`](Self::server_config). The server name of a connection is neither sent
     /// nor checked; whatever is passed to rustls or quinn for it will do.
     pub fn client_config(&self, alpn: &[&[u8]]) -> rustls::ClientConfig {
+        self.client_config_for(alpn, Expired::Refused)
+    }
+
+    /// As [`client_config`](Self::client_config), with a say on peers that have expired.
+    pub fn client_config_for(&self, alpn: &[&[u8]], expired: Expired) -> rustls::ClientConfig {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&rustls::version::TLS13])
             .expect("aws-lc-rs speaks TLS 1.3")
             .dangerous()
-            .with_custom_certificate_verifier(self.peer_verifier(provider))
-            .with_client_cert_resolver(self.0.certified.clone());
+            .with_custom_certificate_verifier(self.peer_verifier(provider, expired))
+            .with_client_cert_resolver(self.0.shown.clone());
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         config.resumption = Resumption::disabled();
         config.enable_early_data = false;
@@ -170,8 +260,40 @@ impl Credentials {
         config
     }
 
-    fn peer_verifier(&self, provider: Arc<rustls::crypto::CryptoProvider>) -> Arc<tls::PeerVerifier> {
-        Arc::new(tls::PeerVerifier { verifier: self.verifier(), provider })
+    /// Accepting side of the enrolment door: TLS 1.3 without a certificate of the caller. Shows the roots behind our
+    /// own chain, so that a caller who knows but a root's fingerprint can judge it.
+    pub(crate) fn enrolment_config(&self, alpn: &[u8]) -> rustls::ServerConfig {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut chain = self.chain().to_vec();
+        chain.extend(self.0.verifier.roots());
+        let certified = CertifiedKey::new(chain, self.0.key.clone());
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("aws-lc-rs speaks TLS 1.3")
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
+        config.alpn_protocols = vec![alpn.to_vec()];
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        config.max_early_data_size = 0;
+        config
+    }
+
+    fn peer_verifier(
+        &self,
+        provider: Arc<rustls::crypto::CryptoProvider>,
+        expired: Expired,
+    ) -> Arc<tls::PeerVerifier> {
+        Arc::new(tls::PeerVerifier { verifier: self.verifier(), provider, expired })
+    }
+}
+
+impl Current {
+    fn new(chain: Vec<CertificateDer<'static>>, key: Arc<dyn SigningKey>) -> Result<Self, Error> {
+        let leaf = chain.first().ok_or(Error::NoCertificate)?;
+        let (issued, expires) = verifier::life(leaf)?;
+        let certified = Arc::new(CertifiedKey::new(chain.clone(), key));
+        Ok(Self { chain: Arc::new(chain), certified, issued, expires })
     }
 }
 
@@ -180,9 +302,27 @@ impl Credentials {
 /// # Errors
 /// As [`Verifier::verify`]; the handshake has made the same check, so this fails only if time has passed.
 pub fn peer_identity(connection: &quinn::Connection, verifier: &Verifier) -> Result<Identity, Error> {
+    verifier.verify(&peer_chain(connection)?, UnixTime::now())
+}
+
+/// The certificates that the other end of a connection showed.
+pub(crate) fn peer_chain(connection: &quinn::Connection) -> Result<Vec<CertificateDer<'static>>, Error> {
     let shown = connection.peer_identity().ok_or(Error::NoCertificate)?;
     let chain = shown.downcast::<Vec<CertificateDer<'static>>>().map_err(|_| Error::NoCertificate)?;
-    certified(&chain, verifier)
+    Ok(*chain)
+}
+
+/// Certificates as the PEM text of a file.
+pub(crate) fn pem(certificates: &[CertificateDer<'_>]) -> String {
+    certificates.iter().map(|der| block("CERTIFICATE", der)).collect()
+}
+
+/// One PEM block, in lines of 64.
+pub(crate) fn block(label: &str, der: &[u8]) -> String {
+    let text = STANDARD.encode(der);
+    let lines: Vec<&str> =
+        text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap_or_default()).collect();
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
 }
 
 /// Whom the certificates that a peer has shown name, judged now.

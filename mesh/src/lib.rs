@@ -1,7 +1,8 @@
 //! The overlay of Plexus: who is who, who is linked to whom, and streams from end to end.
 //!
 //! * [`identity`]: certificates in, certified [`Identity`](plexus_proto::id::Identity) out, or the reason why not.
-//! * [`ca`]: the authority that issues them.
+//! * [`authorization`]: who may say and open what.
+//! * [`ca`]: the authority that issues them; [`enrol`]: how a machine gets one; [`revocation`]: how it is taken back.
 //! * [`routing`]: what is known of the mesh, and where to forward; pure.
 //! * [`Mesh`]: a running node. It links with its neighbours, forwards overlay packets if it is a hop, and opens and
 //!   accepts end-to-end streams ([`MeshStream`]) inside which hops see ciphertext only.
@@ -71,8 +72,11 @@
 //!
 //! This crate knows nothing of work units, jobs or HTTP.
 
+pub mod authorization;
 pub mod ca;
+pub mod enrol;
 pub mod identity;
+pub mod revocation;
 pub mod routing;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -88,6 +92,7 @@ mod driver;
 mod epoch;
 mod forward;
 mod liveness;
+mod trust;
 mod vouch;
 
 mod congestion;
@@ -111,6 +116,7 @@ mod events;
 mod handle;
 mod view;
 
+pub use authorization::Policy;
 pub use config::{Config, DEFAULT_COST, DEFAULT_MTU, LinkKind, MTU_MIN, MeshSection, Peer, PeerSection};
 pub use error::{ConnectError, ListenError, Refusal, SessionError, StartError, StreamError};
 pub use handle::{Mesh, ReloadError, ReloadReport};

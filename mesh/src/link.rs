@@ -29,21 +29,24 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use plexus_proto::frame::LINK_FRAME_MAX;
-use plexus_proto::id::{Address, Identity, NodeId, Role};
+use plexus_proto::id::{Address, Identity, NodeId};
 use plexus_proto::link::{Hello, LinkMessage, LinkMessageKind, ProbeReply, SealedReady};
 use plexus_proto::version::{MAX_VERSION, MIN_VERSION, negotiate};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
+use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::authorization;
 use crate::batch::Gather;
 use crate::config::LinkKind;
 use crate::driver::{DriverHandle, Event};
+use crate::error::chain;
 use crate::forward::{Overlay, Via};
 use crate::framed::{self, FrameReader, FrameWriter};
-use crate::identity::{self, peer_identity};
+use crate::identity::{self, Standing, key_fingerprint};
 use crate::liveness::Pulse;
 use crate::node::Node;
 use crate::routing::LinkId;
@@ -61,6 +64,8 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// Messages that may wait for a neighbour's control stream. It fills when the neighbour stops reading; the link is
 /// then closed, for a router that misses messages has a wrong map.
 const CONTROL_BACKLOG: usize = 4096;
+/// Bytes kept at hand for each neighbour's messages; most are smaller.
+const CONTROL_CHUNK: usize = 2048;
 /// Datagrams handled before other tasks of this thread get their turn.
 const BURST: usize = 64;
 
@@ -80,6 +85,10 @@ pub(crate) mod code {
     pub(crate) const SUPERSEDED: VarInt = VarInt::from_u32(4);
     /// The neighbour did not read its control stream.
     pub(crate) const SLOW: VarInt = VarInt::from_u32(5);
+    /// The neighbour's certificate was revoked.
+    pub(crate) const REVOKED: VarInt = VarInt::from_u32(8);
+    /// A certificate has expired while the link was up.
+    pub(crate) const EXPIRED: VarInt = VarInt::from_u32(9);
     /// Both ends dialed; the other link stays.
     pub(crate) const DUPLICATE: VarInt = VarInt::from_u32(6);
     /// The neighbour's configuration no longer has this link.
@@ -109,6 +118,16 @@ enum Channel {
     Tcp { stream: Box<frames::Stream>, wire: Arc<TcpWire> },
 }
 
+impl Channel {
+    /// The neighbour's certificate, as the handshake has shown and judged it.
+    fn leaf(&self) -> Option<CertificateDer<'static>> {
+        match self {
+            Self::Quic { connection, .. } => identity::peer_chain(connection).ok()?.into_iter().next(),
+            Self::Tcp { stream, .. } => Some(stream.get_ref().1.peer_certificates()?.first()?.clone()),
+        }
+    }
+}
+
 type Control = (FrameWriter<SendStream>, FrameReader<RecvStream>);
 
 /// What the driver holds of a link.
@@ -122,7 +141,13 @@ pub(crate) struct LinkHandle {
     pub(crate) dialed: bool,
     pub(crate) since: jiff::Timestamp,
     pub(crate) bandwidth: Option<u64>,
+    /// Why the link before this one was lost, if one was.
+    pub(crate) last_error: Option<String>,
     pub(crate) egress: Arc<Egress>,
+    /// SHA-256 of the neighbour's public key.
+    pub(crate) key: [u8; 32],
+    /// End of the neighbour's certificate, as far as it has shown.
+    pub(crate) expires: jiff::Timestamp,
     pub(crate) loss: Arc<Loss>,
     wire: Wire,
     control: mpsc::Sender<LinkMessage>,
@@ -221,6 +246,10 @@ pub(crate) async fn greet(node: &Node, fresh: Fresh, side: Side<'_>) -> Result<G
                     let channel = Channel::Quic { connection, socket, control };
                     Ok(greeted(node, channel, neighbor, hello, side))
                 }
+                Err(Error::RenewOnly(neighbor)) => {
+                    node.front.renew_only(node, &connection, &neighbor).await;
+                    Err(Error::RenewOnly(neighbor))
+                }
                 Err(error) => {
                     // What the connection ended of says more than the stream on it that broke.
                     let error = match connection.close_reason() {
@@ -302,13 +331,18 @@ async fn greet_quic(
     connection: &Connection,
     side: Side<'_>,
 ) -> Result<(Identity, Hello, Control), Error> {
-    let neighbor = peer_identity(connection, &node.verifier()).map_err(Error::Identity)?;
+    let shown = identity::peer_chain(connection).map_err(Error::Identity)?;
+    let judged = node.verifier().standing(&shown, UnixTime::now());
+    let (neighbor, standing) = judged.map_err(Error::Identity)?;
     let neighbor = expected(node, neighbor, side)?;
+    if standing != Standing::Valid || node.is_expired() {
+        return Err(Error::RenewOnly(neighbor.node));
+    }
     let (send, receive) = match side {
         Side::Dialed { .. } => connection.open_bi().await.map_err(Error::Connection)?,
         Side::Accepted => connection.accept_bi().await.map_err(Error::Connection)?,
     };
-    let (mut writer, mut reader) = (FrameWriter::new(send), FrameReader::new(receive));
+    let (mut writer, mut reader) = (FrameWriter::new(send), FrameReader::with_chunk(receive, CONTROL_CHUNK));
     writer.send(&our_hello(node, side)).await.map_err(Error::Hello)?;
     let first: Option<LinkMessage> = reader.next(LINK_FRAME_MAX).await.map_err(Error::Hello)?;
     Ok((neighbor, their_hello(first)?, (writer, reader)))
@@ -341,9 +375,14 @@ pub(crate) struct Origin {
 /// Runs a link to its end, and says why it ended.
 pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, origin: Origin) -> End {
     let Greeted { channel, neighbor, hello, cost, sealed } = greeted;
+    // The handshake has judged it, so it parses; nothing is trusted that does not.
+    let leaf_der = channel.leaf();
+    let key = leaf_der.as_ref().and_then(identity::public_key).map(|key| key_fingerprint(&key));
+    let expires = leaf_der.and_then(|leaf| identity::expires(&leaf).ok());
+    let (key, expires) = (key.unwrap_or_default(), expires.unwrap_or(jiff::Timestamp::UNIX_EPOCH));
     let id = node.next_link();
     let (control, messages) = mpsc::channel(CONTROL_BACKLOG);
-    let leaf = (neighbor.role != Role::Hop).then_some(neighbor.address);
+    let leaf = authorization::speaks_for_itself(neighbor.role).then_some(neighbor.address);
     let pulse = Pulse::new(node.watch.clone());
     let (wire, egress) = match &channel {
         Channel::Quic { connection, .. } => {
@@ -365,7 +404,10 @@ pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, origin: Origin) -> E
         dialed: origin.dialed,
         since: jiff::Timestamp::now(),
         bandwidth: origin.bandwidth,
+        last_error: node.neighbors.last_loss(&neighbor.node),
         egress: egress.clone(),
+        key,
+        expires,
         loss: loss.clone(),
         wire: wire.clone(),
         control: control.clone(),
@@ -421,6 +463,7 @@ pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, origin: Origin) -> E
     if end.is_local() {
         debug!(peer = %neighbor.node, "link closed");
     } else {
+        node.neighbors.lost(&neighbor.node, chain(&end));
         warn!(peer = %neighbor.node, error = &end as &dyn std::error::Error, "link lost");
     }
     end

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::{LinkKind, Peer};
 use crate::driver::DriverHandle;
 use crate::endpoint::Endpoints;
+use crate::enrol::Front;
 use crate::forward::Overlay;
 use crate::identity::{Credentials, Verifier};
 use crate::routing::LinkId;
@@ -38,6 +39,12 @@ pub(crate) struct Node {
     /// Kinds of link that this node takes part in.
     pub(crate) kinds: Vec<LinkKind>,
     /// Neighbours to dial.
+    /// Where machines without a certificate knock.
+    pub(crate) front: Arc<Front>,
+    /// Wakes the task that renews our certificate.
+    pub(crate) renew_now: tokio::sync::Notify,
+    /// Tells renew-only links that they are needed no more.
+    pub(crate) renewed: tokio::sync::Notify,
     pub(crate) dialed: Mutex<Vec<Arc<Dialed>>>,
     pub(crate) neighbors: Neighbors,
 }
@@ -80,22 +87,36 @@ impl Dialed {
     }
 }
 
-/// Who is linked to this node by a link that the other end dialed: those need not be dialed.
+/// Who is linked to this node by a link that the other end dialed: those need not be dialed. And why links were lost.
 #[derive(Debug, Default)]
-pub(crate) struct Neighbors(watch::Sender<HashMap<NodeId, usize>>);
+pub(crate) struct Neighbors {
+    links: watch::Sender<HashMap<NodeId, usize>>,
+    /// By neighbour, who is a certified node: bounded by the mesh.
+    lost: Mutex<HashMap<NodeId, String>>,
+}
 
 impl Neighbors {
+    /// Notes why a link was lost.
+    pub(crate) fn lost(&self, neighbor: &NodeId, why: String) {
+        self.lost.lock().expect("no code panics under this lock").insert(neighbor.clone(), why);
+    }
+
+    /// Why the last link to `neighbor` that was lost was.
+    pub(crate) fn last_loss(&self, neighbor: &NodeId) -> Option<String> {
+        self.lost.lock().expect("no code panics under this lock").get(neighbor).cloned()
+    }
+
     /// Notes a link that has come up.
     pub(crate) fn up(&self, neighbor: &NodeId, dialed: bool) {
         if !dialed {
-            self.0.send_modify(|links| *links.entry(neighbor.clone()).or_default() += 1);
+            self.links.send_modify(|links| *links.entry(neighbor.clone()).or_default() += 1);
         }
     }
 
     /// Notes its end.
     pub(crate) fn down(&self, neighbor: &NodeId, dialed: bool) {
         if !dialed {
-            self.0.send_modify(|links| {
+            self.links.send_modify(|links| {
                 if let Some(count) = links.get_mut(neighbor) {
                     *count -= 1;
                     if *count == 0 {
@@ -108,19 +129,24 @@ impl Neighbors {
 
     /// Whether `neighbor` has dialed us.
     pub(crate) fn has(&self, neighbor: &NodeId) -> bool {
-        self.0.borrow().contains_key(neighbor)
+        self.links.borrow().contains_key(neighbor)
     }
 
     /// Resolves when no link that `neighbor` dialed is up.
     pub(crate) async fn gone(&self, neighbor: &NodeId) {
         // The sender lives as long as this.
-        let _ = self.0.subscribe().wait_for(|links| !links.contains_key(neighbor)).await;
+        let _ = self.links.subscribe().wait_for(|links| !links.contains_key(neighbor)).await;
     }
 }
 
 impl Node {
     pub(crate) fn verifier(&self) -> Arc<Verifier> {
         self.credentials.load().verifier()
+    }
+
+    /// Whether our own certificate is good for nothing but its renewal.
+    pub(crate) fn is_expired(&self) -> bool {
+        self.credentials.load().expires() <= Timestamp::now()
     }
 
     /// Whether this node takes part in links of `kind`.

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use plexus_proto::id::Address;
-use plexus_proto::packet::{HOP_LIMIT, Probe};
+use plexus_proto::packet::{HOP_LIMIT, LinkNote, Probe};
 use tokio::sync::mpsc;
 
 use crate::forward::Overlay;
@@ -55,6 +55,8 @@ pub(crate) struct Step {
     pub(crate) limit: u8,
     /// Who answered first, and how soon; `None` for who kept silent.
     pub(crate) answer: Option<(Address, Duration)>,
+    /// What it said of the link to it.
+    pub(crate) note: Option<LinkNote>,
     /// Probes that could have been answered by now.
     pub(crate) sent: u32,
     /// Probes that were.
@@ -72,19 +74,20 @@ struct Answer {
     nonce: u64,
     from: Address,
     reply: Probe,
+    note: Option<LinkNote>,
     at: Instant,
 }
 
 impl Probes {
     /// Takes an answer from the overlay.
-    pub(crate) fn probed(&self, from: Address, reply: Probe) {
+    pub(crate) fn probed(&self, from: Address, reply: Probe, note: Option<LinkNote>) {
         let (Probe::Echo { nonce }
         | Probe::EchoReply { nonce, .. }
         | Probe::HopLimitExceeded { nonce }
         | Probe::NoRoute { nonce, .. }) = reply;
         let waiting = self.waiting.lock().expect("no code panics under this lock");
         if let Some(asker) = waiting.get(&nonce) {
-            let _ = asker.try_send(Answer { nonce, from, reply, at: Instant::now() });
+            let _ = asker.try_send(Answer { nonce, from, reply, note, at: Instant::now() });
         }
     }
 
@@ -139,6 +142,9 @@ impl Probes {
             let round = (Instant::now() + AGAIN).min(deadline);
             while let Some((answer, limit, rtt)) = asking.answer(round).await {
                 path.learn(limit, answer.from, rtt, &answer.reply, to);
+                if let Some(note) = answer.note {
+                    path.notes.entry(limit).or_insert(note);
+                }
                 if path.is_whole() {
                     return Ok(asking.tally(path.finish()));
                 }
@@ -213,6 +219,8 @@ impl Drop for Asking<'_> {
 struct Path {
     /// By hop limit.
     hops: BTreeMap<u8, (Address, Duration)>,
+    /// By hop limit: what who answered said of the link to it.
+    notes: BTreeMap<u8, LinkNote>,
     /// Least limit at which the way ended, and whether at the destination.
     end: Option<(u8, bool)>,
 }
@@ -248,7 +256,12 @@ impl Path {
             Some((end, reached)) => (end, reached),
             None => (self.hops.last_key_value().map_or(0, |(limit, _)| *limit), false),
         };
-        let step = |limit| Step { limit, answer: self.hops.remove(&limit), ..Step::default() };
+        let step = |limit| Step {
+            limit,
+            answer: self.hops.remove(&limit),
+            note: self.notes.remove(&limit),
+            ..Step::default()
+        };
         Traced { reached, hops: (1..=last).map(step).collect() }
     }
 }
@@ -321,7 +334,7 @@ mod tests {
     #[tokio::test]
     async fn answers_find_their_asker_and_nobody_else() {
         let probes = Probes::default();
-        probes.probed(TARGET, Probe::EchoReply { nonce: 7, hops_left: 1 });
+        probes.probed(TARGET, Probe::EchoReply { nonce: 7, hops_left: 1 }, None);
         let asking = Asking::new(&probes);
         drop(asking);
         assert!(probes.waiting.lock().unwrap().is_empty());

@@ -117,6 +117,8 @@ pub enum Input {
         /// Which.
         want: Want,
     },
+    /// Our certificate was renewed: what we announced is to be signed anew, with the new chain beside it.
+    Renewed,
     /// A hop tells a node without a map the way.
     Told {
         /// From where.
@@ -337,6 +339,7 @@ impl Router {
             Input::Told { link, told } => self.on_told(link, &told),
             Input::Ask { link, ask } => self.on_ask(link, &ask),
             Input::Lookup { addresses, names } => self.on_lookup(&addresses, &names),
+            Input::Renewed => self.own.stale = true,
             Input::Signed { announcement } => self.on_signed(announcement),
         }
         self.sign_if_due(now);

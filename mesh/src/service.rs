@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use plexus_proto::id::{Identity, Role};
+use arc_swap::ArcSwap;
+use plexus_proto::id::{ClusterId, Identity, Role};
 use tokio::sync::mpsc;
 
+use crate::authorization::{self, Policy};
 use crate::error::{ListenError, Refusal};
 use crate::stream::MeshStream;
 
@@ -23,8 +25,9 @@ pub struct Allow {
 }
 
 impl Allow {
-    fn permits(&self, peer: &Identity, own: &Identity) -> bool {
-        self.roles.contains(&peer.role) && (!self.same_cluster || peer.cluster == own.cluster)
+    fn permits(&self, peer: &Identity, own: &Identity, trusted: &[ClusterId]) -> bool {
+        let cluster = peer.cluster == own.cluster || trusted.contains(&peer.cluster);
+        self.roles.contains(&peer.role) && (!self.same_cluster || cluster)
     }
 }
 
@@ -33,6 +36,7 @@ impl Allow {
 pub(crate) struct Services {
     own: Identity,
     table: Mutex<Table>,
+    policy: ArcSwap<Policy>,
 }
 
 #[derive(Debug, Default)]
@@ -51,7 +55,17 @@ struct Offer {
 
 impl Services {
     pub(crate) fn new(own: Identity) -> Self {
-        Self { own, table: Mutex::default() }
+        Self { own, table: Mutex::default(), policy: ArcSwap::default() }
+    }
+
+    /// Goes by these rules from now on; streams that are open stay.
+    pub(crate) fn go_by(&self, policy: Policy) {
+        self.policy.store(Arc::new(policy));
+    }
+
+    /// Whether our own rules let us open `service` on `peer`.
+    pub(crate) fn may_open(&self, service: &str, peer: &Identity) -> bool {
+        self.policy.load().permits(service, &self.own, peer)
     }
 
     pub(crate) fn listen(self: &Arc<Self>, service: &str, allow: Allow) -> Result<Listener, ListenError> {
@@ -81,7 +95,12 @@ impl Services {
         let streams = {
             let table = self.table.lock().expect("no code panics under this lock");
             let offer = table.offers.get(service).ok_or(Refusal::UnknownService)?;
-            if !offer.allow.permits(peer, &self.own) {
+            let policy = self.policy.load();
+            let by_table = authorization::service(service, &self.own, peer, &policy.clusters);
+            let allowed = by_table.unwrap_or(true)
+                && offer.allow.permits(peer, &self.own, &policy.clusters)
+                && policy.permits(service, peer, &self.own);
+            if !allowed {
                 return Err(Refusal::NotAllowed);
             }
             offer.streams.clone()

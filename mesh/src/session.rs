@@ -12,6 +12,7 @@ use dashmap::DashMap;
 use plexus_proto::id::{Address, Identity};
 use plexus_proto::packet::Class;
 use quinn::{Connection, TokioRuntime, VarInt};
+use rustls_pki_types::UnixTime;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -22,7 +23,7 @@ use crate::congestion::Kick;
 use crate::endpoint::{ResetSecrets, quic_client, quic_server};
 use crate::error::SessionError;
 use crate::forward::Overlay;
-use crate::identity::{Credentials, Verifier, peer_identity};
+use crate::identity::{self, Credentials, Verifier, peer_chain, peer_identity};
 use crate::service::Services;
 use crate::settings::{self, SERVER_NAME, SESSION_ALPN};
 use crate::socket::{VirtualSocket, socket_address};
@@ -51,6 +52,8 @@ mod code {
     pub(super) const WRONG_PEER: VarInt = VarInt::from_u32(1);
     /// The peer has connected anew, so it has given up this connection.
     pub(super) const SUPERSEDED: VarInt = VarInt::from_u32(2);
+    /// The peer's certificate was revoked.
+    pub(super) const REVOKED: VarInt = VarInt::from_u32(3);
 }
 
 /// All sessions of a node.
@@ -214,6 +217,26 @@ impl Sessions {
             });
             session.revived_by(reviving.abort_handle());
         }
+    }
+
+    /// Ends the sessions with peers whose certificates were revoked.
+    pub(crate) fn recheck(&self) {
+        let refused = |session: &Arc<Session>| {
+            let live = session.live.lock().expect("no code panics under this lock");
+            let revoked = |kept: &&Established| {
+                let verdict = peer_chain(&kept.connection)
+                    .and_then(|chain| self.crypto.load().verifier.standing(&chain, UnixTime::now()));
+                matches!(verdict, Err(identity::Error::Revoked { .. }))
+            };
+            live.dialed.iter().chain(&live.accepted).any(|kept| revoked(&kept))
+        };
+        self.peers.retain(|_, session| {
+            let refused = refused(session);
+            if refused {
+                session.endpoint.close(code::REVOKED, b"certificate was revoked");
+            }
+            !refused
+        });
     }
 
     /// Ends all sessions, and waits a moment for the peers to be told.

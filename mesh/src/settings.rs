@@ -58,7 +58,7 @@ pub(crate) fn link(mtu: u16) -> TransportConfig {
     let mut config = TransportConfig::default();
     config
         // One control stream; quinn allocates for every stream it permits.
-        .max_concurrent_bidi_streams(VarInt::from_u32(16))
+        .max_concurrent_bidi_streams(VarInt::from_u32(4))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .max_idle_timeout(Some(idle(LINK_IDLE)))
         .keep_alive_interval(Some(LINK_KEEPALIVE))

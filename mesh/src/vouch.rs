@@ -52,6 +52,11 @@ impl Vouched {
         VerifiedAnnouncement::new(identity, signed).map_err(Error::Content)
     }
 
+    /// Judges every chain anew: something was revoked.
+    pub(crate) fn forget(&mut self) {
+        self.chains.clear();
+    }
+
     fn identify(
         &mut self,
         verifier: &Verifier,

@@ -7,8 +7,6 @@ use plexus_mesh::MeshSection;
 use plexus_mesh::port_forward::Policy;
 use serde::Deserialize;
 
-use crate::runtime;
-
 /// A file that is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -58,6 +56,8 @@ pub struct Config {
     pub work: WorkSection,
     /// Who may have this node open TCP connections where; nobody if left out.
     pub forward: Policy,
+    /// Who may open which service on whom.
+    pub policy: plexus_mesh::Policy,
     /// Logs.
     pub log: LogSection,
 }
@@ -75,7 +75,11 @@ pub struct WorkSection {
     /// MiB of project trees kept between units.
     pub cache_mib: u64,
     /// Of runtime podman.
-    pub podman: PodmanSection,
+    pub podman: ContainerSection,
+    /// Of runtime docker.
+    pub docker: ContainerSection,
+    /// Of the images that containers start from.
+    pub images: ImagesSection,
     /// Of runtime process.
     pub process: ProcessSection,
 }
@@ -84,20 +88,52 @@ pub struct WorkSection {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RuntimeName {
+    /// The first that works of these, in their order.
+    Auto,
     /// `podman run`.
     Podman,
+    /// `docker run`.
+    Docker,
     /// A command on this host.
     Process,
 }
 
-/// Runtime podman.
+/// Runtimes podman and docker.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct PodmanSection {
-    /// The client, perhaps behind `sudo -n`.
+pub struct ContainerSection {
+    /// The client, perhaps behind `sudo -n`; empty: the engine's own name.
     pub command: Vec<String>,
     /// Passed as `--network` when set.
     pub network: Option<String>,
+    /// Who the worker is in the container: a name, a number, `number:number`, or `image` for the image's own user.
+    pub user: String,
+    /// MiB of memory of one unit; 0: no limit.
+    pub memory_mib: u64,
+    /// Thousandths of a core of one unit; 0: no limit.
+    pub cpu_millis: u32,
+    /// Processes of one unit; 0: the engine's own limit.
+    pub pids: u32,
+    /// The image is read-only; `/tmp`, `/var/tmp`, `/run` and `/root` are on tmpfs.
+    pub read_only: bool,
+    /// Programs of the image cannot gain rights.
+    pub no_new_privileges: bool,
+    /// More mounts of every unit, as `host:container[:options]`. Jobs cannot ask for any.
+    pub mounts: Vec<String>,
+}
+
+/// The images that containers start from.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImagesSection {
+    /// Longest pull, in seconds.
+    pub pull_timeout_s: u64,
+    /// Hours between two looks for images that nobody needs; 0: never.
+    pub tidy_hours: u64,
+    /// Remove images without a name that no container uses.
+    pub prune_dangling: bool,
+    /// MiB of images that this node pulled for units; those used least recently go beyond it. 0: no limit.
+    pub quota_mib: u64,
 }
 
 /// Runtime process.
@@ -138,6 +174,7 @@ impl Default for Config {
             mesh: MeshSection::default(),
             work: WorkSection::default(),
             forward: Policy::default(),
+            policy: plexus_mesh::Policy::default(),
             log: LogSection::default(),
         }
     }
@@ -146,20 +183,58 @@ impl Default for Config {
 impl Default for WorkSection {
     fn default() -> Self {
         Self {
-            runtime: RuntimeName::Podman,
+            runtime: RuntimeName::Auto,
             allow_swap: false,
             // A day of a busy job (100 events/s of 1 kB) would be 8 GiB; half a day without its controller is enough.
             spool_quota_mib: 4096,
             cache_mib: 10 * 1024,
-            podman: PodmanSection::default(),
+            podman: ContainerSection::default(),
+            docker: ContainerSection::default(),
+            images: ImagesSection::default(),
             process: ProcessSection::default(),
         }
     }
 }
 
-impl Default for PodmanSection {
+impl Default for ContainerSection {
     fn default() -> Self {
-        Self { command: vec!["podman".to_owned()], network: None }
+        Self {
+            command: Vec::new(),
+            network: None,
+            // As AWX runs execution environments, whatever user their images name.
+            user: Self::ROOT.to_owned(),
+            memory_mib: 0,
+            cpu_millis: 0,
+            pids: 0,
+            read_only: false,
+            no_new_privileges: true,
+            mounts: Vec::new(),
+        }
+    }
+}
+
+impl ContainerSection {
+    /// The worker is the image's own user.
+    pub const OF_IMAGE: &str = "image";
+    const ROOT: &str = "root";
+
+    /// True when the worker is root in its container.
+    pub fn is_root(&self) -> bool {
+        matches!(self.user.split(':').next(), Some(Self::ROOT | "0"))
+    }
+
+    /// User and group that must own what the worker writes to, where they are given by number and not root.
+    pub fn owner(&self) -> Option<(u32, u32)> {
+        let (user, group) = self.user.split_once(':').unwrap_or((&self.user, "0"));
+        let (user, group) = (user.parse().ok()?, group.parse().ok()?);
+        (user != 0).then_some((user, group))
+    }
+}
+
+impl Default for ImagesSection {
+    fn default() -> Self {
+        // AWX looks every three hours. Half an hour is a large image over a slow line.
+        Self { pull_timeout_s: 1800, tidy_hours: 3, prune_dangling: true, quota_mib: 0 }
     }
 }
 
@@ -176,19 +251,14 @@ impl Default for LogSection {
     }
 }
 
-impl RuntimeName {
-    /// As the runtime itself has it.
-    pub fn kind(self) -> runtime::Kind {
-        match self {
-            Self::Podman => runtime::Kind::Podman,
-            Self::Process => runtime::Kind::Process,
-        }
-    }
-}
-
 impl fmt::Display for RuntimeName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.kind().as_str())
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Podman => "podman",
+            Self::Docker => "docker",
+            Self::Process => "process",
+        })
     }
 }
 
@@ -238,20 +308,46 @@ impl Config {
         }
         self.mesh.check().map_err(|(key, problem)| format!("{key}: {problem}"))?;
         self.forward.check().map_err(|error| error.to_string())?;
-        let commands = [
-            ("work.podman.command", &self.work.podman.command),
-            ("work.process.command", &self.work.process.command),
-        ];
-        for (key, command) in commands {
-            if command.first().is_none_or(String::is_empty) {
-                return Err(format!("{key} must name a program"));
-            }
+        for (key, section) in [("work.podman", &self.work.podman), ("work.docker", &self.work.docker)] {
+            check_container(key, section)?;
+        }
+        if self.work.docker.user == ContainerSection::OF_IMAGE {
+            return Err("work.docker.user cannot be \"image\": docker gives mounts to nobody; name a number"
+                .to_owned());
+        }
+        if self.work.process.command.first().is_none_or(String::is_empty) {
+            return Err("work.process.command must name a program".to_owned());
+        }
+        if self.work.images.pull_timeout_s == 0 {
+            return Err("work.images.pull_timeout_s must be above 0".to_owned());
         }
         if self.work.spool_quota_mib == 0 {
             return Err("work.spool_quota_mib must be above 0".to_owned());
         }
         Ok(())
     }
+}
+
+fn check_container(key: &str, section: &ContainerSection) -> Result<(), String> {
+    if section.command.first().is_some_and(String::is_empty) {
+        return Err(format!("{key}.command must name a program"));
+    }
+    if section.user.is_empty() || section.user.starts_with('-') {
+        return Err(format!("{key}.user must be a name, a number, number:number or \"image\""));
+    }
+    for mount in &section.mounts {
+        let parts: Vec<&str> = mount.split(':').collect();
+        let places = parts.len() == 2 || parts.len() == 3;
+        if !places || !parts[..2].iter().all(|place| place.starts_with('/')) {
+            return Err(format!(
+                "{key}.mounts: {mount:?} must be /host:/container or /host:/container:options"
+            ));
+        }
+        if Path::new(parts[1]).starts_with("/runner") {
+            return Err(format!("{key}.mounts: {mount:?} would hide what the unit brings to /runner"));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -298,7 +394,12 @@ mod tests {
         check("[[mesh.peers]]\naddress = \"hop:1\"\nname = \"Hop\"\n", "line 3");
         check("[mesh]\nlisten = [\"nowhere\"]\n", "line 2");
         check("[mesh]\nlisten = [\"[::]:1\"]\n[work.process]\ncommand = []\n", "work.process.command");
-        check("[mesh]\nlisten = [\"[::]:1\"]\n[work]\nruntime = \"docker\"\n", "unknown variant `docker`");
+        check("[mesh]\nlisten = [\"[::]:1\"]\n[work]\nruntime = \"lxc\"\n", "unknown variant `lxc`");
+        let work = |text: &str| format!("[mesh]\nlisten = [\"[::]:1\"]\n{text}\n");
+        check(&work("[work.podman]\nmounts = [\"data:/data\"]"), "must be /host:/container");
+        check(&work("[work.docker]\nmounts = [\"/x:/runner/project\"]"), "would hide");
+        check(&work("[work.docker]\nuser = \"image\""), "docker gives mounts to nobody");
+        check(&work("[work.images]\npull_timeout_s = 0"), "pull_timeout_s must be above 0");
         let forward = "[mesh]\nlisten = [\"[::]:1\"]\n[forward]\n";
         check(&format!("{forward}allow = [{{ from = \"A\", to = [] }}]\n"), "forward.allow: from \"A\"");
         check(&format!("{forward}allow = [{{ from = \"a\", to = [\"h\"] }}]\n"), "must be host:port");

@@ -17,6 +17,8 @@
 pub mod capacity;
 pub mod cgroup;
 pub mod config;
+pub mod door;
+pub mod join;
 pub mod private;
 pub mod runtime;
 pub mod serve;

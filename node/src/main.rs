@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use plexus_node::config::{Config, LogFormat, LogSection};
+use plexus_node::join::{Csr, Join};
 use plexus_node::{Node, shim};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
@@ -27,6 +28,10 @@ enum Command {
         #[arg(long)]
         config: PathBuf,
     },
+    /// Join a mesh with a token: make a key, have it certified, write a configuration that just works.
+    Join(Join),
+    /// Make a key and a request for `plexus ca sign`, for a machine that cannot reach the mesh.
+    Csr(Csr),
     /// Read a configuration file and say what is wrong with it.
     CheckConfig {
         /// Configuration file.
@@ -43,6 +48,8 @@ fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Run { config } => run(&config),
         Command::CheckConfig { file } => check(&file),
+        Command::Join(args) => join(args),
+        Command::Csr(args) => plexus_node::join::csr(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -51,6 +58,11 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn join(args: Join) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("cannot start the runtime")?.block_on(plexus_node::join::join(args))
 }
 
 fn check(file: &Path) -> anyhow::Result<()> {

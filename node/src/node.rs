@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::config::{Config, WorkSection};
+use crate::door::Door;
 use crate::supervisor::{self, Supervisor};
 use crate::{SOFTWARE, serve, store_id};
 
@@ -71,7 +72,7 @@ impl Node {
         let credentials = credentials(&config)?;
         let identity = credentials.identity().clone();
         let (supervisor, store) = match identity.role {
-            Role::Controller => return Err(StartError::Controller { dir }),
+            Role::Controller => return Err(StartError::Controller { dir: dir.clone() }),
             Role::Hop => {
                 if config.work != WorkSection::default() {
                     warn!(node = %identity.node, "a hop runs no units; section [work] has no effect");
@@ -94,15 +95,23 @@ impl Node {
         }
         let local = LocalSocket::bind(&config.socket).await?;
         let mesh = Mesh::start(mesh_config(&config, credentials)).await?;
+        mesh.keep_certified(&dir);
         let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
-        let (answers, stop) = (Arc::new(mesh.clone()), cancel.clone());
+        let door = Door::new(mesh.clone(), supervisor.clone());
+        let (answers, stop) = (Arc::new(door), cancel.clone());
         tasks.spawn(async move {
             if let Err(error) = local.serve(answers, stop.cancelled()).await {
                 warn!(error = &error as &dyn std::error::Error, "local socket failed");
             }
         });
         if let Some(forwarding) = port_forward::serve(&mesh, config.forward.clone())? {
-            tasks.spawn(forwarding);
+            let stop = cancel.clone();
+            tasks.spawn(async move {
+                tokio::select! {
+                    () = forwarding => {}
+                    () = stop.cancelled() => {}
+                }
+            });
         }
         if let Some(supervisor) = &supervisor {
             serve::serve(&mesh, supervisor, &tasks, &cancel)?;
@@ -165,6 +174,7 @@ fn mesh_config(config: &Config, credentials: Credentials) -> plexus_mesh::Config
         listen: config.mesh.listen.clone(),
         peers: config.mesh.peers(),
         kinds: config.mesh.kinds.clone(),
+        policy: config.policy.clone(),
         mtu: config.mesh.mtu,
         ..plexus_mesh::Config::new(credentials, config.data_dir.join("mesh"), SOFTWARE)
     }

@@ -3,7 +3,10 @@
 //! A runtime turns a unit into a command line for its shim, says what an exit code means, and ends what a dead
 //! shim left behind. It never runs a worker itself: that is the shim's work.
 
-pub mod podman;
+pub mod choice;
+pub mod container;
+pub mod engine;
+pub mod images;
 pub mod process;
 
 use std::collections::BTreeMap;
@@ -12,7 +15,9 @@ use std::path::{Path, PathBuf};
 use plexus_proto::id::{Attempt, NodeId, StoreId};
 use plexus_proto::work::{PullPolicy, UnitSpec};
 
-pub use podman::Podman;
+pub use container::Container;
+pub use engine::Engine;
+pub use images::Images;
 pub use process::Process;
 
 /// Which runtime.
@@ -20,6 +25,8 @@ pub use process::Process;
 pub enum Kind {
     /// `podman run`.
     Podman,
+    /// `docker run`.
+    Docker,
     /// A command on this host.
     Process,
 }
@@ -29,7 +36,16 @@ impl Kind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Podman => "podman",
+            Self::Docker => "docker",
             Self::Process => "process",
+        }
+    }
+
+    /// True for the runtimes that need an image.
+    pub fn is_container(self) -> bool {
+        match self {
+            Self::Podman | Self::Docker => true,
+            Self::Process => false,
         }
     }
 
@@ -37,6 +53,7 @@ impl Kind {
     pub fn parse(word: &str) -> Option<Self> {
         match word {
             "podman" => Some(Self::Podman),
+            "docker" => Some(Self::Docker),
             "process" => Some(Self::Process),
             _ => None,
         }
@@ -80,7 +97,7 @@ pub enum Error {
     #[error("environment variable {0:?} has a name that no shell accepts")]
     EnvName(String),
     /// A unit without what this runtime needs.
-    #[error("the unit names no image, and runtime podman needs one")]
+    #[error("the unit names no image, and this node runs units in containers")]
     NoImage,
     /// A path that is not text.
     #[error("path {0:?} is not valid UTF-8")]
@@ -150,7 +167,7 @@ pub struct Place {
 /// What a worker's exit code means where the code alone says too little; pure, used by the shim.
 pub fn explain(kind: Kind, code: i32, stderr: &str, image: &str, pull: PullPolicy) -> Option<String> {
     match kind {
-        Kind::Podman => podman::explain(code, stderr, image, pull),
+        Kind::Podman | Kind::Docker => engine::explain(code, stderr, image, pull),
         Kind::Process => process::explain(code, stderr),
     }
 }

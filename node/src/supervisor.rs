@@ -4,9 +4,11 @@
 //! (module `unit`) alone touches the unit's state, disk and shim. At start every unit on disk gets its task back, and
 //! finds its shim again if it has one. Every minute [`reap`](Supervisor::reap) looks for what should be gone.
 
+pub mod images;
 mod incarnations;
 mod leftovers;
 mod shims;
+mod tombstones;
 mod unit;
 
 use std::collections::BTreeMap;
@@ -17,8 +19,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use plexus_proto::id::{Attempt, NodeId, OwnerEpoch, StoreId};
 use plexus_proto::work::{
-    CancelRequest, ForgetRequest, ListReply, NodeInfo, PrivateBlock, Refusal, RefusalCode, SealedRecord,
-    StatusRequest, SubmitRequest, UnitReply, UnitReplyResult, UnitSpec, UnitStatus,
+    AbandonRequest, CancelRequest, ForgetRequest, ListReply, NodeInfo, PrivateBlock, PullPolicy, Refusal,
+    RefusalCode, SealedRecord, StatusRequest, SubmitRequest, UnitReply, UnitReplyResult, UnitSpec,
+    UnitStatus,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -26,7 +29,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, error, info, info_span, warn};
 
 use crate::config::WorkSection;
-use crate::runtime::{self, Kind, Place, Runtime};
+use crate::runtime::{Images, Kind, Place, Runtime, choice};
 use crate::store_id::Store;
 use crate::tree::{self, Cache, Digest};
 use crate::unit_dir::{self, UnitDir};
@@ -35,6 +38,7 @@ use crate::{capacity, private};
 
 use incarnations::Incarnations;
 use shims::Spare;
+use tombstones::{Tombstones, today};
 pub use unit::View;
 use unit::{Request, Task};
 
@@ -72,6 +76,9 @@ pub enum StartError {
     /// The incarnations of clusters.
     #[error(transparent)]
     Incarnations(#[from] incarnations::Error),
+    /// The attempts that never start again.
+    #[error(transparent)]
+    Tombstones(#[from] tombstones::Error),
     /// The units on disk.
     #[error("cannot read the units of an earlier life")]
     Units(#[from] unit_dir::Error),
@@ -95,6 +102,8 @@ pub struct Wanted {
     pub tree: Option<(Digest, u64)>,
     /// Where to lay the working copy out.
     pub copy: PathBuf,
+    /// The image it runs in, and when to pull it; none where units need no image.
+    pub image: Option<(String, PullPolicy)>,
 }
 
 /// A records stream's permission.
@@ -126,9 +135,12 @@ struct Inner {
     /// Keeps other agents out until shutdown.
     lock: Mutex<Option<Store>>,
     runtime: Arc<dyn Runtime>,
+    /// None where units need no image.
+    images: Option<Images>,
     runtime_version: tokio::sync::OnceCell<String>,
     cache: Arc<Cache>,
     incarnations: Incarnations,
+    tombstones: Tombstones,
     units: Mutex<BTreeMap<Attempt, Handle>>,
     serial: AtomicU64,
     /// A shim that waits for the next unit.
@@ -189,6 +201,18 @@ impl Inner {
         }
     }
 
+    /// Stores, synced, that an attempt never starts again.
+    async fn bury(self: &Arc<Self>, attempt: Attempt) -> Result<(), Refusal> {
+        let inner = self.clone();
+        let buried = self.blocking(move || inner.tombstones.bury(attempt, today())).await;
+        buried.map_err(|error| {
+            refusal(
+                RefusalCode::NodeFull,
+                format!("this node cannot store the end of unit {attempt}: {error}"),
+            )
+        })
+    }
+
     /// True for an attempt that has no business in a container or on tmpfs any more.
     fn is_stale(&self, attempt: Attempt) -> bool {
         // What is there when an agent goes belongs to the next one.
@@ -208,22 +232,26 @@ impl Supervisor {
         private::check_swap(options.work.allow_swap)?;
         let cache = Arc::new(Cache::open(&options.data_dir.join("cache"))?);
         let incarnations = Incarnations::open(&options.data_dir)?;
+        let tombstones = Tombstones::open(&options.data_dir, today())?;
         let place = Place { node: options.node.clone(), store: store.id };
-        let runtime: Arc<dyn Runtime> = match options.work.runtime.kind() {
-            Kind::Podman => {
-                let podman = options.work.podman.clone();
-                Arc::new(runtime::Podman::new(podman.command, podman.network, place))
-            }
-            Kind::Process => Arc::new(runtime::Process::new(options.work.process.command.clone())),
-        };
+        let work = options.work.clone();
+        let kind = tokio::task::spawn_blocking(move || choice::choose(&work)).await.unwrap_or(Kind::Podman);
+        info!(runtime = kind.as_str(), "units run here");
+        let runtime: Arc<dyn Runtime> = choice::runtime(&options.work, kind, place).into();
+        let images = choice::engine(&options.work, kind).map(|engine| {
+            let (private, ledger) = (options.runtime_dir.join("pulls"), options.data_dir.join("images.json"));
+            Images::new(engine, options.work.images.clone(), private, ledger)
+        });
         let supervisor = Self(Arc::new(Inner {
             options,
             store: store.id,
             lock: Mutex::new(Some(store)),
             runtime,
+            images,
             runtime_version: tokio::sync::OnceCell::new(),
             cache,
             incarnations,
+            tombstones,
             units: Mutex::default(),
             serial: AtomicU64::new(0),
             spare: Mutex::default(),
@@ -239,6 +267,10 @@ impl Supervisor {
         let cancel = supervisor.0.cancel.clone();
         supervisor.0.tasks.spawn(async move {
             cancel.run_until_cancelled(reaper.reap_for_ever()).await;
+        });
+        let (tidier, cancel) = (supervisor.images(), supervisor.0.cancel.clone());
+        supervisor.0.tasks.spawn(async move {
+            cancel.run_until_cancelled(tidier.tidy_for_ever()).await;
         });
         Ok(supervisor)
     }
@@ -273,6 +305,11 @@ impl Supervisor {
         }
         for attempt in unit_dir::list(&units)? {
             let dir = UnitDir::new(&units, attempt);
+            if self.0.tombstones.holds(attempt) {
+                // A crash came between the note of its end and the end of its directory.
+                self.0.runtime.remove_tree(dir.path()).ok();
+                continue;
+            }
             match unit::load(&dir) {
                 Ok(Some((unit, spec))) => {
                     self.adopt(&mut self.0.units(), unit, spec, dir);
@@ -337,6 +374,9 @@ impl Supervisor {
         let handle = match known {
             Some(handle) => handle,
             None => {
+                if self.0.tombstones.holds(attempt) {
+                    return Err(forgotten(attempt));
+                }
                 let spec = request.spec.ok_or_else(|| refusal(RefusalCode::Invalid, "submit has no spec"))?;
                 self.check_spec(attempt, &spec)?;
                 self.accept(attempt, caller, epoch, spec)?
@@ -354,7 +394,7 @@ impl Supervisor {
         if spec.tree.as_ref().is_some_and(|tree| !tree.digest.is_empty() && tree.digest.len() != 32) {
             return invalid(format!("unit {attempt} names a tree by something that is no digest"));
         }
-        if self.0.runtime.kind() == Kind::Podman && spec.image.is_empty() {
+        if self.0.runtime.kind().is_container() && spec.image.is_empty() {
             return invalid(format!("unit {attempt} names no image, and this node runs units in containers"));
         }
         Ok(())
@@ -401,6 +441,23 @@ impl Supervisor {
     pub async fn forget(&self, caller: &Caller, request: ForgetRequest) -> UnitReply {
         let verb = |epoch, answer| Request::Forget { caller: caller.clone(), epoch, answer };
         reply(self.act(caller, request.unit.as_ref(), request.epoch, verb).await)
+    }
+
+    /// Gives a unit up: kills what lives of it, and sees to it that it never starts, even if it is not known yet.
+    pub async fn abandon(&self, caller: &Caller, request: AbandonRequest) -> UnitReply {
+        reply(self.try_abandon(caller, request).await)
+    }
+
+    async fn try_abandon(&self, caller: &Caller, request: AbandonRequest) -> Result<UnitStatus, Refusal> {
+        let (attempt, epoch) = (parse_attempt(request.unit.as_ref())?, parse_epoch(request.epoch)?);
+        self.0.incarnations.check(&caller.cluster, epoch)?;
+        if let Some(handle) = self.handle(attempt) {
+            let verb = |answer| Request::Abandon { caller: caller.clone(), epoch, answer };
+            return ask(&handle.requests, attempt, verb).await?;
+        }
+        // Its submit may still be on the way.
+        self.0.bury(attempt).await?;
+        Err(forgotten(attempt))
     }
 
     async fn act(
@@ -536,6 +593,14 @@ impl Supervisor {
         }
     }
 
+    /// The unit as it is from now on.
+    ///
+    /// # Errors
+    /// Unknown unit.
+    pub fn watch(&self, attempt: Attempt) -> Result<watch::Receiver<View>, Refusal> {
+        Ok(self.known(attempt)?.view)
+    }
+
     /// Marks a payload as under way while the guard lives.
     pub fn payload_guard(&self) -> PayloadGuard {
         self.0.payloads.fetch_add(1, Ordering::SeqCst);
@@ -604,6 +669,12 @@ fn parse_epoch(epoch: Option<plexus_proto::work::OwnerEpoch>) -> Result<OwnerEpo
 
 fn unknown(attempt: Attempt) -> Refusal {
     refusal(RefusalCode::UnknownUnit, format!("unit {attempt} is not known on this node"))
+}
+
+fn forgotten(attempt: Attempt) -> Refusal {
+    let message =
+        format!("unit {attempt} ended here or was given up, and was forgotten: it never starts again");
+    refusal(RefusalCode::Forgotten, message)
 }
 
 fn shutting_down() -> Refusal {

@@ -280,6 +280,8 @@ struct SpecFile {
     organization: String,
     #[serde(default)]
     keep_seconds: u32,
+    #[serde(default)]
+    owner_deadline_seconds: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -310,6 +312,7 @@ impl UnitFile {
                 env: spec.env.clone(),
                 organization: spec.organization.clone(),
                 keep_seconds: spec.keep_seconds,
+                owner_deadline_seconds: spec.owner_deadline_seconds,
             },
         }
     }
@@ -334,6 +337,7 @@ impl UnitFile {
             env: self.spec.env,
             organization: self.spec.organization,
             keep_seconds: self.spec.keep_seconds,
+            owner_deadline_seconds: self.spec.owner_deadline_seconds,
         };
         (owner, spec)
     }

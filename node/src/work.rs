@@ -59,10 +59,14 @@ pub enum Effect {
     Start,
     /// Pass the cancel on to the shim.
     SignalShim,
+    /// End the tree at once, without grace.
+    KillShim,
     /// Store the outcome, then remove what only a living unit needs.
     Conclude,
     /// Delete acknowledged records.
     Trim,
+    /// Store its name among those that never start again, synced; then say [`Unit::on_buried`].
+    Bury,
     /// Delete everything, this unit included.
     Erase,
 }
@@ -76,13 +80,14 @@ pub struct Unit {
     records: u64,
     acked: u64,
     cancel: bool,
+    abandoned: bool,
     erased: bool,
 }
 
 impl Unit {
     /// A unit as accepted, or as found on disk.
     pub fn new(attempt: Attempt, owner: Owner, state: State, records: u64, acked: u64) -> Self {
-        Self { attempt, owner, state, records, acked, cancel: false, erased: false }
+        Self { attempt, owner, state, records, acked, cancel: false, abandoned: false, erased: false }
     }
 
     /// Which one it is.
@@ -193,6 +198,27 @@ impl Unit {
         }
     }
 
+    /// The owner has given it up: it must not go on, and nobody waits for its end.
+    pub fn on_abandon(&mut self) -> Vec<Effect> {
+        match self.state {
+            State::Pending => self.conclude(Finished {
+                outcome: Outcome::Canceled.into(),
+                reason: "abandoned before it was started".to_owned(),
+                ..Finished::default()
+            }),
+            State::Preparing { .. } | State::Running { .. } => {
+                (self.cancel, self.abandoned) = (true, true);
+                vec![Effect::KillShim]
+            }
+            State::Finished(_) => Vec::new(),
+        }
+    }
+
+    /// True when it was given up while it lived.
+    pub fn is_abandoned(&self) -> bool {
+        self.abandoned
+    }
+
     /// True when a cancel came while the unit lived: a shim that connects late is told.
     pub fn is_canceled(&self) -> bool {
         self.cancel
@@ -266,8 +292,7 @@ impl Unit {
     /// It lives, or records of it are not acknowledged.
     pub fn on_forget(&mut self) -> Result<Vec<Effect>, Refusal> {
         if self.is_settled() {
-            self.erased = true;
-            return Ok(vec![Effect::Erase]);
+            return Ok(vec![Effect::Bury]);
         }
         let message = match self.state {
             State::Finished(_) => format!(
@@ -279,6 +304,15 @@ impl Unit {
             }
         };
         Err(refusal(RefusalCode::NotFinished, message))
+    }
+
+    /// Its name is stored among those that never start again. Only then may what proves that it ran be deleted.
+    pub fn on_buried(&mut self) -> Vec<Effect> {
+        if !self.is_settled() || self.erased {
+            return Vec::new();
+        }
+        self.erased = true;
+        vec![Effect::Erase]
     }
 
     /// The unit as its owner sees it.
@@ -306,7 +340,7 @@ impl Unit {
 
 /// A refusal with its code and words.
 pub fn refusal(code: RefusalCode, message: impl Into<String>) -> Refusal {
-    Refusal { code: code.into(), message: message.into() }
+    Refusal { code: code.into(), message: message.into(), incarnation: 0 }
 }
 
 #[cfg(test)]

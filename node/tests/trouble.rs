@@ -473,3 +473,75 @@ async fn a_full_disk_holds_the_job_and_loses_nothing() {
     node.shutdown().await;
     drop((node, records));
 }
+
+#[tokio::test]
+async fn a_controller_from_a_backup_cannot_run_again_what_ran_and_was_forgotten() {
+    let place = Place::new();
+    let node = place.start().await;
+    let job = Job::script("true");
+    let mut records = job.run(&node).await;
+    records.ack_all().await;
+    wait_for(|| async { job.forget(&node).await.is_ok() }, |ok| *ok).await;
+    node.shutdown().await;
+    drop(node);
+    for _ in 0..2 {
+        // Yesterday's backup, restored, and restored again; the agent was restarted in between.
+        let node = place.start().await;
+        let refusal = answer(node.submit(&caller(), job.submit_request(&node)).await).unwrap_err();
+        assert_eq!(refusal.code(), RefusalCode::Forgotten, "{}", refusal.message);
+        assert!(!place.unit_dir(job.attempt).exists());
+        node.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_abandoned_dies_and_what_is_abandoned_unseen_never_starts() {
+    let place = Place::new();
+    let node = place.start().await;
+    let abandon = |job: &Job, epoch: plexus_proto::id::OwnerEpoch| {
+        let request = AbandonRequest { unit: Some(job.attempt.into()), epoch: Some(epoch.into()) };
+        let node = node.clone();
+        async move { answer(node.abandon(&caller(), request).await) }
+    };
+    // SIGTERM is ignored and a child is in a session of its own: only the end of the whole tree helps.
+    let job = Job::script("trap '' TERM; (setsid sleep 300 &); echo ready; sleep 300");
+    job.start(&node).await;
+    job.attach(&node, 1).await.until_output("ready").await;
+    let refusal = abandon(&job, epoch(0)).await.unwrap_err();
+    assert_eq!(refusal.code(), RefusalCode::OlderEpoch);
+    abandon(&job, epoch(2)).await.unwrap();
+    wait_for(|| async { alive(&job) }, Vec::is_empty).await;
+    wait_for(|| job.status(&node), |status| finished(status.as_ref().unwrap()).is_some()).await.unwrap();
+    abandon(&job, epoch(2)).await.unwrap();
+    let mut job = job;
+    job.epoch = epoch(3);
+    let mut records = job.attach(&node, 1).await;
+    assert_eq!(records.take_all().await.outcome(), Outcome::Canceled, "what it printed is still to be had");
+
+    let unseen = Job::script("true");
+    for _ in 0..2 {
+        assert_eq!(abandon(&unseen, epoch(2)).await.unwrap_err().code(), RefusalCode::Forgotten);
+    }
+    let late = answer(node.submit(&caller(), unseen.submit_request(&node)).await).unwrap_err();
+    assert_eq!(late.code(), RefusalCode::Forgotten, "its submit was on the way");
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_unit_whose_owner_falls_silent_ends_also_without_its_agent() {
+    let place = Place::new();
+    let node = place.start().await;
+    let mut job = Job::script("echo ready; sleep 300");
+    job.spec.owner_deadline_seconds = 5;
+    job.start(&node).await;
+    job.attach(&node, 1).await.until_output("ready").await;
+    node.shutdown().await;
+    drop(node);
+    wait_for(|| async { alive(&job) }, Vec::is_empty).await;
+    let node = place.start().await;
+    let mut records = job.attach(&node, 1).await;
+    let outcome = records.take_all().await;
+    assert_eq!(outcome.outcome(), Outcome::Lost);
+    assert!(outcome.reason.contains("nothing was heard"), "{}", outcome.reason);
+    node.shutdown().await;
+}

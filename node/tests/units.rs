@@ -35,6 +35,8 @@ async fn a_unit_runs_and_every_byte_arrives_once_and_sealed() {
     job.forget(&node).await.unwrap();
     assert_eq!(job.status(&node).await.unwrap_err().code(), RefusalCode::UnknownUnit);
     assert_eq!(files_below(&place.data.path().join("data/units")), Vec::<std::path::PathBuf>::new());
+    let again = answer(node.submit(&caller(), job.submit_request(&node)).await).unwrap_err();
+    assert_eq!(again.code(), RefusalCode::Forgotten, "it ran, and never runs again");
     node.shutdown().await;
 }
 
@@ -192,9 +194,10 @@ async fn submit_is_refused_for_another_store_an_older_epoch_and_a_second_attempt
     let restored = plexus_proto::id::OwnerEpoch { incarnation: 2, counter: 1 };
     let fresh = Job { epoch: restored, ..Job::script("true") };
     fresh.submit(&node).await;
-    assert_eq!(refused(job.submit_request(&node)).await.code(), RefusalCode::OlderEpoch);
+    let refusal = refused(job.submit_request(&node)).await;
+    assert_eq!((refusal.code(), refusal.incarnation), (RefusalCode::PastIncarnation, 2));
     let unknown = Job::script("true");
-    assert_eq!(refused(unknown.submit_request(&node)).await.code(), RefusalCode::OlderEpoch);
+    assert_eq!(refused(unknown.submit_request(&node)).await.code(), RefusalCode::PastIncarnation);
     node.shutdown().await;
 }
 

@@ -11,6 +11,10 @@ pub const LINK_FRAME_MAX: usize = 256 * 1024;
 pub const WORK_FRAME_MAX: usize = 4 * 1024 * 1024;
 /// Longest private block: inventories of tens of thousands of hosts travel in it.
 pub const PRIVATE_FRAME_MAX: usize = 256 * 1024 * 1024;
+/// Longest call for a certificate: what a stranger can make a member keep before anybody has vouched for it.
+pub const ENROL_CALL_MAX: usize = 4 * 1024;
+/// Longest answer to it: two certificates, a handful of roots.
+pub const ENROL_ANSWER_MAX: usize = 64 * 1024;
 /// Longest frame that opens a stream.
 pub const OPEN_FRAME_MAX: usize = 1024;
 

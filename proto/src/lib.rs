@@ -1,10 +1,11 @@
 //! Words on the wire.
 //!
-//! Three conversations, one file each under `proto/plexus/v1/`:
+//! Four conversations, one file each under `proto/plexus/v1/`:
 //!
 //! * [`link`]: two neighbours on the control stream of their link — hello, announcements, probes.
 //! * [`work`]: a controller and an execution node, end to end — verbs of work units over gRPC, payload
 //!   and records as framed messages ([`frame`]) on streams of their own.
+//! * [`enrol`]: a machine that wants a certificate, or the next one, and a controller that issues it.
 //! * [`local`]: a person and the daemon on their machine.
 //!
 //! Between neighbours travel overlay packets ([`packet`]), opaque but for a ten-byte header. Every
@@ -51,13 +52,23 @@ pub mod work {
     pub use crate::generated::work_client::WorkClient;
     pub use crate::generated::work_server::{Work, WorkServer};
     pub use crate::generated::{
-        Ack, Attach, Attached, CancelRequest, ChunkBatch, Directory, EndRecord, FileContent, Finished,
-        ForgetRequest, Fragment, ImageInfo, ImageReply, ImageRequest, ImagesReply, ImagesRequest,
+        AbandonRequest, Ack, Attach, Attached, CancelRequest, ChunkBatch, Directory, EndRecord, FileContent,
+        Finished, ForgetRequest, Fragment, ImageInfo, ImageReply, ImageRequest, ImagesReply, ImagesRequest,
         InfoRequest, ListReply, ListRequest, LostRecord, ManifestPart, NodeInfo, Outcome, Output, OwnerEpoch,
         PayloadDone, PayloadMessage, PayloadNeed, PayloadOpen, PayloadProgress, Pending, Preparing,
         PrivateBlock, PrivateFile, PullPolicy, PullProgress, Record, RecordMessage, Refusal, RefusalCode,
-        RegistryAuth, Running, SealedRecord, Starting, StatusRequest, Stream, SubmitRequest, TreeEntry,
-        TreeManifest, TreeRef, UnitRef, UnitReply, UnitSpec, UnitStatus,
+        RegistryAuth, Running, SealedRecord, Starting, StatusRequest, Stream, SubmitRequest, TidyImagesReply,
+        TidyImagesRequest, TreeEntry, TreeManifest, TreeRef, UnitRef, UnitReply, UnitSpec, UnitStatus,
+    };
+}
+
+/// Messages of `enrol.proto`: how a machine gets its certificate and keeps it.
+pub mod enrol {
+    pub use crate::generated::enrol_answer::Kind as EnrolAnswerKind;
+    pub use crate::generated::enrol_call::Kind as EnrolCallKind;
+    pub use crate::generated::{
+        EnrolAnswer, EnrolCall, EnrolPending, EnrolRefusal, EnrolRefusalCode, EnrolToken, Issue, JoinCall,
+        NextCertificate, RenewCall, Revocation, Revocations, SignedIssue, SignedRevocations,
     };
 }
 

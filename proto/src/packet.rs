@@ -153,6 +153,52 @@ pub enum Probe {
     },
 }
 
+/// How packets travel on a link, in the words of a [`LinkNote`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkWord {
+    /// DATAGRAMs of QUIC.
+    Quic,
+    /// Sealed UDP.
+    Sealed,
+    /// Frames on TCP.
+    Tcp,
+}
+
+/// What a node that answers a probe says behind its answer of the link that the answer leaves by: on most paths the
+/// one that the probe came by. For people who trace, as all of a [`Probe`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LinkNote {
+    /// How packets travel.
+    pub kind: LinkWord,
+    /// Largest overlay packet in bytes; none: any.
+    pub mtu: Option<u16>,
+}
+
+impl LinkNote {
+    /// Three bytes: kind from 1, MTU with 0 for any.
+    pub fn encode(&self) -> [u8; 3] {
+        let kind = match self.kind {
+            LinkWord::Quic => 1,
+            LinkWord::Sealed => 2,
+            LinkWord::Tcp => 3,
+        };
+        let [high, low] = self.mtu.unwrap_or(0).to_be_bytes();
+        [kind, high, low]
+    }
+
+    /// Reads the note behind `probe`, the first part of `body`; none where a node of an older version wrote none.
+    pub fn behind(probe: &Probe, body: &[u8]) -> Option<Self> {
+        let [kind, high, low] = *body.get(probe.encode().len()..)?.first_chunk::<3>()?;
+        let kind = match kind {
+            1 => LinkWord::Quic,
+            2 => LinkWord::Sealed,
+            3 => LinkWord::Tcp,
+            _ => return None,
+        };
+        Some(Self { kind, mtu: Some(u16::from_be_bytes([high, low])).filter(|&mtu| mtu != 0) })
+    }
+}
+
 impl Probe {
     /// The body's bytes: kind, nonce, then what the kind adds.
     pub fn encode(&self) -> Vec<u8> {
@@ -206,6 +252,24 @@ mod tests {
                 destination: Address(destination),
             },
         )
+    }
+
+    #[test]
+    fn notes_stand_behind_answers_and_may_be_missing() {
+        let answer = Probe::EchoReply { nonce: 7, hops_left: 3 };
+        for note in [
+            LinkNote { kind: LinkWord::Quic, mtu: Some(1404) },
+            LinkNote { kind: LinkWord::Sealed, mtu: Some(8900) },
+            LinkNote { kind: LinkWord::Tcp, mtu: None },
+        ] {
+            let body = [&answer.encode()[..], &note.encode()].concat();
+            assert_eq!(Probe::decode(&body), Ok(answer));
+            assert_eq!(LinkNote::behind(&answer, &body), Some(note));
+            assert_eq!(LinkNote::behind(&answer, &body[..body.len() - 1]), None);
+        }
+        let later = [&answer.encode()[..], &[9, 0, 0]].concat();
+        assert_eq!(LinkNote::behind(&answer, &later), None);
+        assert_eq!(LinkNote::behind(&answer, &answer.encode()), None);
     }
 
     proptest! {

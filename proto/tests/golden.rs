@@ -10,6 +10,7 @@ use std::fmt::Debug;
 use std::path::PathBuf;
 
 use bytes::Bytes;
+use plexus_proto::enrol::*;
 use plexus_proto::id::{Address, Attempt, UnitId};
 use plexus_proto::link::*;
 use plexus_proto::local::*;
@@ -61,7 +62,7 @@ fn epoch() -> Option<OwnerEpoch> {
 }
 
 fn refusal() -> Refusal {
-    Refusal { code: RefusalCode::OlderEpoch.into(), message: "owned by a later epoch".into() }
+    Refusal { code: RefusalCode::OlderEpoch.into(), message: "owned by a later epoch".into(), incarnation: 0 }
 }
 
 fn finished() -> Finished {
@@ -122,6 +123,58 @@ fn link_messages() {
 }
 
 #[test]
+fn enrolment_messages() {
+    let bytes = |text: &'static [u8]| Bytes::from_static(text);
+    let chain = || vec![bytes(b"leaf"), bytes(b"intermediate")];
+    let join = JoinCall {
+        token_id: bytes(&[1; 16]),
+        cluster: "main".into(),
+        csr: bytes(b"csr"),
+        mac: bytes(&[2; 32]),
+    };
+    check("enrol-join", EnrolCall { kind: Some(EnrolCallKind::Join(join)) });
+    let renew = RenewCall { nonce: bytes(&[3; 16]), signature: bytes(&[4; 64]), chain: chain() };
+    check("enrol-renew", EnrolCall { kind: Some(EnrolCallKind::Renew(renew)) });
+    let issue = Issue {
+        chain: chain(),
+        roots: vec![bytes(b"root")],
+        call: bytes(&[5; 32]),
+        endorsements: vec![bytes(b"endorsement")],
+    };
+    check("issue", issue.clone());
+    let body = issue.encode_to_vec().into();
+    let issued = SignedIssue { body, signature: bytes(&[6; 64]), chain: chain() };
+    check("enrol-issued", EnrolAnswer { kind: Some(EnrolAnswerKind::Issued(issued)) });
+    let refused = EnrolRefusal { code: EnrolRefusalCode::TokenUsed.into(), message: "used".into() };
+    check("enrol-refused", EnrolAnswer { kind: Some(EnrolAnswerKind::Refused(refused)) });
+    let pending = EnrolPending { retry_ms: 2000, message: "waits".into() };
+    check("enrol-pending", EnrolAnswer { kind: Some(EnrolAnswerKind::Pending(pending)) });
+    let token = EnrolToken {
+        id: bytes(&[1; 16]),
+        secret: bytes(&[7; 32]),
+        mesh: "demo".into(),
+        cluster: "main".into(),
+        roots: vec![bytes(&[8; 32])],
+        addresses: vec!["hop.example.org:7323".into()],
+        role: "execution".into(),
+        name: "node-*".into(),
+        created: 1_700_000_000,
+        expires: 1_700_003_600,
+    };
+    check("enrol-token", token);
+    let entries = vec![Revocation { node: "node-1".into(), key: bytes(&[9; 32]), at: 1_700_000_000 }];
+    let list = Revocations { cluster: "main".into(), number: 3, entries };
+    check("revocations", list.clone());
+    let body = list.encode_to_vec().into();
+    let signed = SignedRevocations { body, signature: bytes(&[6; 64]), chain: chain() };
+    check("link-revocations", link(LinkMessageKind::Revocations(signed)));
+    check(
+        "link-next-certificate",
+        link(LinkMessageKind::NextCertificate(NextCertificate { chain: chain() })),
+    );
+}
+
+#[test]
 fn work_verbs() {
     let spec = UnitSpec {
         label: "job 12".into(),
@@ -133,6 +186,7 @@ fn work_verbs() {
         env: BTreeMap::from([("LANG".into(), "C.UTF-8".into())]),
         organization: "Default".into(),
         keep_seconds: 60,
+        owner_deadline_seconds: 0,
     };
     let store_id = Bytes::from_static(&[3; 16]);
     check(
@@ -140,6 +194,7 @@ fn work_verbs() {
         SubmitRequest { unit: unit(), epoch: epoch(), store_id: store_id.clone(), spec: Some(spec) },
     );
     check("cancel", CancelRequest { unit: unit(), epoch: epoch() });
+    check("abandon", AbandonRequest { unit: unit(), epoch: epoch() });
     check("forget", ForgetRequest { unit: unit(), epoch: epoch() });
     check("status", StatusRequest { unit: unit() });
     check("list", ListRequest {});
@@ -219,6 +274,9 @@ fn payload_messages() {
     check("payload-done", payload(PayloadMessageKind::Done(done)));
     check("payload-refusal", payload(PayloadMessageKind::Refusal(refusal())));
     check("images", ImagesRequest {});
+    check("tidy-images", TidyImagesRequest { wanted: vec!["localhost/ee:1".into()] });
+    let removed = vec!["localhost/ee:0".into()];
+    check("tidy-images-reply", TidyImagesReply { removed, problem: "p".into() });
     check("images-reply", ImagesReply { images: vec![image.clone()], problem: "p".into() });
     check("image", ImageRequest { image: "localhost/ee:1".into(), auth: None });
     let versions = BTreeMap::from([("ansible-core".into(), "2.19.14".into())]);

@@ -39,6 +39,7 @@ pub struct Builder {
     name: String,
     runtime: Runtime,
     start_node: bool,
+    database: Option<String>,
 }
 
 /// A running cluster in a folder and on ports of its own.
@@ -65,6 +66,12 @@ impl Builder {
     /// Runs work by a command instead of podman.
     pub fn process(mut self, command: Vec<String>) -> Self {
         self.runtime = Runtime::Process(command);
+        self
+    }
+
+    /// Gives the controller a PostgreSQL database, by its address, instead of SQLite files.
+    pub fn database(mut self, url: String) -> Self {
+        self.database = Some(url);
         self
     }
 
@@ -95,6 +102,7 @@ impl Builder {
             https_port: ports[1].port(),
             http_port: ports[2].port(),
             runtime: self.runtime,
+            database: self.database,
         };
         layout.make_dirs()?;
         layout.certify()?;
@@ -137,7 +145,7 @@ impl Builder {
 impl Cluster {
     /// A cluster of controller, hop and execution node; `name` shows in its folder's name.
     pub fn builder(name: &str) -> Builder {
-        Builder { name: name.to_owned(), runtime: Runtime::Podman, start_node: true }
+        Builder { name: name.to_owned(), runtime: Runtime::Podman, start_node: true, database: None }
     }
 
     /// The API as the administrator.
@@ -211,6 +219,35 @@ impl Cluster {
             bail!("plexus {} failed: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
         }
         serde_json::from_slice(&output.stdout).context("plexus did not print JSON")
+    }
+
+    /// Runs `plexus` as the controller's administrator, over HTTP.
+    ///
+    /// # Errors
+    /// When the program cannot be run; its own failure is in the output.
+    pub async fn plexus_as_admin(&self, args: &[&str]) -> anyhow::Result<std::process::Output> {
+        tokio::process::Command::new(self.layout.binaries.cli())
+            .args(["--controller", &format!("http://127.0.0.1:{}", self.layout.http_port)])
+            .args(args)
+            .env("CONTROLLER_USERNAME", self.api.user())
+            .env("CONTROLLER_PASSWORD", self.api.password())
+            .env_remove("CONTROLLER_OAUTH_TOKEN")
+            .output()
+            .await
+            .context("cannot run plexus")
+    }
+
+    /// Makes a token by `plexus token create` and gives its text.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub async fn token(&self, args: &[&str]) -> anyhow::Result<String> {
+        let output = self.plexus_as_admin(&[&["-o", "json", "token", "create"], args].concat()).await?;
+        if !output.status.success() {
+            bail!("plexus token create failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        let made: Value = serde_json::from_slice(&output.stdout).context("plexus did not print JSON")?;
+        made["token"].as_str().map(str::to_owned).context("the answer has no token")
     }
 
     /// What of this cluster is on the machine besides its three daemons.

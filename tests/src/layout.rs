@@ -32,6 +32,8 @@ pub struct Layout {
     pub http_port: u16,
     /// How the execution node runs work.
     pub runtime: Runtime,
+    /// Address of the controller's PostgreSQL database; none: SQLite.
+    pub database: Option<String>,
 }
 
 impl Layout {
@@ -90,7 +92,9 @@ impl Layout {
         let log = std::env::var("PLEXUS_TEST_LOG")
             .map(|level| format!("\n[log]\nlevel = \"{level}\"\n"))
             .unwrap_or_default();
-        write(&self.config("controller"), &(self.controller_config() + &log))?;
+        let database =
+            self.database.as_ref().map(|url| format!("\n[database]\nurl = {url:?}\n")).unwrap_or_default();
+        write(&self.config("controller"), &(self.controller_config() + &database + &log))?;
         write(&self.config("hop-1"), &(self.hop_config() + &log))?;
         write(&self.config("node-1"), &(self.node_config() + &log))
     }
@@ -142,6 +146,9 @@ listen = []
 [[mesh.peers]]
 address = "127.0.0.1:{mesh}"
 
+[enrolment]
+ca_dir = {ca}
+
 [http]
 https = "127.0.0.1:{https}"
 http = "127.0.0.1:{http}"
@@ -149,6 +156,7 @@ http = "127.0.0.1:{http}"
 [projects]
 root = {projects}
 "#,
+            ca = quoted(&self.ca_dir()),
             data = quoted(&self.data_dir("controller")),
             socket = quoted(&self.socket("controller")),
             identity = quoted(&self.identity_dir("controller")),

@@ -40,11 +40,22 @@ impl Replay {
     /// # Errors
     /// When something does not start.
     pub async fn start(name: &str, case: &str, lines: u64) -> anyhow::Result<Self> {
-        let mut replay = Self::with(name, case, lines, |builder| builder)?;
-        replay.bring_up().await?;
-        replay.load().await?;
-        replay.cluster.node_ready().await?;
-        Ok(replay)
+        Self::with(name, case, lines, |builder| builder)?.begin().await
+    }
+
+    /// The same with the controller on a PostgreSQL database, by its address.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub async fn start_on(database: String, name: &str, case: &str, lines: u64) -> anyhow::Result<Self> {
+        Self::with(name, case, lines, |builder| builder.database(database))?.begin().await
+    }
+
+    async fn begin(mut self) -> anyhow::Result<Self> {
+        self.bring_up().await?;
+        self.load().await?;
+        self.cluster.node_ready().await?;
+        Ok(self)
     }
 
     /// The same without an execution node: its process is not started.

@@ -88,6 +88,111 @@ async fn every_daemon_and_the_controller_tell_the_same_mesh() {
     cluster.finish().await.unwrap();
 }
 
+/// What an operator does on a bad day, against real daemons: look, ask the network, reload, forward a port, see what
+/// happened when the hop went.
+#[tokio::test]
+async fn an_operator_sees_and_tends_the_mesh() {
+    let mut cluster = Cluster::builder("cli-tend").process(vec!["/bin/true".into()]).prepare().unwrap();
+    let file = cluster.layout.config("node-1");
+    let before = std::fs::read_to_string(&file).unwrap();
+    let allow = "\n[forward]\nallow = [{ from = \"controller\", to = [\"127.0.0.1:*\"] }]\n";
+    std::fs::write(&file, before + allow).unwrap();
+    cluster.hop.start().unwrap();
+    cluster.controller.start().unwrap();
+    cluster.node.start().unwrap();
+    cluster.api_up().await.unwrap();
+    cluster.node_ready().await.unwrap();
+
+    let cli = cluster.layout.binaries.cli();
+    let socket = cluster.layout.socket("controller").display().to_string();
+    let plexus = |args: &[&str]| run(&cli, &[&["--socket", &socket], args].concat());
+    let links = json(&plexus(&["links", "-o", "json"]));
+    let pairs: Vec<_> = links["links"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|link| (link["node"].as_str().unwrap(), link["peer"].as_str().unwrap(), link["up"] == true))
+        .collect();
+    assert_eq!(pairs, [("controller", "hop-1", true), ("hop-1", "node-1", true)]);
+    assert_eq!(out(&plexus(&["routes", "-o", "name"])), "hop-1\nnode-1\n");
+    let trace = json(&plexus(&["trace", "node-1", "-o", "json", "--count", "5"]));
+    let hops = trace["hops"].as_array().unwrap();
+    assert!(hops.iter().all(|hop| hop["answered"].as_u64() >= Some(5)), "{trace}");
+    let wide = out(&plexus(&["status", "-o", "wide"]));
+    assert!(wide.contains("KEY EXCHANGE") && wide.contains("hop-1"), "{wide}");
+
+    // Root alone acts; the tests may run as somebody else.
+    let root = rustix::process::geteuid().is_root();
+    let reload = plexus(&["reload"]);
+    if !root {
+        assert_eq!(reload.status.code(), Some(5), "{}", err(&reload));
+        return cluster.finish().await.unwrap();
+    }
+    assert_eq!(
+        (out(&reload).as_str(), reload.status.code()),
+        ("nothing has changed\n", Some(0)),
+        "{}",
+        err(&reload)
+    );
+    let checked = plexus(&["netcheck", "node-1", "hop-1"]);
+    assert!(out(&checked).contains("UDP works at 127.0.0.1:"), "{}{}", out(&checked), err(&checked));
+    forward_a_port(&cli, &socket);
+    let refused = plexus(&["forward", "0", "node-1:192.0.2.1:80"]);
+    assert_eq!(refused.status.code(), Some(5), "{}", err(&refused));
+    assert!(err(&refused).contains("does not allow 192.0.2.1:80"), "{}", err(&refused));
+
+    // The hop goes: what happened, what is wrong, what to do.
+    cluster.hop.kill();
+    let told =
+        plexus_tests::wait_for("the link to be missed", std::time::Duration::from_secs(60), async || {
+            let events = out(&run(&cli, &["--socket", &socket, "events", "--since", "10m"]));
+            if events.contains("link_down") && events.contains("node-1 cannot be reached") {
+                plexus_tests::Seen::Yes(events)
+            } else {
+                plexus_tests::Seen::NotYet(events)
+            }
+        });
+    told.await.unwrap();
+    let status = plexus(&["status"]);
+    let text = out(&status);
+    assert_eq!(status.status.code(), Some(3), "{text}");
+    assert!(text.contains("node_unreachable") && text.contains("    do: "), "{text}");
+    cluster.hop.start().unwrap();
+    cluster.node_ready().await.unwrap();
+    cluster.finish().await.unwrap();
+}
+
+/// `plexus forward` as a process of its own: a server behind the node answers through it, each direction's end kept.
+fn forward_a_port(cli: &Path, socket: &str) {
+    use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+    use std::net::{Shutdown, TcpListener, TcpStream};
+
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let target = format!("node-1:{}", server.local_addr().unwrap());
+    let serving = std::thread::spawn(move || {
+        let (mut connection, _) = server.accept().unwrap();
+        let mut asked = String::new();
+        connection.read_to_string(&mut asked).unwrap();
+        connection.write_all(asked.to_uppercase().as_bytes()).unwrap();
+    });
+    let mut command = Command::new(cli);
+    command.args(["--socket", socket, "forward", "0", &target]).stdout(std::process::Stdio::piped());
+    let mut forwarding = command.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(forwarding.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let (listen, rest) = line.split_once(' ').unwrap();
+    assert_eq!(rest, format!("leads to {target}; Ctrl-C ends it\n"));
+    let mut connection = TcpStream::connect(listen).unwrap();
+    connection.write_all(b"half a conversation").unwrap();
+    connection.shutdown(Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "HALF A CONVERSATION");
+    serving.join().unwrap();
+    forwarding.kill().unwrap();
+    forwarding.wait().unwrap();
+}
+
 #[tokio::test]
 async fn configurations_are_checked_without_a_start() {
     let cluster = Cluster::builder("check-config").process(vec!["/bin/true".into()]).prepare().unwrap();

@@ -78,7 +78,10 @@ async fn agent_killed_in_mid_job_finishes_it_when_started_again() {
 #[tokio::test]
 async fn controller_survives_a_crash_at_every_numbered_point() {
     let passages = if plexus_tests::is_verify() { 1..=8 } else { 1..=2 };
-    let mut replay = Replay::start("crash-points", CASE, LINES).await.unwrap();
+    sweep(Replay::start("crash-points", CASE, LINES).await.unwrap(), passages).await;
+}
+
+async fn sweep(mut replay: Replay, passages: std::ops::RangeInclusive<i32>) {
     let points = crash_points(&replay.cluster);
     let expected = replay.undisturbed().await.unwrap();
     let (mut survived, mut absent, mut wrong) = (0, 0, Vec::new());

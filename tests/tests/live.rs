@@ -105,6 +105,13 @@ async fn jobs_are_launched_listed_explained_and_canceled() {
     let (code, _, err) = run(&["job", "cancel", "1"]).await;
     assert!(code == 1 && err.contains("job 1 is canceled already"), "{code} {err}");
     assert!(run(&["job", "show", "1"]).await.1.contains("status:      canceled"));
+    let (code, out, err) = run(&["job", "grep", "ansible.builtin", "--all", "--limit", "1"]).await;
+    assert!(
+        code == 0 && out.starts_with("job 1 replay") && err.contains("1 find in 1 job"),
+        "{code} {out} {err}"
+    );
+    let (code, out, err) = run(&["job", "grep", "no such text"]).await;
+    assert!(code == 1 && out.is_empty() && err.contains("nothing found"), "{code} {out} {err}");
     // Wrong names, wrong ids, wrong variables: each says which.
     let (code, _, err) = run(&["job", "launch", "nothing"]).await;
     assert!(code == 4 && err.contains("there is no job template \"nothing\""), "{code} {err}");

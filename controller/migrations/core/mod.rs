@@ -4,6 +4,7 @@
 
 mod dsl;
 mod m0001_first_light;
+mod m0002_enrolment;
 
 use dsl::Schema;
 
@@ -28,5 +29,7 @@ impl Migration {
 }
 
 /// All steps, oldest first.
-pub(super) const ALL: &[Migration] =
-    &[Migration { version: 1, name: "first light", build: m0001_first_light::build }];
+pub(super) const ALL: &[Migration] = &[
+    Migration { version: 1, name: "first light", build: m0001_first_light::build },
+    Migration { version: 2, name: "enrolment", build: m0002_enrolment::build },
+];

@@ -101,7 +101,7 @@ impl Rules for InstanceGroups {
             query.column(("m", "instance_group_id"));
             query
                 .expr(Func::count(Expr::col(("i", "id"))))
-                .expr(Expr::col(("i", "capacity")).sum().cast_as("integer"));
+                .expr(Expr::col(("i", "capacity")).sum().cast_as("bigint"));
             query.from_as("instance_group_members", "m");
             query.join_as(
                 JoinType::InnerJoin,

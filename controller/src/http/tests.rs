@@ -2,11 +2,13 @@
 
 mod access;
 mod events;
+mod grep;
 mod hostile;
 mod jobs;
 mod lists;
 mod live;
 mod resources;
+mod work;
 
 use std::path::PathBuf;
 
@@ -17,12 +19,14 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::auth;
+use crate::store::Engine;
+use crate::store::testing::Place;
 
 /// An API of its own, with an admin whose password is `pw`.
 struct Api {
     app: App,
     router: Router,
-    dir: tempfile::TempDir,
+    dir: Place,
 }
 
 /// An answer, its body read.
@@ -41,13 +45,18 @@ fn basic(user: &str, password: &str) -> String {
 
 impl Api {
     async fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let db = CoreDb::open(&dir.path().join("core.sqlite")).await.unwrap();
-        let vault = Vault::open(&dir.path().join("secret")).unwrap();
-        let projects: PathBuf = dir.path().join("projects");
+        // The whole API on the other engine: PLEXUS_TEST_ENGINE=postgres.
+        let engine = match std::env::var("PLEXUS_TEST_ENGINE").as_deref() {
+            Ok("postgres") => Engine::Postgres,
+            _ => Engine::Sqlite,
+        };
+        let dir = Place::new(engine);
+        let db = dir.core().await;
+        let vault = Vault::open(&dir.dir().join("secret")).unwrap();
+        let projects: PathBuf = dir.dir().join("projects");
         std::fs::create_dir_all(projects.join("demo")).unwrap();
         std::fs::write(projects.join("demo/site.yml"), "- hosts: all\n").unwrap();
-        let events = EventStore::open(&dir.path().join("events")).await.unwrap();
+        let events = dir.events().await;
         let app = App::open(
             db.clone(),
             vault,

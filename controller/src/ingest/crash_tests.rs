@@ -6,14 +6,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
 use plexus_proto::id::OwnerEpoch;
-use tempfile::TempDir;
 
 use super::testing::{Spool, attempt, captured, context, job};
 use super::{Ingest, Rc};
 use crate::crash::Point;
 use crate::store::events::{EventQuery, EventStore};
+use crate::store::postgres::Server;
+use crate::store::testing::{Place, on_each_engine};
 
 const PLACE: &str = "PLEXUS_TEST_CRASH_PLACE";
+/// Address of the database server; empty for files.
+const SERVER: &str = "PLEXUS_TEST_CRASH_SERVER";
 /// The part of the spool that lies on a node and outlives the controller: what it was told is stored.
 const ACKED: &str = "acked";
 
@@ -27,12 +30,16 @@ fn read_acked(place: &Path) -> u64 {
 }
 
 /// What the controller does with an attempt, from attaching to the last acknowledgement.
-async fn ingest(place: &Path) {
+async fn ingest(place: &Path, url: &str) {
     let epochs = place.join("epochs");
     std::fs::create_dir_all(&epochs).unwrap();
     let counter = std::fs::read_dir(&epochs).unwrap().count() as u64 + 1;
     std::fs::write(epochs.join(counter.to_string()), "").unwrap();
-    let store = EventStore::open(&place.join("events")).await.unwrap();
+    let store = if url.is_empty() {
+        EventStore::open(&place.join("events")).await.unwrap()
+    } else {
+        EventStore::connect(&Server::new(url, None).unwrap()).await.unwrap()
+    };
     let epoch = OwnerEpoch { incarnation: 1, counter };
     let mut session = Ingest::new(store.clone()).open(context(1, 1), epoch).await.unwrap();
     assert!(session.next_record() > read_acked(place), "acknowledged and not stored");
@@ -61,13 +68,14 @@ async fn ingest(place: &Path) {
 #[tokio::test]
 async fn child() {
     if let Some(place) = std::env::var_os(PLACE) {
-        ingest(&PathBuf::from(place)).await;
+        ingest(&PathBuf::from(place), &std::env::var(SERVER).unwrap()).await;
     }
 }
 
-fn run(place: &Path, crash_at: Option<&str>) -> ExitStatus {
+fn run(place: &Place, crash_at: Option<&str>) -> ExitStatus {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "ingest::crash_tests::child"]).env(PLACE, place);
+    command.args(["--exact", "ingest::crash_tests::child"]).env(PLACE, place.dir());
+    command.env(SERVER, place.url());
     match crash_at {
         Some(point) => command.env("PLEXUS_CRASH_AT", point),
         None => command.env_remove("PLEXUS_CRASH_AT"),
@@ -81,8 +89,8 @@ fn run(place: &Path, crash_at: Option<&str>) -> ExitStatus {
     output.status
 }
 
-async fn stored(place: &Path) -> Vec<String> {
-    let store = EventStore::open(&place.join("events")).await.unwrap();
+async fn stored(place: &Place) -> Vec<String> {
+    let store = place.events().await;
     let page = store.events(job(1), EventQuery { limit: 1000, ..EventQuery::default() }).await.unwrap();
     let summary = store.summary(job(1)).await.unwrap();
     store.close().await;
@@ -90,36 +98,39 @@ async fn stored(place: &Path) -> Vec<String> {
     page.events.iter().map(|event| format!("{event:?}")).chain([format!("{summary:?}")]).collect()
 }
 
-#[tokio::test]
-async fn killed_at_any_point_it_goes_on_where_it_was() {
-    let untouched = TempDir::new().unwrap();
-    assert!(run(untouched.path(), None).success());
-    let expected = stored(untouched.path()).await;
+async fn killed_at_any_point_it_goes_on_where_it_was(untouched: Place) {
+    assert!(run(&untouched, None).success());
+    let expected = stored(&untouched).await;
     assert_eq!(expected.len(), 19);
+    let engine = untouched.engine();
     for (point, number) in Point::ALL.iter().zip(1..) {
         for nth in [1, 2, 5] {
-            let place = TempDir::new().unwrap();
+            let place = Place::new(engine);
             let crash_at = format!("{}:{nth}", point.name());
-            let died = run(place.path(), Some(&crash_at));
+            let died = run(&place, Some(&crash_at));
             assert_eq!(died.signal(), Some(9), "{crash_at} was not passed");
-            assert!(run(place.path(), None).success(), "after {crash_at}");
-            assert_eq!(stored(place.path()).await, expected, "after {crash_at}");
+            assert!(run(&place, None).success(), "after {crash_at}");
+            assert_eq!(stored(&place).await, expected, "after {crash_at}");
         }
         println!("{number}/{} {}", Point::ALL.len(), point.name());
     }
 }
 
-#[tokio::test]
-async fn killed_again_and_again_it_still_comes_to_the_end() {
+async fn killed_again_and_again_it_still_comes_to_the_end(first: Place) {
     for point in [Point::BeforeCommit, Point::AfterCommit, Point::AckSent] {
-        let place = TempDir::new().unwrap();
+        let place = Place::new(first.engine());
         let crash_at = format!("{}:3", point.name());
         let mut deaths = 0;
-        while run(place.path(), Some(&crash_at)).signal() == Some(9) {
+        while run(&place, Some(&crash_at)).signal() == Some(9) {
             deaths += 1;
             assert!(deaths < 100, "{crash_at} makes no progress");
         }
         assert!(deaths >= 2, "{crash_at} was passed {deaths} times only");
-        assert_eq!(stored(place.path()).await.len(), 19);
+        assert_eq!(stored(&place).await.len(), 19);
     }
 }
+
+on_each_engine![
+    killed_at_any_point_it_goes_on_where_it_was,
+    killed_again_and_again_it_still_comes_to_the_end,
+];

@@ -1,25 +1,21 @@
-use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
 use plexus_proto::work::{Finished, Outcome, Output, Record, RecordKind, Stream};
 use proptest::prelude::*;
-use tempfile::TempDir;
 
 use super::take::STDERR_MAX;
 use super::testing::{Spool, attempt, captured, cases, context, job};
 use super::*;
 use crate::debug::tally;
+use crate::store::Engine;
 use crate::store::events::{Event, EventQuery, EventSummary};
+use crate::store::testing::{Place, on_each_engine};
 
 const EPOCH: OwnerEpoch = OwnerEpoch { incarnation: 1, counter: 1 };
 
 fn epoch(counter: u64) -> OwnerEpoch {
     OwnerEpoch { incarnation: 1, counter }
-}
-
-async fn store(dir: &Path) -> EventStore {
-    EventStore::open(dir).await.unwrap()
 }
 
 async fn session(store: &EventStore, unit: UnitContext, epoch: OwnerEpoch) -> Session {
@@ -55,9 +51,9 @@ fn shown(event: &Event) -> String {
 }
 
 /// Stores a whole attempt in one go: what all others are compared with.
-async fn reference(stdout: &[u8]) -> (Vec<String>, EventSummary) {
-    let dir = TempDir::new().unwrap();
-    let store = store(dir.path()).await;
+async fn reference(place: &Place, stdout: &[u8]) -> (Vec<String>, EventSummary) {
+    let place = Place::new(place.engine());
+    let store = place.events().await;
     let mut session = session(&store, context(1, 1), EPOCH).await;
     feed(&mut session, &Spool::whole(attempt(1, 1), stdout, 1 << 20)).await;
     let answer =
@@ -67,10 +63,8 @@ async fn reference(stdout: &[u8]) -> (Vec<String>, EventSummary) {
     answer
 }
 
-#[tokio::test]
-async fn every_captured_stream_is_stored_as_its_index_says() {
-    let dir = TempDir::new().unwrap();
-    let store = store(dir.path()).await;
+async fn every_captured_stream_is_stored_as_its_index_says(place: Place) {
+    let store = place.events().await;
     for (id, case) in (1..).zip(cases()) {
         let stdout = captured(&case);
         let expected = tally::report([&stdout[..]]);
@@ -109,10 +103,8 @@ async fn every_captured_stream_is_stored_as_its_index_says() {
     store.close().await;
 }
 
-#[tokio::test]
-async fn results_say_what_the_playbook_did() {
-    let dir = TempDir::new().unwrap();
-    let store = store(dir.path()).await;
+async fn results_say_what_the_playbook_did(place: Place) {
+    let store = place.events().await;
     let mut session = session(&store, context(1, 1), EPOCH).await;
     assert!(matches!(session.result().await, Err(Error::Unfinished { .. })));
     feed(&mut session, &Spool::lines(attempt(1, 1), &captured("flow"), 1)).await;
@@ -130,17 +122,16 @@ async fn results_say_what_the_playbook_did() {
     assert_eq!(session.result().await.unwrap().rc, None, "staging is gone");
 }
 
-#[tokio::test]
-async fn a_restart_after_any_record_loses_and_doubles_nothing() {
+async fn a_restart_after_any_record_loses_and_doubles_nothing(place: Place) {
     for (case, size) in
         [("ok-2-hosts", 611), ("unicode-binary", 1999), ("debug-noise", 300), ("child-killed", 100)]
     {
         let stdout = captured(case);
-        let expected = reference(&stdout).await;
+        let expected = reference(&place, &stdout).await;
         let records = Spool::whole(attempt(1, 1), &stdout, size);
-        let dir = TempDir::new().unwrap();
+        let place = Place::new(place.engine());
         for (record, turn) in records.iter().zip(1..) {
-            let store = store(dir.path()).await;
+            let store = place.events().await;
             let mut session = session(&store, context(1, 1), epoch(turn)).await;
             assert_eq!(session.next_record(), record.number, "{case}");
             session.push(record.clone()).await.unwrap();
@@ -148,7 +139,7 @@ async fn a_restart_after_any_record_loses_and_doubles_nothing() {
             drop(session);
             store.close().await;
         }
-        let store = store(dir.path()).await;
+        let store = place.events().await;
         let session = session(&store, context(1, 1), epoch(1 << 40)).await;
         let events: Vec<_> = all_events(&store, 1).await.iter().map(shown).collect();
         assert_eq!((events, store.summary(job(1)).await.unwrap()), expected, "{case}");
@@ -164,13 +155,11 @@ async fn a_restart_after_any_record_loses_and_doubles_nothing() {
     }
 }
 
-#[tokio::test]
-async fn a_session_dropped_at_any_moment_goes_on_from_the_cursor() {
+async fn a_session_dropped_at_any_moment_goes_on_from_the_cursor(place: Place) {
     let stdout = captured("flow");
-    let expected = reference(&stdout).await;
+    let expected = reference(&place, &stdout).await;
     let records = Spool::whole(attempt(1, 1), &stdout, 701);
-    let dir = TempDir::new().unwrap();
-    let store = store(dir.path()).await;
+    let store = place.events().await;
     let (mut turn, mut next) = (0, 1);
     while next <= records.len() as u64 {
         turn += 1;
@@ -186,10 +175,8 @@ async fn a_session_dropped_at_any_moment_goes_on_from_the_cursor() {
     store.close().await;
 }
 
-#[tokio::test]
-async fn records_taken_before_are_passed_over() {
-    let dir = TempDir::new().unwrap();
-    let store = store(dir.path()).await;
+async fn records_taken_before_are_passed_over(place: Place) {
+    let store = place.events().await;
     let records = Spool::lines(attempt(1, 1), &captured("ok-2-hosts"), 2);
     let mut session = session(&store, context(1, 1), EPOCH).await;
     for _ in 0..3 {
@@ -202,10 +189,8 @@ async fn records_taken_before_are_passed_over() {
     assert_eq!(store.summary(job(1)).await.unwrap().gaps, []);
 }
 
-#[tokio::test]
-async fn two_sessions_of_an_attempt_never_both_write() {
-    let dir = TempDir::new().unwrap();
-    let store = store(dir.path()).await;
+async fn two_sessions_of_an_attempt_never_both_write(place: Place) {
+    let store = place.events().await;
     let records = Spool::lines(attempt(1, 1), &captured("ok-2-hosts"), 2);
     let mut older = session(&store, context(1, 1), epoch(1)).await;
     feed(&mut older, &records[..3]).await;
@@ -226,15 +211,13 @@ async fn two_sessions_of_an_attempt_never_both_write() {
     assert!(refused.is_fenced(), "{refused:?}");
 }
 
-#[tokio::test]
-async fn an_epoch_written_by_somebody_else_stops_the_session() {
-    let dir = TempDir::new().unwrap();
-    let store = store(dir.path()).await;
+async fn an_epoch_written_by_somebody_else_stops_the_session(place: Place) {
+    let store = place.events().await;
     let records = Spool::lines(attempt(1, 1), &captured("ok-2-hosts"), 2);
     let mut ours = session(&store, context(1, 1), epoch(1)).await;
     feed(&mut ours, &records[..3]).await;
     // Another process, which this one's memory knows nothing of.
-    let other = EventStore::open(dir.path()).await.unwrap();
+    let other = place.events().await;
     let mut theirs = session(&other, context(1, 1), epoch(2)).await;
     ours.push(records[3].clone()).await.unwrap();
     assert!(ours.acked().wait_for(|&stored| stored > 3).await.is_err());
@@ -247,10 +230,8 @@ async fn an_epoch_written_by_somebody_else_stops_the_session() {
     store.close().await;
 }
 
-#[tokio::test]
-async fn missing_records_are_a_named_gap() {
-    let dir = TempDir::new().unwrap();
-    let store = store(dir.path()).await;
+async fn missing_records_are_a_named_gap(place: Place) {
+    let store = place.events().await;
     let mut records = Spool::lines(attempt(1, 1), &captured("ok-2-hosts"), 1);
     records.drain(5..8);
     let mut session = session(&store, context(1, 1), EPOCH).await;
@@ -270,16 +251,15 @@ async fn missing_records_are_a_named_gap() {
     assert_eq!(events[2].runner_counter, Some(6));
 }
 
-#[tokio::test]
-async fn an_end_record_that_does_not_match_is_a_named_gap() {
+async fn an_end_record_that_does_not_match_is_a_named_gap(place: Place) {
     let hash = |spool: &Spool| {
         let mut hash = RollingHash::default();
         spool.records.iter().for_each(|record| hash.update(record.number, &record.sealed));
         hash.value()
     };
     for (case, records, flip) in [(1u128, 2, 0), (2, 2, 1), (3, 9, 0)] {
-        let dir = TempDir::new().unwrap();
-        let store = store(dir.path()).await;
+        let place = Place::new(place.engine());
+        let store = place.events().await;
         let mut spool = Spool::new(attempt(case, 1));
         spool.stdout(b"{\"status\": \"starting\"}\n");
         let mut value = hash(&spool);
@@ -299,10 +279,8 @@ async fn an_end_record_that_does_not_match_is_a_named_gap() {
     }
 }
 
-#[tokio::test]
-async fn a_lost_shim_ends_the_attempt() {
-    let dir = TempDir::new().unwrap();
-    let store = store(dir.path()).await;
+async fn a_lost_shim_ends_the_attempt(place: Place) {
+    let store = place.events().await;
     let mut spool = Spool::new(attempt(1, 1));
     spool.stdout(&captured("ok-2-hosts")[..9000]);
     spool.lost("shim died");
@@ -315,10 +293,8 @@ async fn a_lost_shim_ends_the_attempt() {
     assert!(result.events > 0 && result.last_status == Some(RunnerStatus::Running));
 }
 
-#[tokio::test]
-async fn a_header_stands_before_the_first_event_and_shifts_the_lines() {
-    let dir = TempDir::new().unwrap();
-    let store = store(dir.path()).await;
+async fn a_header_stands_before_the_first_event_and_shifts_the_lines(place: Place) {
+    let store = place.events().await;
     for (unit, case) in [(1u128, "ok-2-hosts"), (2, "bad-option")] {
         let id = unit as i64;
         let context =
@@ -334,16 +310,14 @@ async fn a_header_stands_before_the_first_event_and_shifts_the_lines() {
         let first = events[0].stdout.split("\r\n").collect::<Vec<_>>();
         assert_eq!(first[0], "Execution environment: \"ee\"");
         assert_eq!((events[0].start_line, events[1].start_line), (0, events[0].end_line));
-        let (plain, summary) = reference(&captured(case)).await;
+        let (plain, summary) = reference(&place, &captured(case)).await;
         assert_eq!(events.len(), plain.len());
         assert_eq!(store.summary(job(id)).await.unwrap().last_line, summary.last_line + 1);
     }
 }
 
-#[tokio::test]
-async fn standard_error_is_kept_apart_and_bounded() {
-    let dir = TempDir::new().unwrap();
-    let store = store(dir.path()).await;
+async fn standard_error_is_kept_apart_and_bounded(place: Place) {
+    let store = place.events().await;
     let mut spool = Spool::new(attempt(1, 1));
     for number in 0..40 {
         spool.stderr(format!("{number}: {}\n", "x".repeat(5000)).as_bytes());
@@ -363,10 +337,8 @@ async fn standard_error_is_kept_apart_and_bounded() {
     assert_eq!((result.events, result.noise_lines, result.last_status), (0, 0, None));
 }
 
-#[tokio::test]
-async fn secrets_are_masked_and_nothing_readable_lies_in_the_file() {
-    let dir = TempDir::new().unwrap();
-    let store = store(dir.path()).await;
+async fn secrets_are_masked_and_nothing_readable_lies_in_the_file(place: Place) {
+    let store = place.events().await;
     let context = UnitContext { masks: vec!["s3cret-value".into()], ..context(1, 1) };
     let mut session = session(&store, context, EPOCH).await;
     let mut spool = Spool::new(attempt(1, 1));
@@ -378,10 +350,7 @@ async fn secrets_are_masked_and_nothing_readable_lies_in_the_file() {
     spool.stderr(b"s3cret-value");
     feed(&mut session, &spool.records).await;
     // While it runs: carry, half a line, standard error.
-    let bytes: Vec<u8> = std::fs::read_dir(dir.path())
-        .unwrap()
-        .flat_map(|entry| std::fs::read(entry.unwrap().path()).unwrap())
-        .collect();
+    let bytes = place.bytes().await;
     for secret in ["s3cret-value", "t0ken-value", "ur1-pass"] {
         assert!(memchr::memmem::find(&bytes, secret.as_bytes()).is_none(), "{secret} lies in the file");
     }
@@ -395,10 +364,8 @@ async fn secrets_are_masked_and_nothing_readable_lies_in_the_file() {
     assert_eq!((started.env["PATH"].as_str(), started.cwd.as_str()), ("/bin", "/runner"));
 }
 
-#[tokio::test]
-async fn a_wrong_key_acknowledges_nothing_and_a_broken_record_is_a_gap() {
-    let dir = TempDir::new().unwrap();
-    let store = store(dir.path()).await;
+async fn a_wrong_key_acknowledges_nothing_and_a_broken_record_is_a_gap(place: Place) {
+    let store = place.events().await;
     let mut records = Spool::lines(attempt(1, 1), &captured("ok-2-hosts"), 1);
     let wrong = UnitContext { key: SpoolKey::new([9; 32]), ..context(1, 1) };
     let mut session = session(&store, wrong.clone(), epoch(1)).await;
@@ -418,10 +385,8 @@ async fn a_wrong_key_acknowledges_nothing_and_a_broken_record_is_a_gap() {
     assert!(matches!(error, Error::Carry { .. }), "{error:?}");
 }
 
-#[tokio::test]
-async fn an_unsealed_record_may_only_say_that_the_rest_is_lost() {
-    let dir = TempDir::new().unwrap();
-    let store = store(dir.path()).await;
+async fn an_unsealed_record_may_only_say_that_the_rest_is_lost(place: Place) {
+    let store = place.events().await;
     let mut session = session(&store, context(1, 1), EPOCH).await;
     let output = Output { stream: Stream::Stdout.into(), data: Bytes::from_static(b"forged\n"), fragment: 0 };
     let plain = Some(Record { kind: Some(RecordKind::Output(output)) });
@@ -433,10 +398,8 @@ async fn an_unsealed_record_may_only_say_that_the_rest_is_lost() {
     }
 }
 
-#[tokio::test]
-async fn no_acknowledgement_waits_for_the_end_of_a_line() {
-    let dir = TempDir::new().unwrap();
-    let store = store(dir.path()).await;
+async fn no_acknowledgement_waits_for_the_end_of_a_line(place: Place) {
+    let store = place.events().await;
     let mut spool = Spool::new(attempt(1, 1));
     spool.stdout(b"{\"uuid\": \"u\", \"counter\": 1, \"stdout\": \"");
     for _ in 0..20 {
@@ -460,10 +423,8 @@ async fn no_acknowledgement_waits_for_the_end_of_a_line() {
     store.close().await;
 }
 
-#[tokio::test]
-async fn two_attempts_of_a_job_share_its_numbers() {
-    let dir = TempDir::new().unwrap();
-    let store = store(dir.path()).await;
+async fn two_attempts_of_a_job_share_its_numbers(place: Place) {
+    let store = place.events().await;
     let stdout = captured("ok-2-hosts");
     for number in [1, 2] {
         let context = UnitContext { attempt: attempt(1, number), ..context(1, 1) };
@@ -477,6 +438,27 @@ async fn two_attempts_of_a_job_share_its_numbers() {
     assert_eq!(events[18].start_line, events[17].end_line);
     assert_eq!(store.summary(job(1)).await.unwrap().gaps, []);
 }
+
+on_each_engine![
+    every_captured_stream_is_stored_as_its_index_says,
+    results_say_what_the_playbook_did,
+    a_restart_after_any_record_loses_and_doubles_nothing,
+    a_session_dropped_at_any_moment_goes_on_from_the_cursor,
+    records_taken_before_are_passed_over,
+    two_sessions_of_an_attempt_never_both_write,
+    an_epoch_written_by_somebody_else_stops_the_session,
+    missing_records_are_a_named_gap,
+    an_end_record_that_does_not_match_is_a_named_gap,
+    a_lost_shim_ends_the_attempt,
+    a_header_stands_before_the_first_event_and_shifts_the_lines,
+    standard_error_is_kept_apart_and_bounded,
+    secrets_are_masked_and_nothing_readable_lies_in_the_file,
+    a_wrong_key_acknowledges_nothing_and_a_broken_record_is_a_gap,
+    an_unsealed_record_may_only_say_that_the_rest_is_lost,
+    no_acknowledgement_waits_for_the_end_of_a_line,
+    two_attempts_of_a_job_share_its_numbers,
+    many_jobs_at_once_are_all_stored,
+];
 
 /// Something a node may send.
 #[derive(Debug, Clone)]
@@ -517,9 +499,9 @@ fn sent() -> impl Strategy<Value = Sent> {
 }
 
 /// What became of these records, with a new session before each one that `reopen` says.
-async fn outcome(records: &[SealedRecord], reopen: &[bool]) -> String {
-    let dir = TempDir::new().unwrap();
-    let store = store(dir.path()).await;
+async fn outcome(engine: Engine, records: &[SealedRecord], reopen: &[bool]) -> String {
+    let place = Place::new(engine);
+    let store = place.events().await;
     let mut turn = 1;
     let mut session = self::session(&store, context(1, 1), epoch(turn)).await;
     for (record, reopen) in records.iter().zip(reopen.iter().chain(std::iter::repeat(&false))) {
@@ -540,46 +522,60 @@ async fn outcome(records: &[SealedRecord], reopen: &[bool]) -> String {
     format!("{events:?}\n{summary:?}\n{result:?}")
 }
 
+fn sessions_anywhere_make_no_difference(engine: Engine, sent: &[Sent], reopen: &[bool]) {
+    let mut spool = Spool::new(attempt(1, 1));
+    let mut skipped = std::collections::BTreeSet::new();
+    for sent in sent {
+        let number = spool.records.len() as u64 + 1;
+        match sent {
+            Sent::Stdout(data) => spool.stdout(data),
+            Sent::Stderr(data) => spool.stderr(data),
+            Sent::Missing => {
+                spool.stdout(b"never seen");
+                skipped.insert(number);
+            }
+            Sent::Broken => {
+                spool.stdout(b"damaged");
+                if let Some(record) = spool.records.last_mut() {
+                    record.sealed = record.sealed.slice(1..);
+                }
+            }
+            Sent::Lost => spool.lost("gone"),
+            Sent::End => spool.end(),
+        }
+    }
+    let records: Vec<_> =
+        spool.records.into_iter().filter(|record| !skipped.contains(&record.number)).collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let whole = runtime.block_on(outcome(engine, &records, &[]));
+    assert_eq!(runtime.block_on(outcome(engine, &records, reopen)), whole);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
-    fn sessions_anywhere_make_no_difference(
+    fn sessions_anywhere_make_no_difference_on_sqlite(
         sent in prop::collection::vec(sent(), 1..25),
         reopen in prop::collection::vec(any::<bool>(), 25),
     ) {
-        let mut spool = Spool::new(attempt(1, 1));
-        let mut skipped = std::collections::BTreeSet::new();
-        for sent in &sent {
-            let number = spool.records.len() as u64 + 1;
-            match sent {
-                Sent::Stdout(data) => spool.stdout(data),
-                Sent::Stderr(data) => spool.stderr(data),
-                Sent::Missing => {
-                    spool.stdout(b"never seen");
-                    skipped.insert(number);
-                }
-                Sent::Broken => {
-                    spool.stdout(b"damaged");
-                    if let Some(record) = spool.records.last_mut() {
-                        record.sealed = record.sealed.slice(1..);
-                    }
-                }
-                Sent::Lost => spool.lost("gone"),
-                Sent::End => spool.end(),
-            }
-        }
-        let records: Vec<_> = spool.records.into_iter().filter(|record| !skipped.contains(&record.number)).collect();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let whole = runtime.block_on(outcome(&records, &[]));
-        prop_assert_eq!(runtime.block_on(outcome(&records, &reopen)), whole);
+        sessions_anywhere_make_no_difference(Engine::Sqlite, &sent, &reopen);
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_jobs_at_once_are_all_stored() {
-    let dir = TempDir::new().unwrap();
-    let store = store(dir.path()).await;
-    let expected = reference(&captured("flow")).await;
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+    #[test]
+    fn sessions_anywhere_make_no_difference_on_postgres(
+        sent in prop::collection::vec(sent(), 1..25),
+        reopen in prop::collection::vec(any::<bool>(), 25),
+    ) {
+        sessions_anywhere_make_no_difference(Engine::Postgres, &sent, &reopen);
+    }
+}
+
+async fn many_jobs_at_once_are_all_stored(place: Place) {
+    let store = place.events().await;
+    let expected = reference(&place, &captured("flow")).await;
     let tasks: Vec<_> = (1..=20u128)
         .map(|unit| {
             let store = store.clone();

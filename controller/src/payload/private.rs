@@ -5,7 +5,7 @@
 //! into files or into the kwargs line, never onto a command line.
 
 use plexus_proto::seal::SpoolKey;
-use plexus_proto::work::{PrivateBlock, PrivateFile};
+use plexus_proto::work::{PrivateBlock, PrivateFile, RegistryAuth};
 use serde_json::{Map, Value, json};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
@@ -80,6 +80,21 @@ impl MachineCredential {
     }
 }
 
+/// Opens what is encrypted in the project. An empty id is the default one.
+#[derive(Clone, Default, Zeroize, ZeroizeOnDrop)]
+pub struct VaultCredential {
+    /// Which of the vault's ids.
+    pub id: String,
+    /// Its password.
+    pub password: String,
+}
+
+impl std::fmt::Debug for VaultCredential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("VaultCredential(..)")
+    }
+}
+
 /// One group of an inventory.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Group {
@@ -133,6 +148,10 @@ pub struct Private<'a> {
     pub extra_vars: &'a Map<String, Value>,
     /// With what.
     pub machine: Option<&'a MachineCredential>,
+    /// And with what to decrypt.
+    pub vaults: &'a [VaultCredential],
+    /// For the pull of the image.
+    pub registry: Option<&'a RegistryAuth>,
     /// Seals what comes back.
     pub spool_key: &'a SpoolKey,
     /// Which cluster key it was derived from.
@@ -162,7 +181,7 @@ impl Private<'_> {
             spool_key: self.spool_key.expose().to_vec().into(),
             spool_key_id: self.spool_key_id,
             env: Default::default(),
-            registry: None,
+            registry: self.registry.cloned(),
         }
     }
 
@@ -219,8 +238,14 @@ impl Private<'_> {
     /// Answers by the prompt's pattern. A wrong passphrase asks again for ever unless the second pattern gives up.
     fn passwords(&self) -> Value {
         let mut answers = Map::new();
-        let Some(machine) = self.machine else { return Value::Object(answers) };
         let mut answer = |pattern: &str, text: &str| answers.insert(pattern.to_owned(), json!(text));
+        for vault in self.vaults {
+            match vault.id.as_str() {
+                "" => answer(r"Vault password:\s*?$", &vault.password),
+                id => answer(&format!(r"Vault password \({}\):\s*?$", escape(id)), &vault.password),
+            };
+        }
+        let Some(machine) = self.machine else { return Value::Object(answers) };
         if !machine.password.is_empty() {
             answer(r"SSH password:\s*?$", &machine.password);
             answer(r"Password:\s*?$", &machine.password);
@@ -255,6 +280,12 @@ impl Private<'_> {
                 words.push("--ask-become-pass".to_owned());
             }
         }
+        for vault in self.vaults {
+            match vault.id.as_str() {
+                "" => words.push("--ask-vault-pass".to_owned()),
+                id => words.extend(["--vault-id".to_owned(), quote(&format!("{id}@prompt"))]),
+            }
+        }
         let mut flag = |wanted: bool, text: String| {
             if wanted {
                 words.push(text);
@@ -275,6 +306,18 @@ impl Private<'_> {
     }
 }
 
+/// Text as a Python pattern that matches it alone.
+fn escape(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        if !c.is_alphanumeric() && c != '_' {
+            out.push('\\');
+        }
+        out.push(c);
+    }
+    out
+}
+
 /// One word of a shell command line, whatever is in it.
 fn quote(word: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"_@%+=:,./-".contains(&b);
@@ -289,11 +332,21 @@ mod tests {
     use super::*;
 
     fn block(options: &JobOptions, machine: Option<&MachineCredential>) -> PrivateBlock {
+        block_with(options, machine, &[])
+    }
+
+    fn block_with(
+        options: &JobOptions,
+        machine: Option<&MachineCredential>,
+        vaults: &[VaultCredential],
+    ) -> PrivateBlock {
         Private {
             options,
             inventory: &Inventory::default(),
             extra_vars: &Map::new(),
             machine,
+            vaults,
+            registry: None,
             spool_key: &SpoolKey::new([1; 32]),
             spool_key_id: 1,
         }
@@ -335,6 +388,20 @@ mod tests {
         assert_eq!(kwargs["kwargs"]["ssh_key"], "KEY\n");
         assert_eq!(eof, "{\"eof\": true}\n");
         assert_eq!(format!("{machine:?}"), "MachineCredential(..)");
+    }
+
+    #[test]
+    fn each_vault_id_has_its_own_prompt() {
+        let vault = |id: &str, password: &str| VaultCredential { id: id.into(), password: password.into() };
+        let vaults = [vault("", "p0"), vault("dev.1", "p1")];
+        let block = block_with(&JobOptions::default(), None, &vaults);
+        assert_eq!(content(&block, "env/cmdline"), "-u root --ask-vault-pass --vault-id dev.1@prompt");
+        let stdin = String::from_utf8(block.stdin.to_vec()).unwrap();
+        let kwargs: Value = serde_json::from_str(stdin.lines().next().unwrap()).unwrap();
+        let answers = &kwargs["kwargs"]["passwords"];
+        assert_eq!(answers[r"Vault password:\s*?$"], "p0");
+        assert_eq!(answers[r"Vault password \(dev\.1\):\s*?$"], "p1");
+        assert!(!format!("{vaults:?}").contains("p1"));
     }
 
     #[test]

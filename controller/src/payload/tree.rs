@@ -1,6 +1,6 @@
 //! The project tree by content: a manifest of entries, files as BLAKE3 chunks.
 //!
-//! A tree is read once and kept ([`Trees`]); from then on only what changed on disk is read again ([`walk`]).
+//! A tree is read once and kept ([`Trees`]); from then on only what changed on disk is read again (`walk`).
 
 mod walk;
 

@@ -37,6 +37,9 @@ const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// Longest pause. A node that comes back is noticed sooner, by the mesh.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
+/// Pause between two words of progress: each is a write to the database.
+const PROGRESS: Duration = Duration::from_millis(500);
+
 /// Longest wait for the node to end a stream of records that we ended: a round trip on a bad day. The job is over
 /// meanwhile for all who look at its events; its status waits for this.
 const HANG_UP: Duration = Duration::from_secs(2);
@@ -102,6 +105,10 @@ impl From<payload::Error> for Trouble {
 fn refused(refusal: &Refusal) -> Trouble {
     match refusal.code() {
         RefusalCode::OlderEpoch => Trouble::Outranked,
+        // Nothing is decided by a controller whose database is not the latest: everything waits for its operator.
+        RefusalCode::PastIncarnation => {
+            Trouble::Passing(format!("{}; run plexus-controller db recovered", refusal.message))
+        }
         RefusalCode::NodeFull | RefusalCode::ShuttingDown => Trouble::Passing(refusal.message.clone()),
         _ => Trouble::Fatal(refusal.message.clone()),
     }
@@ -165,6 +172,14 @@ pub(super) async fn forget(context: &Context, unit: Unit, created: Timestamp) {
     let client = NodeClient::new(&context.mesh, &unit.node);
     let forgotten = async {
         let epoch = units::take(&context.core, unit.attempt).await?;
+        if unit.state == UnitState::Abandoned {
+            // The node is back: what still lives of the unit ends now. What it printed is stored below, late.
+            match client.abandon(unit.attempt, epoch).await {
+                Err(CallError::Refused { refusal, .. })
+                    if matches!(refusal.code(), RefusalCode::Forgotten | RefusalCode::OtherStore) => {}
+                status => drop(status?),
+            }
+        }
         match client.forget(unit.attempt, epoch).await {
             Ok(_) => {}
             Err(CallError::Refused { refusal, .. })
@@ -277,8 +292,9 @@ impl Driver {
             grace_seconds: GRACE_SECONDS,
             timeout_seconds: 0,
             env: Default::default(),
-            organization: String::new(),
+            organization: loaded.organization.clone(),
             keep_seconds: 0,
+            owner_deadline_seconds: 0,
         };
         let status = self.client.submit(self.unit.attempt, epoch, self.unit.store, spec).await?;
         if needs_payload(&status) {
@@ -287,20 +303,39 @@ impl Driver {
                 inventory: &loaded.inventory,
                 extra_vars: &loaded.extra_vars,
                 machine: loaded.machine.as_ref(),
+                vaults: &loaded.vaults,
+                registry: loaded.registry.as_ref(),
                 spool_key: &key,
                 spool_key_id: key_id,
             };
             let stream = self.open(dispatch::PAYLOAD).await?;
             let block = private.block();
-            let sending = payload::send(stream, self.unit.attempt, epoch, Arc::clone(&tree), block, |_| {});
-            tokio::select! {
-                sent = sending => drop(sent?),
+            let (progress, said) = watch::channel(String::new());
+            let tell = move |line: String| drop(progress.send_replace(line));
+            let sending = payload::send(stream, self.unit.attempt, epoch, Arc::clone(&tree), block, tell);
+            let done = tokio::select! {
+                sent = sending => sent?,
                 trouble = self.pass_on_cancels(epoch) => return Err(trouble),
+                never = self.tell_progress(said) => match never {},
+            };
+            if let Some(image) = done.image {
+                let digest = if image.digest.is_empty() { image.id } else { image.digest };
+                units::ran_in(&self.context.core, self.unit.job, &digest).await?;
             }
         }
         units::started(&self.context.core, self.unit.job, self.unit.attempt).await?;
         self.unit.state = UnitState::Started;
         Ok(())
+    }
+
+    /// Shows what the node is busy with before the job can start, at most twice a second.
+    async fn tell_progress(&self, mut said: watch::Receiver<String>) -> std::convert::Infallible {
+        while said.changed().await.is_ok() {
+            let line = said.borrow_and_update().clone();
+            self.say(&format!("pulling the execution environment: {line}")).await;
+            sleep(PROGRESS).await;
+        }
+        std::future::pending().await // the payload is through, or broke; its sender says which
     }
 
     async fn open(&self, service: &str) -> Result<MeshStream, Trouble> {

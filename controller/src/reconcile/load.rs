@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use plexus_proto::work::PullPolicy;
+use plexus_proto::work::{PullPolicy, RegistryAuth};
 use sea_query::{Expr, ExprTrait, JoinType, Order, Query};
 use serde_json::{Map, Value};
 
 use super::Context;
 use crate::job::{self, CredentialError};
-use crate::payload::private::{Group, Inventory, JobOptions, MachineCredential};
+use crate::payload::private::{Group, Inventory, JobOptions, MachineCredential, VaultCredential};
 use crate::payload::tree::{self, Tree, Trees};
 use crate::project;
 use crate::registry::write::parse_variables;
@@ -58,6 +58,9 @@ pub(super) struct Loaded {
     pub(super) inventory: Inventory,
     pub(super) extra_vars: Map<String, Value>,
     pub(super) machine: Option<MachineCredential>,
+    pub(super) vaults: Vec<VaultCredential>,
+    pub(super) registry: Option<RegistryAuth>,
+    pub(super) organization: String,
     project: PathBuf,
 }
 
@@ -84,11 +87,13 @@ pub(super) async fn shown(context: &Context, job: i64) -> Result<Shown, Error> {
         Some(row) => row.value::<Option<String>>("image")?,
         None => None,
     };
-    let machine = machine(context, job).await?;
-    Ok(Shown { image, secrets: machine.map(|machine| machine.secrets()).unwrap_or_default() })
+    let (machine, vaults) = passwords(context, job).await?;
+    let mut secrets = machine.map(|machine| machine.secrets()).unwrap_or_default();
+    secrets.extend(vaults.iter().map(|vault| vault.password.clone()).filter(|secret| !secret.is_empty()));
+    Ok(Shown { image, secrets })
 }
 
-const JOB_COLUMNS: [&str; 19] = [
+const JOB_COLUMNS: [&str; 20] = [
     "playbook",
     "job_type",
     "diff_mode",
@@ -108,6 +113,7 @@ const JOB_COLUMNS: [&str; 19] = [
     "extra_vars",
     "name",
     "launch_type",
+    "organization_id",
 ];
 
 /// Reads everything a job was launched with.
@@ -129,12 +135,17 @@ pub(super) async fn everything(context: &Context, id: i64) -> Result<Loaded, Err
     let mut extra_vars = meta_variables(id, &row)?;
     extra_vars.extend(variables("extra_vars of the job", &row.value::<String>("extra_vars")?)?);
     let image: Option<String> = row.value("image")?;
+    let (machine, vaults) = passwords(context, id).await?;
+    let organization: Option<i64> = row.value("organization_id")?;
     Ok(Loaded {
         image: image.filter(|image| !image.is_empty()).ok_or(Error::NoImage)?,
         pull: pull(row.value::<Option<String>>("pull")?.as_deref()),
         inventory,
         extra_vars,
-        machine: machine(context, id).await?,
+        machine,
+        vaults,
+        registry: registry(context, id).await?,
+        organization: organization.map(|id| id.to_string()).unwrap_or_default(),
         project,
         options,
     })
@@ -281,25 +292,50 @@ async fn members(
     Ok(())
 }
 
-/// The job's machine credential, opened, with what the launch brought for it; `None` when it has none.
-async fn machine(context: &Context, id: i64) -> Result<Option<MachineCredential>, Error> {
+/// The job's machine and vault credentials, opened, with what the launch brought for them.
+async fn passwords(
+    context: &Context,
+    id: i64,
+) -> Result<(Option<MachineCredential>, Vec<VaultCredential>), Error> {
     let credentials = job::credentials(&context.core, &context.vault, id).await?;
-    let Some(found) = credentials.into_iter().find(|credential| credential.kind == "ssh") else {
-        return Ok(None);
-    };
     let asked = job::start_passwords(&context.core, &context.vault, id).await?;
-    let text = |input: &str, prompt: &str| {
+    let text = |found: &job::Credential, input: &str, prompt: &str| {
         let stored = found.inputs.get(input).map(Secret::expose).filter(|&text| text != ASK);
         let text = asked.get(prompt).map(Secret::expose).or(stored);
         text.unwrap_or_default().to_owned()
     };
-    Ok(Some(MachineCredential {
-        username: text("username", ""),
-        password: text("password", "ssh_password"),
-        ssh_key_data: text("ssh_key_data", ""),
-        ssh_key_unlock: text("ssh_key_unlock", "ssh_key_unlock"),
-        become_method: text("become_method", ""),
-        become_username: text("become_username", ""),
-        become_password: text("become_password", "become_password"),
+    let machine =
+        credentials.iter().find(|credential| credential.kind == "ssh").map(|found| MachineCredential {
+            username: text(found, "username", ""),
+            password: text(found, "password", "ssh_password"),
+            ssh_key_data: text(found, "ssh_key_data", ""),
+            ssh_key_unlock: text(found, "ssh_key_unlock", "ssh_key_unlock"),
+            become_method: text(found, "become_method", ""),
+            become_username: text(found, "become_username", ""),
+            become_password: text(found, "become_password", "become_password"),
+        });
+    let vaults = credentials.iter().filter(|credential| credential.kind == "vault").map(|found| {
+        let vault_id = text(found, "vault_id", "");
+        let prompt = match vault_id.as_str() {
+            "" => "vault_password".to_owned(),
+            id => format!("vault_password.{id}"),
+        };
+        VaultCredential { password: text(found, "vault_password", &prompt), id: vault_id }
+    });
+    Ok((machine, vaults.collect()))
+}
+
+/// The credential for the registry of the job's image.
+async fn registry(context: &Context, id: i64) -> Result<Option<RegistryAuth>, Error> {
+    let found = job::registry(&context.core, &context.vault, id).await?;
+    Ok(found.map(|found| {
+        let text =
+            |name: &str| found.inputs.get(name).map(|text| text.expose().to_owned()).unwrap_or_default();
+        RegistryAuth {
+            host: text("host"),
+            username: text("username"),
+            password: text("password"),
+            insecure: !found.flags.get("verify_ssl").copied().unwrap_or(true),
+        }
     }))
 }

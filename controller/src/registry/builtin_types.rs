@@ -65,6 +65,7 @@ pub async fn seed(db: &CoreDb) -> Result<(), Error> {
         ]);
         tx.execute(insert.on_conflict(conflict)).await?;
     }
+    tx.ids_were_given("credential_types").await?;
     tx.set_setting("builtin_credential_types", &digest).await?;
     tx.commit().await
 }

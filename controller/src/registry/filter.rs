@@ -112,7 +112,7 @@ pub fn condition(
     }
     for (_, value) in parameters.iter().filter(|(name, _)| name == "search") {
         for term in value.split([',', ' ']).filter(|term| !term.is_empty()).take(16) {
-            all = all.add(search(resource, alias, term));
+            all = all.add(search(resource, alias, term, engine));
         }
     }
     if let Some((_, kinds)) = parameters.iter().find(|(name, _)| name == "type") {
@@ -304,14 +304,14 @@ fn leaf(column: Expr, field: &Field, lookup: &str, value: &str, engine: Engine) 
         "lt" => column.lt(typed(field, value)?),
         "lte" => column.lte(typed(field, value)?),
         "iexact" => Expr::from(Func::lower(text())).eq(value.to_lowercase()),
-        "icontains" => text().like(like(&format!("%{}%", escaped(value)))),
-        "istartswith" => text().like(like(&format!("{}%", escaped(value)))),
-        "iendswith" => text().like(like(&format!("%{}", escaped(value)))),
+        "icontains" => alike(engine, text(), &format!("%{}%", escaped(value))),
+        "istartswith" => alike(engine, text(), &format!("{}%", escaped(value))),
+        "iendswith" => alike(engine, text(), &format!("%{}", escaped(value))),
         // LIKE does not tell cases apart everywhere, so these compare pieces.
         "contains" => position(engine, text(), value).gt(0),
         "startswith" => left(text(), value).eq(value),
         "endswith" => {
-            let length = i64::try_from(value.chars().count()).unwrap_or(i64::MAX);
+            let length = i32::try_from(value.chars().count()).unwrap_or(i32::MAX);
             let from = Expr::from(Func::char_length(text()));
             let from =
                 if engine == Engine::Sqlite { Expr::from(Func::cust("length").arg(text())) } else { from };
@@ -327,7 +327,7 @@ fn leaf(column: Expr, field: &Field, lookup: &str, value: &str, engine: Engine) 
 }
 
 fn left(text: Expr, value: &str) -> Expr {
-    let length = i64::try_from(value.chars().count()).unwrap_or(i64::MAX);
+    let length = i32::try_from(value.chars().count()).unwrap_or(i32::MAX);
     Expr::from(Func::cust("substr").args([text, Expr::val(1), Expr::val(length)]))
 }
 
@@ -356,8 +356,14 @@ fn regex(engine: Engine, text: Expr, pattern: &str, caseless: bool) -> Result<Ex
     })
 }
 
-fn like(pattern: &str) -> LikeExpr {
-    LikeExpr::new(pattern).escape('\\')
+/// Matches without regard to case: of ASCII letters on SQLite, of all on PostgreSQL.
+fn alike(engine: Engine, text: Expr, pattern: &str) -> Expr {
+    use sea_query::extension::postgres::PgExpr as _;
+    match engine {
+        Engine::Sqlite => text.like(LikeExpr::new(pattern).escape('\\')),
+        // The backslash is what it escapes with anyway.
+        Engine::Postgres => text.ilike(LikeExpr::new(pattern)),
+    }
 }
 
 fn escaped(value: &str) -> String {
@@ -413,10 +419,10 @@ fn moment(value: &str) -> Option<i64> {
     Some(time.ok()?.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_microsecond())
 }
 
-fn search(resource: &'static Resource, alias: &str, term: &str) -> Condition {
+fn search(resource: &'static Resource, alias: &str, term: &str, engine: Engine) -> Condition {
     let fields = resource.search.iter().filter_map(|name| resource.column(name));
     fields.fold(Condition::any(), |any, field| {
-        any.add(column(resource, alias, &field).like(like(&format!("%{}%", escaped(term)))))
+        any.add(alike(engine, column(resource, alias, &field), &format!("%{}%", escaped(term))))
     })
 }
 

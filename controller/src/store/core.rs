@@ -2,7 +2,8 @@
 //!
 //! One writer, many readers. Whoever wants to write asks for the writer with [`CoreDb::begin`] and says how urgent it
 //! is; what clients wait for overtakes what they do not. Commits are durable when they return: `synchronous=FULL`.
-//! SQL is built, never written: the few words that no builder speaks (PRAGMAs, BEGIN) are in `sqlite.rs`.
+//! SQL is built, never written: the few words that no builder speaks (PRAGMAs, BEGIN, locks) are in `sqlite.rs` and
+//! `postgres.rs`.
 //!
 //! This module does not know what the rows mean. The API reads them through the resource registry, the reconciler
 //! through queries of its own.
@@ -10,6 +11,7 @@
 mod gate;
 #[path = "../../migrations/core/mod.rs"]
 mod migrations;
+mod postgres;
 mod row;
 mod sqlite;
 
@@ -20,14 +22,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sea_query::{
-    DeleteStatement, InsertStatement, Query, SelectStatement, SqliteQueryBuilder, UpdateStatement, WithQuery,
-};
-use sea_query_sqlx::{SqlxBinder, SqlxValues};
+use sea_query::{InsertStatement, Query, SelectStatement};
+use sqlx::postgres::{PgPool, Postgres};
 use sqlx::sqlite::{Sqlite, SqlitePool};
-use sqlx::{AssertSqlSafe, Row as _, Transaction};
+use sqlx::{AssertSqlSafe, Transaction};
 use tokio::sync::{broadcast, watch};
 
+use super::postgres::Server;
+pub use super::sql::{Engine, Statement};
 pub use gate::Class;
 pub use row::{Cell, Row};
 
@@ -36,15 +38,6 @@ const LONG_TRANSACTION: Duration = Duration::from_millis(250);
 
 /// Changes of jobs that are kept for who listens slowly; a listener that falls further behind is told so.
 const JOB_CHANGES: usize = 4096;
-
-/// Which database speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Engine {
-    /// Embedded, one file.
-    Sqlite,
-    /// A server, for several controllers.
-    Postgres,
-}
 
 /// Why the database did not open. Each is something an operator can act on.
 #[derive(Debug, thiserror::Error)]
@@ -139,7 +132,8 @@ impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         match &error {
             sqlx::Error::Database(db) if db.is_unique_violation() => {
-                Self::Duplicate { columns: db.message().rsplit(": ").next().unwrap_or_default().to_owned() }
+                let of_message = || db.message().rsplit(": ").next().unwrap_or_default().to_owned();
+                Self::Duplicate { columns: postgres::duplicate_columns(&**db).unwrap_or_else(of_message) }
             }
             sqlx::Error::Database(db) if db.is_foreign_key_violation() => Self::Reference,
             sqlx::Error::PoolClosed => Self::Closed,
@@ -147,34 +141,6 @@ impl From<sqlx::Error> for Error {
         }
     }
 }
-
-/// A built statement: text with placeholders, and the values.
-pub struct Statement {
-    sql: String,
-    values: SqlxValues,
-}
-
-macro_rules! statement {
-    ($($type:ty),*) => {$(
-        impl From<&$type> for Statement {
-            fn from(builder: &$type) -> Self {
-                let (sql, values) = builder.build_sqlx(SqliteQueryBuilder);
-                Self { sql, values }
-            }
-        }
-        impl From<&mut $type> for Statement {
-            fn from(builder: &mut $type) -> Self {
-                Self::from(&*builder)
-            }
-        }
-        impl From<$type> for Statement {
-            fn from(builder: $type) -> Self {
-                Self::from(&builder)
-            }
-        }
-    )*};
-}
-statement!(SelectStatement, InsertStatement, UpdateStatement, DeleteStatement, WithQuery);
 
 /// A job has another status.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -192,14 +158,25 @@ pub struct CoreDb {
 }
 
 struct Shared {
+    /// The file, or where the server is.
     path: PathBuf,
-    readers: SqlitePool,
-    writer: SqlitePool,
+    pools: Pools,
     gate: gate::Gate,
     changed: watch::Sender<u64>,
     jobs: broadcast::Sender<JobChange>,
     /// Held for as long as the database is open: two controllers on one file would both place its jobs.
-    _lock: std::fs::File,
+    _lock: Option<std::fs::File>,
+}
+
+/// Connections that read, and the one that writes.
+enum Pools {
+    Sqlite { readers: SqlitePool, writer: SqlitePool },
+    Postgres { readers: PgPool, writer: PgPool },
+}
+
+enum Inner {
+    Sqlite(Transaction<'static, Sqlite>),
+    Postgres(Transaction<'static, Postgres>),
 }
 
 impl std::fmt::Debug for CoreDb {
@@ -219,24 +196,36 @@ impl CoreDb {
         let opened = |source: Error| OpenError::Open { path: path.to_owned(), source };
         let writer = sqlite::writer(path).await?;
         let readers = sqlite::readers(path).await.map_err(|error| opened(error.into()))?;
-        let db = Self {
-            shared: Arc::new(Shared {
-                path: path.to_owned(),
-                readers,
-                writer,
-                gate: gate::Gate::default(),
-                changed: watch::Sender::new(0),
-                jobs: broadcast::Sender::new(JOB_CHANGES),
-                _lock: lock,
-            }),
+        Self::start(path.to_owned(), Pools::Sqlite { readers, writer }, Some(lock)).await
+    }
+
+    /// Connects to the database on a server and brings its schema up to date.
+    ///
+    /// # Errors
+    /// As [`CoreDb::open`].
+    pub async fn connect(server: &Server) -> Result<Self, OpenError> {
+        let writer = postgres::writer(server).await?;
+        let readers = server.readers(None, postgres::READERS);
+        Self::start(server.place().into(), Pools::Postgres { readers, writer }, None).await
+    }
+
+    async fn start(path: PathBuf, pools: Pools, lock: Option<std::fs::File>) -> Result<Self, OpenError> {
+        let shared = Shared {
+            path,
+            pools,
+            gate: gate::Gate::default(),
+            changed: watch::Sender::new(0),
+            jobs: broadcast::Sender::new(JOB_CHANGES),
+            _lock: lock,
         };
+        let db = Self { shared: Arc::new(shared) };
         db.migrate().await?;
         Ok(db)
     }
 
     /// Which engine this is, for what the builder does not bridge.
     pub fn engine(&self) -> Engine {
-        Engine::Sqlite
+        self.shared.pools.engine()
     }
 
     /// Waits for the writer and begins a transaction.
@@ -247,7 +236,18 @@ impl CoreDb {
     /// [`Error::Closed`] during shutdown, otherwise what the database says.
     pub async fn begin(&self, class: Class) -> Result<WriteTx, Error> {
         let turn = self.shared.gate.turn(class).await;
-        let tx = self.shared.writer.begin_with(sqlite::BEGIN).await?;
+        let tx = match &self.shared.pools {
+            Pools::Sqlite { writer, .. } => match writer.begin_with(sqlite::BEGIN).await {
+                // After a commit on a full disk, which SQLite undoes by itself, the driver counts a transaction that is
+                // not there, and begins no other on this connection.
+                Err(sqlx::Error::InvalidSavePointStatement) => {
+                    writer.acquire().await?.close().await?;
+                    Inner::Sqlite(writer.begin_with(sqlite::BEGIN).await?)
+                }
+                begun => Inner::Sqlite(begun?),
+            },
+            Pools::Postgres { writer, .. } => Inner::Postgres(writer.begin().await?),
+        };
         Ok(WriteTx {
             tx,
             turn,
@@ -269,13 +269,31 @@ impl CoreDb {
     }
 
     /// All rows of a query, from a reader.
-    pub async fn all(&self, statement: impl Into<Statement>) -> Result<Vec<Row>, Error> {
-        all(&self.shared.readers, statement.into()).await
+    pub async fn all(&self, statement: impl Statement) -> Result<Vec<Row>, Error> {
+        let built = statement.for_engine(self.engine());
+        let query = AssertSqlSafe(built.sql);
+        match &self.shared.pools {
+            Pools::Sqlite { readers, .. } => {
+                rows(sqlx::query_with(query, built.values).fetch_all(readers).await)
+            }
+            Pools::Postgres { readers, .. } => {
+                rows(sqlx::query_with(query, built.values).fetch_all(readers).await)
+            }
+        }
     }
 
     /// The first row of a query, from a reader.
-    pub async fn optional(&self, statement: impl Into<Statement>) -> Result<Option<Row>, Error> {
-        optional(&self.shared.readers, statement.into()).await
+    pub async fn optional(&self, statement: impl Statement) -> Result<Option<Row>, Error> {
+        let built = statement.for_engine(self.engine());
+        let query = AssertSqlSafe(built.sql);
+        Ok(match &self.shared.pools {
+            Pools::Sqlite { readers, .. } => {
+                sqlx::query_with(query, built.values).fetch_optional(readers).await?.map(Row::from)
+            }
+            Pools::Postgres { readers, .. } => {
+                sqlx::query_with(query, built.values).fetch_optional(readers).await?.map(Row::from)
+            }
+        })
     }
 
     /// A setting, `None` if it was never set.
@@ -289,14 +307,28 @@ impl CoreDb {
     /// Waits for what is under way and closes all connections.
     pub async fn close(&self) {
         let _turn = self.shared.gate.turn(Class::Intent).await;
-        self.shared.readers.close().await;
-        self.shared.writer.close().await;
+        match &self.shared.pools {
+            Pools::Sqlite { readers, writer } => {
+                readers.close().await;
+                writer.close().await;
+            }
+            Pools::Postgres { readers, writer } => {
+                readers.close().await;
+                writer.close().await;
+            }
+        }
     }
 
     async fn migrate(&self) -> Result<(), OpenError> {
         let path = &self.shared.path;
-        let opened = |source: sqlx::Error| sqlite::open_error(path, source);
-        let found = sqlite::schema_version(&self.shared.writer).await.map_err(opened)?;
+        let found = match &self.shared.pools {
+            Pools::Sqlite { writer, .. } => {
+                sqlite::schema_version(writer).await.map_err(|error| sqlite::open_error(path, error))?
+            }
+            Pools::Postgres { writer, .. } => postgres::schema_version(writer)
+                .await
+                .map_err(|error| OpenError::Open { path: path.clone(), source: error.into() })?,
+        };
         let known = migrations::ALL.last().map_or(0, |migration| migration.version);
         if found > known {
             return Err(OpenError::Newer { path: path.clone(), found, known });
@@ -306,12 +338,9 @@ impl CoreDb {
                 |source: Error| OpenError::Migrate { path: path.clone(), version: migration.version, source };
             let mut tx = self.begin(Class::Bulk).await.map_err(failed)?;
             for statement in migration.statements(self.engine()) {
-                let run = sqlx::query(AssertSqlSafe(statement)).execute(&mut *tx.tx).await;
-                run.map_err(|error| failed(error.into()))?;
+                tx.run(statement).await.map_err(|error| failed(error.into()))?;
             }
-            sqlite::set_schema_version(&mut tx.tx, migration.version)
-                .await
-                .map_err(|error| failed(error.into()))?;
+            tx.set_schema_version(migration.version).await.map_err(|error| failed(error.into()))?;
             tx.commit().await.map_err(failed)?;
             tracing::info!(version = migration.version, name = migration.name, "schema brought up to date");
         }
@@ -321,7 +350,7 @@ impl CoreDb {
 
 /// A transaction that writes. There is one at a time. Dropped without [`WriteTx::commit`] it never was.
 pub struct WriteTx {
-    tx: Transaction<'static, Sqlite>,
+    tx: Inner,
     turn: gate::Turn,
     shared: Arc<Shared>,
     since: Instant,
@@ -331,28 +360,76 @@ pub struct WriteTx {
 
 impl WriteTx {
     /// Runs a statement and says how many rows it touched.
-    pub async fn execute(&mut self, statement: impl Into<Statement>) -> Result<u64, Error> {
-        let Statement { sql, values } = statement.into();
-        let done = sqlx::query_with(AssertSqlSafe(sql), values).execute(&mut *self.tx).await?;
-        Ok(done.rows_affected())
+    pub async fn execute(&mut self, statement: impl Statement) -> Result<u64, Error> {
+        let built = statement.for_engine(self.engine());
+        let query = AssertSqlSafe(built.sql);
+        Ok(match &mut self.tx {
+            Inner::Sqlite(tx) => {
+                sqlx::query_with(query, built.values).execute(&mut **tx).await?.rows_affected()
+            }
+            Inner::Postgres(tx) => {
+                sqlx::query_with(query, built.values).execute(&mut **tx).await?.rows_affected()
+            }
+        })
     }
 
     /// Inserts one row and gives its id.
     pub async fn insert(&mut self, insert: &mut InsertStatement) -> Result<i64, Error> {
-        let statement = Statement::from(insert.returning_col("id"));
-        let row =
-            sqlx::query_with(AssertSqlSafe(statement.sql), statement.values).fetch_one(&mut *self.tx).await?;
-        Ok(row.try_get(0)?)
+        insert.returning_col("id");
+        self.optional(insert).await?.ok_or(Error::Reference)?.at(0)
+    }
+
+    /// Tells that rows of this table were inserted with ids chosen by us, so that the database goes on behind them.
+    pub async fn ids_were_given(&mut self, table: &'static str) -> Result<(), Error> {
+        match &mut self.tx {
+            // AUTOINCREMENT looks at the rows.
+            Inner::Sqlite(_) => Ok(()),
+            Inner::Postgres(tx) => Ok(postgres::advance_ids(tx, table).await?),
+        }
     }
 
     /// All rows of a query, with what this transaction has written.
-    pub async fn all(&mut self, statement: impl Into<Statement>) -> Result<Vec<Row>, Error> {
-        all(&mut *self.tx, statement.into()).await
+    pub async fn all(&mut self, statement: impl Statement) -> Result<Vec<Row>, Error> {
+        let built = statement.for_engine(self.engine());
+        let query = AssertSqlSafe(built.sql);
+        match &mut self.tx {
+            Inner::Sqlite(tx) => rows(sqlx::query_with(query, built.values).fetch_all(&mut **tx).await),
+            Inner::Postgres(tx) => rows(sqlx::query_with(query, built.values).fetch_all(&mut **tx).await),
+        }
     }
 
     /// The first row of a query, with what this transaction has written.
-    pub async fn optional(&mut self, statement: impl Into<Statement>) -> Result<Option<Row>, Error> {
-        optional(&mut *self.tx, statement.into()).await
+    pub async fn optional(&mut self, statement: impl Statement) -> Result<Option<Row>, Error> {
+        let built = statement.for_engine(self.engine());
+        let query = AssertSqlSafe(built.sql);
+        Ok(match &mut self.tx {
+            Inner::Sqlite(tx) => {
+                sqlx::query_with(query, built.values).fetch_optional(&mut **tx).await?.map(Row::from)
+            }
+            Inner::Postgres(tx) => {
+                sqlx::query_with(query, built.values).fetch_optional(&mut **tx).await?.map(Row::from)
+            }
+        })
+    }
+
+    fn engine(&self) -> Engine {
+        self.shared.pools.engine()
+    }
+
+    /// Runs a statement of a migration.
+    async fn run(&mut self, sql: String) -> Result<(), sqlx::Error> {
+        let query = sqlx::raw_sql(AssertSqlSafe(sql));
+        match &mut self.tx {
+            Inner::Sqlite(tx) => query.execute(&mut **tx).await.map(drop),
+            Inner::Postgres(tx) => query.execute(&mut **tx).await.map(drop),
+        }
+    }
+
+    async fn set_schema_version(&mut self, version: i64) -> Result<(), sqlx::Error> {
+        match &mut self.tx {
+            Inner::Sqlite(tx) => sqlite::set_schema_version(tx, version).await,
+            Inner::Postgres(tx) => postgres::set_schema_version(tx, version).await,
+        }
     }
 
     /// Sets a setting.
@@ -380,7 +457,10 @@ impl WriteTx {
     /// # Errors
     /// What the database says; nothing was written then.
     pub async fn commit(self) -> Result<(), Error> {
-        self.tx.commit().await?;
+        match self.tx {
+            Inner::Sqlite(tx) => tx.commit().await?,
+            Inner::Postgres(tx) => tx.commit().await?,
+        }
         drop(self.turn);
         if self.wake {
             self.shared.changed.send_modify(|count| *count += 1);
@@ -402,18 +482,15 @@ fn select_setting(key: &str) -> SelectStatement {
     Query::select().column("value").from("settings").and_where(Expr::col("key").eq(key)).take()
 }
 
-async fn all<'e>(
-    on: impl sqlx::Executor<'e, Database = Sqlite>,
-    Statement { sql, values }: Statement,
-) -> Result<Vec<Row>, Error> {
-    let rows = sqlx::query_with(AssertSqlSafe(sql), values).fetch_all(on).await?;
-    Ok(rows.into_iter().map(Row::new).collect())
+fn rows<R: Into<Row>>(answer: Result<Vec<R>, sqlx::Error>) -> Result<Vec<Row>, Error> {
+    Ok(answer?.into_iter().map(Into::into).collect())
 }
 
-async fn optional<'e>(
-    on: impl sqlx::Executor<'e, Database = Sqlite>,
-    Statement { sql, values }: Statement,
-) -> Result<Option<Row>, Error> {
-    let row = sqlx::query_with(AssertSqlSafe(sql), values).fetch_optional(on).await?;
-    Ok(row.map(Row::new))
+impl Pools {
+    fn engine(&self) -> Engine {
+        match self {
+            Self::Sqlite { .. } => Engine::Sqlite,
+            Self::Postgres { .. } => Engine::Postgres,
+        }
+    }
 }

@@ -1,18 +1,22 @@
-//! Events of jobs, each stored once: a file per month on SQLite.
+//! Events of jobs, each stored once: a file per month on SQLite, a schema per month on PostgreSQL.
 //!
 //! A job's events, cursor and carry live in the month in which the job was created (UTC), so that one transaction holds
-//! them all, retention is the removal of a file, and no amount of ingest keeps the core database waiting.
+//! them all, retention is the removal of a month, and no amount of ingest keeps the core database waiting.
 //!
 //! Writing goes through two tasks per month: one puts transactions together (`assemble`), one owns the connection and
 //! commits (`commit`). Readers have connections of their own and never wait for them. What is SQL stands in
-//! `schema` and beside its use, built by the builder; what is SQLite stands in `sqlite`.
+//! `schema` and beside its use, built by the builder; what is an engine's own stands in `sqlite` and `postgres`, and
+//! `engine` gives them one face.
 
 mod assemble;
 mod body;
 mod commit;
+mod counts;
+mod engine;
 mod heads;
 mod id;
 mod intake;
+mod postgres;
 mod query;
 mod read;
 mod schema;
@@ -35,9 +39,13 @@ use tokio_util::sync::CancellationToken;
 
 use self::assemble::{Assembler, Request};
 use self::commit::Committer;
+use self::engine::{Engine, Reader};
 use self::heads::Heads;
-use self::sqlite::{Engine, Reader};
 
+use super::postgres::Server;
+
+pub(crate) use self::counts::Counters;
+pub use self::counts::Counts;
 pub use self::id::EventId;
 pub(crate) use self::intake::{Batch, Commits, NewEvent, NewGap, OpenRequest, Opened, Slot, Staged};
 pub use self::query::{EventQuery, Numbers, Order, TextMatch};
@@ -60,7 +68,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A file that does not open.
-    #[error("cannot open event file {}", file.display())]
+    #[error("cannot open events in {}", file.display())]
     Open {
         /// Which.
         file: PathBuf,
@@ -68,7 +76,7 @@ pub enum Error {
         source: sqlx::Error,
     },
     /// A file of a later version of this program.
-    #[error("event file {} has schema version {version}, this program knows up to {known}: it was written by a newer version", file.display())]
+    #[error("events in {} have schema version {version}, this program knows up to {known}: it was written by a newer version", file.display())]
     Newer {
         /// Which.
         file: PathBuf,
@@ -78,13 +86,13 @@ pub enum Error {
         known: i64,
     },
     /// A file of another program.
-    #[error("{} is a database, but not of events", file.display())]
+    #[error("{} holds something, but not events", file.display())]
     Foreign {
         /// Which.
         file: PathBuf,
     },
     /// A read that failed.
-    #[error("cannot read event file {}", file.display())]
+    #[error("cannot read events in {}", file.display())]
     Read {
         /// Which.
         file: PathBuf,
@@ -92,7 +100,7 @@ pub enum Error {
         source: sqlx::Error,
     },
     /// A write that failed.
-    #[error("cannot write event file {}", file.display())]
+    #[error("cannot write events in {}", file.display())]
     Write {
         /// Which.
         file: PathBuf,
@@ -140,9 +148,9 @@ pub struct JobKey {
     pub created: jiff::Timestamp,
 }
 
-/// A month of UTC: `2026-11`.
+/// A month of UTC: `2026-11`. Months follow each other in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-struct Month {
+pub struct Month {
     year: i16,
     month: i8,
 }
@@ -150,6 +158,25 @@ struct Month {
 impl fmt::Display for Month {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:04}-{:02}", self.year, self.month)
+    }
+}
+
+impl Month {
+    /// The year.
+    pub fn year(self) -> i16 {
+        self.year
+    }
+
+    /// The month in it, from 1.
+    pub fn number(self) -> i8 {
+        self.month
+    }
+
+    /// Reads `2026-11`.
+    fn parse(text: &str) -> Option<Self> {
+        let (year, month) = text.split_once('-')?;
+        let month = Self { year: year.parse().ok()?, month: month.parse().ok()? };
+        (month.to_string() == text && (1..=12).contains(&month.month)).then_some(month)
     }
 }
 
@@ -214,6 +241,7 @@ struct Inner {
     readers: Mutex<BTreeMap<Month, Reader>>,
     intakes: Mutex<BTreeMap<Month, Intake>>,
     heads: Arc<Heads>,
+    counters: Arc<Counters>,
     stop: CancellationToken,
 }
 
@@ -222,6 +250,7 @@ struct Intake {
     requests: mpsc::Sender<Request>,
     room: Arc<Semaphore>,
     tasks: [JoinHandle<()>; 2],
+    stop: CancellationToken,
 }
 
 /// The way of one session into its month's file.
@@ -243,10 +272,22 @@ impl EventStore {
     /// # Errors
     /// A directory that cannot be used, or one with a file of a newer version.
     pub async fn open(dir: &Path) -> Result<Self, Error> {
-        let engine = Engine::open(dir)?;
+        Ok(Self::with(Engine::open(dir)?))
+    }
+
+    /// Opens the events in a database on a server.
+    ///
+    /// # Errors
+    /// A server that cannot be used, or one with a month of a newer version.
+    pub async fn connect(server: &Server) -> Result<Self, Error> {
+        Ok(Self::with(Engine::Postgres(Box::new(postgres::Engine::open(server).await?))))
+    }
+
+    fn with(engine: Engine) -> Self {
         let stop = CancellationToken::new();
         let (readers, intakes) = (Mutex::default(), Mutex::default());
-        Ok(Self { inner: Arc::new(Inner { engine, readers, intakes, heads: Arc::default(), stop }) })
+        let (heads, counters) = (Arc::default(), Arc::default());
+        Self { inner: Arc::new(Inner { engine, readers, intakes, heads, counters, stop }) }
     }
 
     /// Stops taking records, waits for what was taken, and folds the logs into the files. Sessions still open fail.
@@ -256,12 +297,58 @@ impl EventStore {
             reader.close().await;
         }
         for intake in std::mem::take(&mut *self.inner.intakes.lock().await).into_values() {
-            intake.room.close();
-            drop(intake.requests);
-            for task in intake.tasks {
-                let _ = task.await;
-            }
+            intake.close().await;
         }
+    }
+
+    /// What became of records and events since the store was opened.
+    pub fn counts(&self) -> Counts {
+        self.inner.counters.read()
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.inner.counters
+    }
+
+    /// The months there are, oldest first.
+    ///
+    /// # Errors
+    /// A place that cannot be read.
+    pub async fn months(&self) -> Result<Vec<Month>, Error> {
+        self.inner.engine.months().await
+    }
+
+    /// Removes a month and everything in it. What sessions had handed over is stored before; a session that is still open
+    /// then fails, and one that opens later begins the month anew.
+    ///
+    /// # Errors
+    /// A place that cannot be written.
+    pub async fn remove_month(&self, month: Month) -> Result<(), Error> {
+        // Held until the end, so that nobody opens the month again while it goes.
+        let mut intakes = self.inner.intakes.lock().await;
+        if let Some(intake) = intakes.remove(&month) {
+            intake.stop.cancel();
+            intake.close().await;
+        }
+        let mut readers = self.inner.readers.lock().await;
+        if let Some(reader) = readers.remove(&month) {
+            reader.close().await;
+        }
+        self.inner.engine.remove(month).await
+    }
+
+    /// Removes a job's events, gaps, cursors and staging. A session of it that is still open fails.
+    ///
+    /// # Errors
+    /// A place that cannot be written.
+    pub async fn delete_job(&self, job: JobKey) -> Result<(), Error> {
+        if self.reader(job).await?.is_none() {
+            return Ok(());
+        }
+        let entrance = self.entrance(job).await?;
+        let (reply, answer) = oneshot::channel();
+        entrance.requests.send(Request::Delete(job.id, reply)).await.map_err(|_| Error::Closed)?;
+        answer.await.map_err(|_| Error::Closed)?
     }
 
     /// Forgets an attempt's artifacts and what else was staged for it, once its results are taken.
@@ -301,12 +388,20 @@ impl EventStore {
         let (requests, incoming) = mpsc::channel(REQUESTS);
         // One transaction is written, one waits: more would only make a lone event wait longer.
         let (work, todo) = mpsc::channel(1);
-        let stop = self.inner.stop.clone();
-        let assembler = Assembler::new(incoming, work, reader, Arc::clone(&generation), stop.clone());
+        let stop = self.inner.stop.child_token();
+        let counters = Arc::clone(&self.inner.counters);
+        let assembler = Assembler::new(
+            incoming,
+            work,
+            reader,
+            Arc::clone(&generation),
+            stop.clone(),
+            Arc::clone(&counters),
+        );
         let heads = Arc::clone(&self.inner.heads);
-        let committer = Committer { writer, work: todo, generation, heads, stop };
+        let committer = Committer { writer, work: todo, generation, heads, counters, stop: stop.clone() };
         let tasks = [tokio::spawn(assembler.run()), tokio::spawn(committer.run())];
-        Ok(Intake { requests, room: Arc::new(Semaphore::new(ROOM)), tasks })
+        Ok(Intake { requests, room: Arc::new(Semaphore::new(ROOM)), tasks, stop })
     }
 
     /// Connections to read the job's month; `None` when there is no such month.
@@ -321,6 +416,17 @@ impl EventStore {
             readers.insert(month, reader.clone());
         }
         Ok(reader)
+    }
+}
+
+impl Intake {
+    /// Waits for what was taken, and for the end of the tasks, which were asked to stop.
+    async fn close(self) {
+        self.room.close();
+        drop(self.requests);
+        for task in self.tasks {
+            let _ = task.await;
+        }
     }
 }
 

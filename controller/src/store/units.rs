@@ -60,6 +60,8 @@ pub enum UnitState {
     Placed,
     /// The node has started it.
     Started,
+    /// An operator gave it up; its node still has to be told.
+    Abandoned,
 }
 
 impl UnitState {
@@ -67,6 +69,7 @@ impl UnitState {
         match self {
             Self::Placed => "placed",
             Self::Started => "started",
+            Self::Abandoned => "abandoned",
         }
     }
 }
@@ -152,6 +155,7 @@ fn unit(row: &Row) -> Result<Option<Unit>, Error> {
         store: StoreId::from_slice(&store).map_err(|error| broken("store_id", error))?,
         state: match row.value::<String>("state")?.as_str() {
             "placed" => UnitState::Placed,
+            "abandoned" => UnitState::Abandoned,
             _ => UnitState::Started,
         },
     }))
@@ -216,6 +220,7 @@ fn where_unit(attempt: Attempt) -> SimpleExpr {
 /// Stores the units of placed jobs, all in one transaction, and says which jobs took them: a job that was canceled
 /// in between did not.
 pub async fn place(core: &CoreDb, placements: &[Placement], me: &NodeId) -> Result<Vec<i64>, Error> {
+    let incarnation = incarnation(core).await?;
     let mut tx = core.begin(Class::Bookkeeping).await?;
     let mut placed = Vec::new();
     for placement in placements {
@@ -250,7 +255,7 @@ pub async fn place(core: &CoreDb, placements: &[Placement], me: &NodeId) -> Resu
                 placement.node.as_str().into(),
                 Value::from(placement.store.0.as_bytes().to_vec()).into(),
                 UnitState::Placed.as_str().into(),
-                1.into(),
+                incarnation.into(),
                 now().into(),
             ]);
         tx.execute(insert).await?;
@@ -301,7 +306,20 @@ pub async fn started(core: &CoreDb, job: i64, attempt: Attempt) -> Result<(), Er
         tx.job_changed(job, "running");
     }
     let mut update = Query::update();
-    update.table("units").value("state", UnitState::Started.as_str()).and_where(where_unit(attempt));
+    update
+        .table("units")
+        .value("state", UnitState::Started.as_str())
+        .and_where(where_unit(attempt))
+        .and_where(Expr::col("state").ne(UnitState::Abandoned.as_str()));
+    tx.execute(update).await?;
+    tx.commit().await
+}
+
+/// Notes the digest of the image that the job runs in.
+pub async fn ran_in(core: &CoreDb, job: i64, digest: &str) -> Result<(), Error> {
+    let mut tx = core.begin(Class::Bookkeeping).await?;
+    let mut update = update_job(job);
+    update.value("image_digest", digest);
     tx.execute(update).await?;
     tx.commit().await
 }
@@ -310,13 +328,21 @@ pub async fn started(core: &CoreDb, job: i64, attempt: Attempt) -> Result<(), Er
 /// as it is.
 pub async fn finish(core: &CoreDb, job: i64, last: &Final) -> Result<(), Error> {
     let mut tx = core.begin(Class::Bookkeeping).await?;
+    if finish_in(&mut tx, job, last).await? {
+        tx.commit().await?;
+    }
+    Ok(())
+}
+
+/// The same within a transaction; false when it was over.
+async fn finish_in(tx: &mut super::core::WriteTx, job: i64, last: &Final) -> Result<bool, Error> {
     let mut select = Query::select();
     select
         .columns(["started", "inventory_id"])
         .from("unified_jobs")
         .and_where(Expr::col("id").eq(job))
         .and_where(Expr::col("status").is_in(ACTIVE));
-    let Some(row) = tx.optional(select).await? else { return Ok(()) };
+    let Some(row) = tx.optional(select).await? else { return Ok(false) };
     let finished = now();
     let started = row.opt_time("started")?.map(Timestamp::as_microsecond);
     let elapsed = started.map_or(0.0, |started| Ord::max(finished - started, 0) as f64 / 1e6);
@@ -339,13 +365,61 @@ pub async fn finish(core: &CoreDb, job: i64, last: &Final) -> Result<(), Error> 
         update.value("canceled_on", finished);
     }
     tx.execute(update).await?;
-    crate::job::conclude(&mut tx, job).await?;
+    crate::job::conclude(tx, job).await?;
     let inventory = row.value::<Option<i64>>("inventory_id")?;
     for summary in &last.hosts {
-        insert_summary(&mut tx, job, inventory, summary).await?;
+        insert_summary(tx, job, inventory, summary).await?;
     }
     tx.wake(); // capacity is free again
-    tx.commit().await
+    Ok(true)
+}
+
+/// Gives up the unit of a job that is not over, in the name of `who`: the job ends as an error that says what is not known,
+/// the unit's epoch goes up, and its node is told when it is back. False when the job is over or no node has it.
+pub async fn abandon(core: &CoreDb, job: i64, who: &str) -> Result<bool, Error> {
+    let mut tx = core.begin(Class::Intent).await?;
+    let mut select = Query::select();
+    select.column("node").from("units").and_where(Expr::col("job_id").eq(job));
+    let Some(row) = tx.optional(select).await? else { return Ok(false) };
+    let node: String = row.value("node")?;
+    let mut update = Query::update();
+    update
+        .table("units")
+        .value("state", UnitState::Abandoned.as_str())
+        .value("owner_counter", Expr::col("owner_counter").add(1))
+        .and_where(Expr::col("job_id").eq(job));
+    tx.execute(update).await?;
+    let explanation = format!(
+        "Abandoned by {who}. Its process may still live on node {node} until that node is heard of again; it is ended then."
+    );
+    let last = Final { status: "error", explanation, ..Final::default() };
+    if !finish_in(&mut tx, job, &last).await? {
+        return Ok(false);
+    }
+    tx.commit().await?;
+    Ok(true)
+}
+
+/// How often this database was restored from a backup, as nodes are shown it; from 1.
+async fn incarnation(core: &CoreDb) -> Result<i64, Error> {
+    let known = core.setting("incarnation").await?.and_then(|text| text.parse().ok());
+    Ok(known.unwrap_or(1))
+}
+
+/// Puts this database above every other life of it: to be called once after it was restored from a backup, before a
+/// controller runs on it. `above`: the highest incarnation that a node speaks of. Gives the new one.
+pub async fn recovered(core: &CoreDb, above: i64) -> Result<i64, Error> {
+    // The time as a floor: the same backup restored twice must not come to the same number twice, and what the first
+    // restoration came to is not in it. A clock that lies leaves the count.
+    let seconds = now() / 1_000_000;
+    let next = Ord::max(Ord::max(incarnation(core).await?, above).saturating_add(1), seconds);
+    let mut tx = core.begin(Class::Intent).await?;
+    tx.set_setting("incarnation", &next.to_string()).await?;
+    let mut update = Query::update();
+    update.table("units").value("owner_incarnation", next).and_where(Expr::col("forgotten").is_null());
+    tx.execute(update).await?;
+    tx.commit().await?;
+    Ok(next)
 }
 
 async fn insert_summary(

@@ -50,14 +50,22 @@ impl Api {
     }
 
     pub(crate) async fn get(&self, path: &str, query: &[(&str, &str)]) -> Result<Value, Failure> {
+        let response = self.send(self.question(path, query)?.timeout(PATIENCE)).await?;
+        self.json(response).await
+    }
+
+    /// An answer that comes line by line.
+    pub(crate) async fn lines(&self, path: &str, query: &[(&str, &str)]) -> Result<Response, Failure> {
+        self.send(self.question(path, query)?).await
+    }
+
+    fn question(&self, path: &str, query: &[(&str, &str)]) -> Result<RequestBuilder, Failure> {
         let mut url = Url::parse(&format!("{}{path}", self.controller.url))
             .map_err(|error| Failure::of(Exit::Usage, &error))?;
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
         }
-        let request = self.signed(self.client.get(url));
-        let response = self.send(request.timeout(PATIENCE)).await?;
-        self.json(response).await
+        Ok(self.signed(self.client.get(url)))
     }
 
     /// `None` when the answer has no body.

@@ -24,6 +24,8 @@ const CONNECT: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Join tokens: `GET` lists, `POST` makes one, `DELETE` of `ID/` below it ends one.
+/// Nodes that have asked to join.
+pub(crate) const REQUESTS: &str = "/api/plexus/v1/mesh/requests/";
 pub(crate) const TOKENS: &str = "/api/plexus/v1/mesh/tokens/";
 /// `POST` of `{"node":"node-7","reason":null}` revokes a node's certificate.
 pub(crate) const REVOCATIONS: &str = "/api/plexus/v1/mesh/revocations/";

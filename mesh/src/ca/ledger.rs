@@ -7,12 +7,46 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use plexus_proto::id::{Address, NodeId, Role};
+use plexus_proto::id::{Address, ClusterId, NodeId, Role};
 
 use super::{Error, write_error};
 use crate::identity::extension::Scope;
 
 const FILE: &str = "addresses";
+/// Beside a root: one line for each range given after the first, `00200000 002fffff edge`.
+const RANGES: &str = "ranges";
+/// Highest address there is room for below.
+const LAST_RANGE: u32 = 0xffff_ffff;
+
+/// The next range that nobody has; written down and synced before the intermediate exists.
+pub(super) fn next_range(
+    dir: &Path,
+    first: (Address, Address),
+    cluster: &ClusterId,
+) -> Result<(Address, Address), Error> {
+    let path = dir.join(RANGES);
+    let failed = |source: io::Error| write_error(&path, source);
+    let mut file =
+        OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path).map_err(failed)?;
+    file.lock().map_err(failed)?;
+    let mut text = String::new();
+    file.read_to_string(&mut text).map_err(failed)?;
+    let size = first.1.0 - first.0.0 + 1;
+    let mut highest = first.1.0;
+    for (index, line) in text.lines().enumerate() {
+        let wrong = || Error::Ledger { path: path.clone(), line: index + 1 };
+        let last: Address = line.split(' ').nth(1).and_then(|word| word.parse().ok()).ok_or_else(wrong)?;
+        highest = highest.max(last.0);
+    }
+    if highest > LAST_RANGE - size {
+        return Err(Error::Exhausted { first: first.0, last: Address(LAST_RANGE) });
+    }
+    let range = (Address(highest + 1), Address(highest + size));
+    file.write_all(format!("{} {} {cluster}\n", range.0, range.1).as_bytes()).map_err(failed)?;
+    file.sync_all().map_err(failed)?;
+    super::sync_dir(dir)?;
+    Ok(range)
+}
 
 /// The address of `node`: the one it has, or the next one of the range.
 pub(super) fn assign(dir: &Path, scope: &Scope, role: Role, node: &NodeId) -> Result<Address, Error> {

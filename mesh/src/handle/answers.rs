@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use plexus_proto::id::{Address, Identity, NodeId};
+use plexus_proto::packet::LinkWord;
 
 use super::{Mesh, ReloadError};
+use crate::config::LinkKind;
 use crate::driver::Sought;
 use crate::error::ConnectError;
 use crate::link::LinkHandle;
@@ -123,17 +125,26 @@ impl Mesh {
     fn trace_hop(&self, step: Step) -> TraceHop {
         let directory = self.0.directory.load();
         let address = step.answer.map(|(address, _)| address);
-        // Of links between others only they could tell.
+        // Of our own links we know ourselves; of the others the answers tell.
         let own = self.0.links.load().values().find(|link| Some(link.neighbor.address) == address).map(link);
-        let own = own.filter(|_| step.limit == 1);
+        let own = own.filter(|_| step.limit == 1).map(|link| (link.more.kind, link.more.mtu));
+        let told = step.note.map(|note| {
+            let kind = match note.kind {
+                LinkWord::Quic => LinkKind::Quic,
+                LinkWord::Sealed => LinkKind::Sealed,
+                LinkWord::Tcp => LinkKind::Tcp,
+            };
+            (Some(kind.to_string()), note.mtu.map(u32::from))
+        });
+        let (kind, mtu) = own.or(told).unwrap_or_default();
         TraceHop {
             node: address.and_then(|address| Some(directory.by_address(address)?.node.clone())),
             address,
             rtt_ms: step.answer.map(|(_, rtt)| millis(rtt)),
             sent: step.sent,
             answered: step.answered,
-            kind: own.as_ref().and_then(|link| link.more.kind.clone()),
-            mtu: own.as_ref().and_then(|link| link.more.mtu),
+            kind,
+            mtu,
         }
     }
 
@@ -217,6 +228,7 @@ fn link(link: &LinkHandle) -> LinkStatus {
             mtu: link.mtu().and_then(|mtu| mtu.try_into().ok()),
             loss: link.lost(),
             bandwidth: link.bandwidth,
+            last_error: link.last_error.clone(),
             ..LinkFacts::default()
         },
     }

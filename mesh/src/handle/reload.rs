@@ -154,11 +154,19 @@ impl Mesh {
         // Nothing fails from here on.
         if !config.credentials.is_same(&node.credentials.load()) {
             report.credentials = true;
-            node.endpoints.renew(&config.credentials);
-            handle.sessions.renew(&config.credentials);
-            node.driver.send(Event::Credentials(Box::new(config.credentials.clone()))).await;
-            node.credentials.store(Arc::new(config.credentials));
+            if node.credentials.load().take_over(&config.credentials) {
+                node.driver.send(Event::Renewed).await;
+            } else {
+                // Another key: everybody gets the new credentials, which know of the same revocations.
+                config.credentials.verifier().revoke((*node.verifier().revoked()).clone());
+                node.endpoints.renew(&config.credentials);
+                handle.sessions.renew(&config.credentials);
+                node.front.renewed(&config.credentials);
+                node.driver.send(Event::Credentials(Box::new(config.credentials.clone()))).await;
+                node.credentials.store(Arc::new(config.credentials));
+            }
         }
+        handle.services.go_by(config.policy);
         for door in doors {
             report.listening.push(door.bound);
             open(node, door);

@@ -69,6 +69,20 @@ pub enum Error {
         /// End of its validity.
         not_after: Timestamp,
     },
+    /// Taken back by the controllers of its cluster.
+    #[error("certificate of {subject} was revoked at {at}")]
+    Revoked {
+        /// The identity in the leaf.
+        subject: String,
+        /// When.
+        at: Timestamp,
+    },
+    /// A renewed certificate that is for somebody else or another key.
+    #[error("the certificate for {subject} is not for this node's key and name")]
+    NotOurs {
+        /// The identity in the leaf.
+        subject: String,
+    },
     /// Before its time: the certificate is new, or a clock is behind.
     #[error("certificate of {subject} is not valid before {not_before}; check the clocks")]
     NotYetValid {

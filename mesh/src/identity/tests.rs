@@ -195,7 +195,7 @@ fn a_peer_of_another_authority_is_refused_even_with_the_same_names() {
     let (ours, theirs) = (House::new(), House::new());
     let us = Credentials::load(&ours.issue("a")).unwrap();
     let them = Credentials::load(&theirs.issue("a")).unwrap();
-    let error = us.verifier().verify(them.chain(), UnixTime::now()).unwrap_err();
+    let error = us.verifier().verify(&them.chain(), UnixTime::now()).unwrap_err();
     assert_eq!(error.to_string(), "certificate of spiffe://mesh/main/hop/a was issued by another authority");
 }
 
@@ -203,7 +203,7 @@ fn a_peer_of_another_authority_is_refused_even_with_the_same_names() {
 fn time_is_checked_at_both_ends() {
     let house = House::new();
     let us = Credentials::load(&house.issue("a")).unwrap();
-    let verify = |now| us.verifier().verify(us.chain(), now);
+    let verify = |now| us.verifier().verify(&us.chain(), now);
     assert!(verify(before(4 * 60)).is_ok(), "backdated against clocks that are behind");
     let early = verify(before(6 * 60)).unwrap_err();
     assert!(matches!(early, Error::NotYetValid { .. }), "{early}");
@@ -232,10 +232,10 @@ fn a_signature_is_good_for_its_message_and_signer_only() {
     let other = Credentials::load(&house.issue("b")).unwrap();
     let signature = us.sign(b"word");
     let verifier = us.verifier();
-    assert!(verifier.verify_signature(us.chain(), b"word", &signature).is_ok());
-    assert!(verifier.verify_signature(us.chain(), b"work", &signature).is_err(), "another message");
-    assert!(verifier.verify_signature(other.chain(), b"word", &signature).is_err(), "another signer");
-    assert!(verifier.verify_signature(us.chain(), b"word", &[]).is_err(), "nothing");
+    assert!(verifier.verify_signature(&us.chain(), b"word", &signature).is_ok());
+    assert!(verifier.verify_signature(&us.chain(), b"work", &signature).is_err(), "another message");
+    assert!(verifier.verify_signature(&other.chain(), b"word", &signature).is_err(), "another signer");
+    assert!(verifier.verify_signature(&us.chain(), b"word", &[]).is_err(), "nothing");
 }
 
 #[test]
@@ -264,7 +264,12 @@ fn files_that_do_not_fit_are_named() {
 fn own_certificate_is_judged_at_load() {
     let house = House::new();
     let a = house.issue("a");
-    let error = Credentials::load_at(&a, after(31 * DAY)).unwrap_err();
+    // Expired, it is still good for its own renewal; after 90 days for nothing.
+    let late = Credentials::load_at(&a, after(31 * DAY)).unwrap();
+    let standing = late.verifier().standing(&late.chain(), after(31 * DAY)).unwrap().1;
+    assert!(matches!(standing, Standing::Expired { .. }));
+    assert!(late.verifier().verify(&late.chain(), after(31 * DAY)).is_err());
+    let error = Credentials::load_at(&a, after(121 * DAY)).unwrap_err();
     assert!(matches!(error, Error::Own { source, .. } if matches!(*source, Error::Expired { .. })));
 }
 

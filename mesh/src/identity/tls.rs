@@ -10,6 +10,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
+use super::Expired;
 use super::error::Error;
 use super::verifier::Verifier;
 
@@ -17,6 +18,7 @@ use super::verifier::Verifier;
 pub(super) struct PeerVerifier {
     pub(super) verifier: Arc<Verifier>,
     pub(super) provider: Arc<CryptoProvider>,
+    pub(super) expired: Expired,
 }
 
 impl PeerVerifier {
@@ -28,7 +30,11 @@ impl PeerVerifier {
     ) -> Result<(), rustls::Error> {
         let mut chain = vec![leaf.clone()];
         chain.extend_from_slice(intermediates);
-        self.verifier.verify(&chain, now).map(drop).map_err(refuse)
+        let verdict = match self.expired {
+            Expired::Refused => self.verifier.verify(&chain, now).map(drop),
+            Expired::MayRenew => self.verifier.standing(&chain, now).map(drop),
+        };
+        verdict.map_err(refuse)
     }
 
     fn check_signature(
@@ -48,6 +54,7 @@ fn refuse(error: Error) -> rustls::Error {
         Error::Expired { .. } => CertificateError::Expired,
         Error::NotYetValid { .. } => CertificateError::NotValidYet,
         Error::Usage { .. } => CertificateError::InvalidPurpose,
+        Error::Revoked { .. } => CertificateError::Revoked,
         other => CertificateError::Other(OtherError(Arc::new(other))),
     })
 }

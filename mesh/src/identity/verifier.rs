@@ -1,5 +1,10 @@
 //! From a chain of certificates to the identity that it certifies.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use jiff::Timestamp;
 use plexus_proto::id::{Identity, MeshName, ParseError};
@@ -12,15 +17,50 @@ use x509_parser::prelude::FromDer;
 
 use super::error::Error;
 use super::extension::{ADDRESS_OID, SCOPE_OID, Scope, decode_address};
+use crate::revocation::Revoked;
+
+/// How long after its end a certificate is good for its own renewal: a site that was dark for weeks comes back.
+pub const RENEWABLE: Duration = Duration::from_secs(90 * 24 * 60 * 60);
+
+/// Whether a certificate counts now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It does.
+    Valid,
+    /// It has expired, and may renew itself.
+    Expired {
+        /// When.
+        since: Timestamp,
+    },
+}
 
 /// What is signed in front of a message, so that a signature made here means nothing in TLS, nor the reverse.
 pub(super) const SIGNING_CONTEXT: &[u8] = b"plexus announcement v1\0";
 
-/// Judges chains against the roots of one mesh. Holds no clock: the caller says when "now" is.
+/// Judges chains against the roots of one mesh, and what was revoked in it. Holds no clock: the caller says when
+/// "now" is. Roots and revocations change while it is in use; every check sees the newest.
 #[derive(Debug)]
 pub struct Verifier {
-    roots: Vec<TrustAnchor<'static>>,
+    roots: ArcSwap<Roots>,
+    revoked: ArcSwap<Revoked>,
     mesh: MeshName,
+}
+
+#[derive(Debug)]
+struct Roots {
+    certificates: Vec<CertificateDer<'static>>,
+    anchors: Vec<TrustAnchor<'static>>,
+}
+
+impl Roots {
+    fn new(roots: &[CertificateDer<'_>]) -> Result<Self, Error> {
+        let anchors = roots.iter().map(|root| match webpki::anchor_from_trusted_cert(root) {
+            Ok(anchor) => Ok(anchor.to_owned()),
+            Err(source) => Err(Error::Invalid { subject: claimed_subject(root), source }),
+        });
+        let anchors = anchors.collect::<Result<_, _>>()?;
+        Ok(Self { certificates: roots.iter().map(|root| root.clone().into_owned()).collect(), anchors })
+    }
 }
 
 impl Verifier {
@@ -29,14 +69,54 @@ impl Verifier {
     /// # Errors
     /// A root that is no certificate.
     pub fn new(roots: &[CertificateDer<'_>], mesh: MeshName) -> Result<Self, Error> {
-        let roots = roots
-            .iter()
-            .map(|root| match webpki::anchor_from_trusted_cert(root) {
-                Ok(anchor) => Ok(anchor.to_owned()),
-                Err(source) => Err(Error::Invalid { subject: claimed_subject(root), source }),
-            })
-            .collect::<Result<_, _>>()?;
-        Ok(Self { roots, mesh })
+        Ok(Self { roots: ArcSwap::from_pointee(Roots::new(roots)?), revoked: ArcSwap::default(), mesh })
+    }
+
+    /// The mesh whose members it judges.
+    pub fn mesh(&self) -> &MeshName {
+        &self.mesh
+    }
+
+    /// The roots that are trusted now.
+    pub fn roots(&self) -> Vec<CertificateDer<'static>> {
+        self.roots.load().certificates.clone()
+    }
+
+    /// Trusts these roots, and no others, from now on.
+    ///
+    /// # Errors
+    /// A root that is no certificate; nothing has changed then.
+    pub fn trust(&self, roots: &[CertificateDer<'_>]) -> Result<(), Error> {
+        self.roots.store(Arc::new(Roots::new(roots)?));
+        Ok(())
+    }
+
+    /// What is revoked now.
+    pub(crate) fn revoked(&self) -> Arc<Revoked> {
+        self.revoked.load_full()
+    }
+
+    /// Refuses what these lists name from now on.
+    pub(crate) fn revoke(&self, revoked: Revoked) {
+        self.revoked.store(Arc::new(revoked));
+    }
+
+    /// As [`verify`](Self::verify), for a certificate that may have expired up to [`RENEWABLE`] ago.
+    ///
+    /// # Errors
+    /// As [`verify`](Self::verify).
+    pub fn standing(
+        &self,
+        chain: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(Identity, Standing), Error> {
+        let (leaf, _) = pair(chain)?;
+        let since = expires(leaf)?;
+        let end = UnixTime::since_unix_epoch(Duration::from_secs(since.as_second().try_into().unwrap_or(0)));
+        if now <= end || now.as_secs() - end.as_secs() > RENEWABLE.as_secs() {
+            return Ok((self.verify(chain, now)?, Standing::Valid));
+        }
+        Ok((self.verify(chain, end)?, Standing::Expired { since }))
     }
 
     /// The identity that `chain` (leaf, then intermediate) certifies at `now`.
@@ -80,6 +160,9 @@ impl Verifier {
             let (address, first, last) = (identity.address, scope.first, scope.last);
             return Err(Error::AddressOutOfRange { subject: subject(), address, first, last });
         }
+        if let Some(at) = self.revoked.load().since(&identity, &fingerprint(leaf.public_key())) {
+            return Err(Error::Revoked { subject: subject(), at });
+        }
         Ok(identity)
     }
 
@@ -121,7 +204,7 @@ impl Verifier {
         };
         leaf.verify_for_usage(
             webpki::ALL_VERIFICATION_ALGS,
-            &self.roots,
+            &self.roots.load().anchors,
             std::slice::from_ref(intermediate_der),
             now,
             webpki::KeyUsage::client_auth(),
@@ -131,6 +214,25 @@ impl Verifier {
         .map(drop)
         .map_err(refused)
     }
+}
+
+fn fingerprint(key: &x509_parser::x509::SubjectPublicKeyInfo<'_>) -> [u8; 32] {
+    key_fingerprint(&key.subject_public_key.data)
+}
+
+/// SHA-256 of a raw public key, by which keys are told apart.
+pub fn key_fingerprint(key: &[u8]) -> [u8; 32] {
+    let mut out = [0; 32];
+    out.copy_from_slice(digest(&SHA256, key).as_ref());
+    out
+}
+
+/// Begin and end of validity of a certificate, as it says itself.
+pub(super) fn life(certificate: &CertificateDer<'_>) -> Result<(Timestamp, Timestamp), Error> {
+    let refused = || Error::Invalid { subject: "unnamed peer".into(), source: webpki::Error::BadDer };
+    let parsed = parse(certificate).ok_or_else(refused)?;
+    let begin = Timestamp::from_second(parsed.validity().not_before.timestamp()).map_err(|_| refused())?;
+    Ok((begin, expires(certificate)?))
 }
 
 /// End of validity of a certificate, as it says itself.
@@ -162,9 +264,38 @@ pub(crate) fn claimed_uri(certificate: &CertificateDer<'_>) -> Option<String> {
     only_uri(&parse(certificate)?).ok().map(str::to_owned)
 }
 
+/// The raw public key of a certificate; `None` for bytes that are none.
+pub fn raw_public_key(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
+    public_key(certificate)
+}
+
 /// The raw public key of `certificate`.
 pub(crate) fn public_key(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
     Some(parse(certificate)?.public_key().subject_public_key.data.to_vec())
+}
+
+/// Whether `endorsement` is a certificate by one of `trusted` for the very key and mesh of `root`, as an authority
+/// of the same kind. Times do not matter: a root is trusted until it is taken off the list.
+pub(crate) fn endorses(
+    trusted: &[CertificateDer<'_>],
+    endorsement: &CertificateDer<'_>,
+    root: &CertificateDer<'_>,
+) -> bool {
+    let (Some(word), Some(new)) = (parse(endorsement), parse(root)) else { return false };
+    let same = word.public_key().subject_public_key.data == new.public_key().subject_public_key.data
+        && word.subject() == new.subject()
+        && word.is_ca()
+        && new.is_ca()
+        && only_uri(&word).ok().is_some_and(|uri| only_uri(&new).ok() == Some(uri));
+    let signed_by = |signer: &CertificateDer<'_>| {
+        let Some(signer) = parse(signer) else { return false };
+        let key = UnparsedPublicKey::new(&ED25519, &signer.public_key().subject_public_key.data);
+        signer.public_key().algorithm.algorithm == OID_SIG_ED25519
+            && word.signature_algorithm.algorithm == OID_SIG_ED25519
+            && only_uri(&signer).ok() == only_uri(&word).ok()
+            && key.verify(word.tbs_certificate.as_ref(), &word.signature_value.data).is_ok()
+    };
+    same && trusted.iter().any(signed_by)
 }
 
 /// Whom to name in a message about a certificate that may be anybody's.

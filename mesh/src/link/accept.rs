@@ -13,6 +13,7 @@ use tracing::{debug, warn};
 
 use super::udp::SharedSocket;
 use super::{Error, Fresh, Origin, Side, frames, greet, run};
+use crate::enrol;
 use crate::node::Node;
 
 /// Handshakes that may be under way at once on one socket; more strangers must prove their address first.
@@ -39,6 +40,10 @@ pub(crate) async fn accept_quic(
             () = closed.cancelled() => None,
         };
         let Some(incoming) = incoming else { return door.shut().await };
+        if enrol::is_enrolment(&incoming) {
+            door.links.spawn(door.node.front.clone().receive(incoming));
+            continue;
+        }
         let Some(turn) = door.turn() else {
             // Many at once, or a flood from forged addresses: only who can be reached may try again.
             if incoming.may_retry() {

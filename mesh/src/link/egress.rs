@@ -13,7 +13,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use bytes::Bytes;
-use plexus_proto::packet::Class;
+use plexus_proto::packet::{Class, LinkNote, LinkWord};
 use quinn::Connection;
 use tokio::sync::Notify;
 
@@ -165,6 +165,16 @@ impl Egress {
         let datagrams = self.datagrams.as_ref()?;
         let sealed = self.lock().sealed.as_ref().map(SealedLane::mtu);
         Some(sealed.unwrap_or_else(|| datagrams.mtu()))
+    }
+
+    /// What answers to probes tell of the link.
+    pub(crate) fn note(&self) -> LinkNote {
+        let kind = match (&self.datagrams, self.is_sealed()) {
+            (None, _) => LinkWord::Tcp,
+            (Some(_), true) => LinkWord::Sealed,
+            (Some(_), false) => LinkWord::Quic,
+        };
+        LinkNote { kind, mtu: self.mtu().map(|mtu| mtu.try_into().unwrap_or(u16::MAX)) }
     }
 
     pub(crate) fn is_sealed(&self) -> bool {

@@ -40,6 +40,8 @@ pub(crate) enum Error {
     NoHello,
     #[error("no hello in time")]
     Timeout,
+    #[error("a certificate has expired: the link with {0} was good for renewing it only")]
+    RenewOnly(NodeId),
 }
 
 impl Error {
@@ -48,6 +50,7 @@ impl Error {
         match self {
             Self::Version(_) => code::VERSION,
             Self::WrongNode { .. } | Self::Myself | Self::Identity(_) => code::WRONG_NODE,
+            Self::RenewOnly(_) => code::EXPIRED,
             _ => code::PROTOCOL,
         }
     }
@@ -60,7 +63,12 @@ impl Error {
             Self::Connection(reason) => refused(reason),
             Self::Closed { code, .. } => refuses(VarInt::from_u32(*code)),
             Self::Tls(error) | Self::Stream(error) => alerted(error),
-            Self::Resolve { .. } | Self::Dial(_) | Self::Hello(_) | Self::NoHello | Self::Timeout => false,
+            Self::Resolve { .. }
+            | Self::Dial(_)
+            | Self::Hello(_)
+            | Self::NoHello
+            | Self::Timeout
+            | Self::RenewOnly(_) => false,
         }
     }
 

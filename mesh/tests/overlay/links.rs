@@ -99,6 +99,8 @@ async fn kinds_may_differ_from_link_to_link() {
 struct Gate {
     at: SocketAddr,
     udp: Arc<AtomicBool>,
+    /// Largest UDP payload that passes.
+    most: Arc<AtomicUsize>,
     streams: Arc<AtomicUsize>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
@@ -115,19 +117,21 @@ impl Gate {
         let (udp, streams) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
         let far = UdpSocket::bind(any()).await.unwrap();
         far.connect(to).await.unwrap();
-        let pass = udp.clone();
+        let most = Arc::new(AtomicUsize::new(usize::MAX));
+        let (open, limit) = (udp.clone(), most.clone());
+        let pass = move |length| open.load(Ordering::Relaxed) && length <= limit.load(Ordering::Relaxed);
         let datagrams = tokio::spawn(async move {
             let (mut one, mut two, mut client) = (vec![0; 65_536], vec![0; 65_536], None);
             loop {
                 tokio::select! {
                     Ok((length, from)) = near.recv_from(&mut one) => {
                         client = Some(from);
-                        if pass.load(Ordering::Relaxed) {
+                        if pass(length) {
                             let _ = far.send(&one[..length]).await;
                         }
                     }
                     Ok(length) = far.recv(&mut two) => {
-                        if let (true, Some(client)) = (pass.load(Ordering::Relaxed), client) {
+                        if let (true, Some(client)) = (pass(length), client) {
                             let _ = near.send_to(&two[..length], client).await;
                         }
                     }
@@ -144,7 +148,7 @@ impl Gate {
                 });
             }
         });
-        Self { at, udp, streams, tasks: vec![datagrams, pipes] }
+        Self { at, udp, most, streams, tasks: vec![datagrams, pipes] }
     }
 
     fn let_udp(&self, pass: bool) {
@@ -194,6 +198,8 @@ async fn a_link_falls_back_to_tcp_and_moves_up_again_under_an_open_stream() {
     near.write_u8(4).await.unwrap();
     assert_eq!(within("byte over TCP", far.read_u8()).await.unwrap(), 4);
     assert!(gate.streams.load(Ordering::Relaxed) >= 2);
+    let lost = controller.status().links[0].more.last_error.clone();
+    assert!(lost.is_some(), "the status tells why the link before was lost");
 }
 
 #[tokio::test]
@@ -374,4 +380,51 @@ async fn strangers_that_say_nothing_do_not_keep_neighbours_out() {
     let controller = world.leaf(Role::Controller, "controller", at).await;
     reachable(&controller, "hop-1", true).await;
     kinds(&controller, &["tcp"]).await;
+}
+
+/// Controller behind a path that carries UDP payloads of at most `most` bytes, with links of `offered` only.
+async fn narrow(most: usize, offered: &[LinkKind], shown: &str) {
+    let world = World::new();
+    let hop = world.hop(any()).await;
+    let at = hop.listen_addresses()[0];
+    let gate = Gate::new(at).await;
+    gate.most.store(most, Ordering::Relaxed);
+    let config = world.config(Role::Controller, "controller", &[], &[gate.at]);
+    let controller = Mesh::start(Config { kinds: offered.to_vec(), ..config }).await.unwrap();
+    let node = world.leaf(Role::Execution, "node-1", at).await;
+    reachable(&controller, "node-1", true).await;
+    reachable(&node, "controller", true).await;
+    kinds(&controller, &[shown]).await;
+    transfer(&controller, &node, 2 << 20).await;
+}
+
+#[tokio::test]
+async fn sealed_packets_fit_the_least_path_of_ipv6() {
+    narrow(1232, &[LinkKind::Quic, LinkKind::Sealed], "sealed").await;
+}
+
+#[tokio::test]
+async fn datagrams_carry_what_they_cannot_hold_as_halves() {
+    narrow(1232, &[LinkKind::Quic], "quic").await;
+    narrow(1200, &[LinkKind::Quic, LinkKind::Sealed], "quic").await;
+}
+
+#[tokio::test]
+async fn a_path_that_becomes_narrower_is_no_black_hole() {
+    let world = World::new();
+    let hop = world.hop(any()).await;
+    let at = hop.listen_addresses()[0];
+    let gate = Gate::new(at).await;
+    let mut config = world.config(Role::Controller, "controller", &[], &[gate.at]);
+    config.kinds = vec![LinkKind::Quic, LinkKind::Sealed];
+    let controller = Mesh::start(config).await.unwrap();
+    let node = world.leaf(Role::Execution, "node-1", at).await;
+    reachable(&controller, "node-1", true).await;
+    reachable(&node, "controller", true).await;
+    kinds(&controller, &["sealed"]).await;
+    // Long enough for both layers to find out that the path is wide.
+    transfer(&controller, &node, 8 << 20).await;
+    assert!(controller.status().links[0].more.mtu > Some(1300));
+    gate.most.store(1300, Ordering::Relaxed);
+    transfer(&controller, &node, 2 << 20).await;
 }

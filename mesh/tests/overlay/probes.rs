@@ -16,6 +16,7 @@ async fn path(mesh: &Mesh, node: &str) -> (Vec<String>, bool) {
     assert_eq!((trace.from, trace.target), (mesh.identity().node.clone(), id(node)));
     let name = |hop: plexus_mesh::status::TraceHop| {
         assert!(hop.rtt_ms.is_some_and(|rtt| rtt > 0.0) && hop.address.is_some());
+        assert!(hop.kind.is_some() && hop.sent >= hop.answered && hop.answered > 0, "{hop:?}");
         hop.node.map_or_else(|| "?".to_owned(), |node| node.to_string())
     };
     (trace.hops.into_iter().map(name).collect(), trace.reached)

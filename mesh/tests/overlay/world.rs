@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use plexus_mesh::ca::CertificateAuthority;
-use plexus_mesh::{Allow, Config, Credentials, Listener, Mesh, MeshStream, Peer, View};
+use plexus_mesh::{Allow, Config, Credentials, Listener, Mesh, MeshStream, Peer, StartError, View};
 use plexus_proto::id::{NodeId, Role};
 
 /// Longest wait for anything; far more than it takes, for machines with other work.
@@ -30,6 +30,10 @@ impl World {
     /// Where a node's certificates and state are.
     pub(crate) fn of(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    pub(crate) fn authority(&self) -> &CertificateAuthority {
+        &self.authority
     }
 
     pub(crate) fn credentials(&self, role: Role, name: &str) -> Credentials {
@@ -64,7 +68,16 @@ impl World {
 
     /// A hop that listens at `address`.
     pub(crate) async fn hop(&self, address: SocketAddr) -> Mesh {
-        Mesh::start(self.config(Role::Hop, "hop-1", &[address], &[])).await.unwrap()
+        // One that was here a moment ago lets go of its socket once its neighbours know, which a busy machine delays.
+        let start = async {
+            loop {
+                match Mesh::start(self.config(Role::Hop, "hop-1", &[address], &[])).await {
+                    Err(StartError::Listen { .. }) => tokio::time::sleep(Duration::from_millis(10)).await,
+                    started => return started.unwrap(),
+                }
+            }
+        };
+        within("a hop on its address", start).await
     }
 
     /// A node that knows the hop at `hop` and nothing else.

@@ -6,21 +6,25 @@ use plexus_mesh::framed::{FrameReader, FrameWriter};
 use plexus_proto::frame::PRIVATE_FRAME_MAX;
 use plexus_proto::id::{Attempt, Identity, OwnerEpoch};
 use plexus_proto::work::{
-    ChunkBatch, ManifestPart, PayloadDone, PayloadMessage, PayloadMessageKind, PayloadNeed, PayloadOpen,
-    PrivateBlock, RefusalCode, UnitStatus,
+    ChunkBatch, ImageInfo, ManifestPart, PayloadDone, PayloadMessage, PayloadMessageKind, PayloadNeed,
+    PayloadOpen, PayloadProgress, PrivateBlock, PullPolicy, RefusalCode, RegistryAuth, UnitStatus,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::Error;
-use crate::supervisor::{Supervisor, Wanted};
+use crate::runtime::images::NotReady;
+use crate::supervisor::{Supervisor, View, Wanted};
 use crate::tree::manifest::MANIFEST_MAX;
 use crate::tree::{self, Filling, working};
 use crate::work::{Caller, refusal};
 
 /// Batches on their way to the disk: while one is written, the next may come.
 const BATCHES: usize = 4;
+
+/// What a payload came to: the unit, and the image it runs in.
+type Ready = (UnitStatus, Option<ImageInfo>);
 
 struct Conversation<S> {
     reader: FrameReader<ReadHalf<S>>,
@@ -38,8 +42,8 @@ where
     let (reader, writer) = tokio::io::split(stream);
     let mut talk = Conversation { reader: FrameReader::new(reader), writer: FrameWriter::new(writer) };
     match talk.run(&Caller::from(peer), supervisor).await {
-        Ok(status) => {
-            talk.say(PayloadMessageKind::Done(PayloadDone { status: Some(status), image: None })).await?;
+        Ok((status, image)) => {
+            talk.say(PayloadMessageKind::Done(PayloadDone { status: Some(status), image })).await?;
             talk.writer.finish().await?;
             Ok(())
         }
@@ -53,40 +57,87 @@ where
 }
 
 impl<S: AsyncRead + AsyncWrite + Send> Conversation<S> {
-    async fn run(&mut self, caller: &Caller, supervisor: &Supervisor) -> Result<UnitStatus, Error> {
+    async fn run(&mut self, caller: &Caller, supervisor: &Supervisor) -> Result<Ready, Error> {
         let Some(PayloadMessageKind::Open(PayloadOpen { unit, epoch })) = self.hear().await? else {
             return Err(Error::Unexpected("something else than an open"));
         };
         let attempt = Attempt::try_from(unit.as_ref()).map_err(|error| invalid(error.to_string()))?;
         let epoch = OwnerEpoch::from(epoch.ok_or_else(|| invalid("open has no epoch"))?);
         let opened = supervisor.open_payload(caller, attempt, epoch).await.map_err(Error::Refused)?;
-        let Some(wanted) = opened.wanted else { return Ok(opened.status) };
+        let Some(wanted) = opened.wanted else { return Ok((opened.status, None)) };
         let _guard = supervisor.payload_guard();
         let mut copy = Copy { supervisor: supervisor.clone(), dir: Some(wanted.copy.clone()) };
         let laid_out = match self.tree(supervisor, &wanted).await {
             Ok(files) => files.map(|files| begin_copy(supervisor, files, wanted.copy.clone())),
             Err(Error::Refused(refusal)) => {
                 // The same tree would be refused again: the unit ends with the reason.
-                return supervisor
-                    .fail_unit(attempt, wanted.ticket, refusal.message)
-                    .await
-                    .map_err(Error::Refused);
+                return fail(supervisor, attempt, &wanted, refusal.message).await;
             }
             Err(error) => return Err(error),
         };
         // While the private block is on its way, the copy is made.
         self.say(PayloadMessageKind::Need(PayloadNeed { private: true, ..PayloadNeed::default() })).await?;
         let block = self.private().await?;
+        let image = match &wanted.image {
+            Some((name, policy)) => {
+                let mut unit = supervisor.watch(attempt).map_err(Error::Refused)?;
+                let finished = async move {
+                    let view = unit.wait_for(View::is_finished).await;
+                    view.map(|view| view.status.clone())
+                        .map_err(|_| refusal(RefusalCode::ShuttingDown, "the unit's task ended"))
+                };
+                tokio::select! {
+                    image = self.image(supervisor, name, *policy, block.registry.as_ref()) => match image? {
+                        Ok(image) => Some(image),
+                        Err(NotReady(reason)) => return fail(supervisor, attempt, &wanted, reason).await,
+                    },
+                    // Canceled: nobody waits for the image any more.
+                    status = finished => return Ok((status.map_err(Error::Refused)?, None)),
+                }
+            }
+            None => None,
+        };
         if let Some(laid_out) = laid_out
             && let Err(reason) = finish_copy(laid_out).await
         {
-            return supervisor.fail_unit(attempt, wanted.ticket, reason).await.map_err(Error::Refused);
+            return fail(supervisor, attempt, &wanted, reason).await;
         }
         let started = supervisor.start_unit(attempt, wanted.ticket, block).await.map_err(Error::Refused);
         if started.is_ok() {
             copy.dir = None; // moved, or removed with the unit
         }
-        started
+        started.map(|status| (status, image))
+    }
+
+    /// The unit's image, on this node. The controller hears how its pull goes; when it hangs up, nobody waits here.
+    async fn image(
+        &mut self,
+        supervisor: &Supervisor,
+        name: &str,
+        policy: PullPolicy,
+        auth: Option<&RegistryAuth>,
+    ) -> Result<Result<ImageInfo, NotReady>, Error> {
+        let images = match supervisor.images().engine() {
+            Ok(images) => images,
+            Err(error) => return Ok(Err(error)),
+        };
+        let (lines, mut said) = watch::channel(String::new());
+        let ready = images.ready(name, policy, auth, move |line| drop(lines.send_replace(line)));
+        tokio::pin!(ready);
+        loop {
+            tokio::select! {
+                biased;
+                image = &mut ready => return Ok(image),
+                Ok(()) = said.changed() => {
+                    let line = said.borrow_and_update().clone();
+                    self.say(PayloadMessageKind::Progress(PayloadProgress { line })).await?;
+                }
+                heard = self.reader.next::<PayloadMessage>(PRIVATE_FRAME_MAX) => {
+                    heard?;
+                    return Err(Error::Unexpected("something, or the end, while the image is pulled"));
+                }
+            }
+        }
     }
 
     /// Files of the unit's tree, whole, in the cache.
@@ -181,6 +232,17 @@ impl<S: AsyncRead + AsyncWrite + Send> Conversation<S> {
     async fn say(&mut self, kind: PayloadMessageKind) -> Result<(), Error> {
         Ok(self.writer.send(&PayloadMessage { kind: Some(kind) }).await?)
     }
+}
+
+/// The unit can never start here: it ends with the reason.
+async fn fail(
+    supervisor: &Supervisor,
+    attempt: Attempt,
+    wanted: &Wanted,
+    reason: String,
+) -> Result<Ready, Error> {
+    let status = supervisor.fail_unit(attempt, wanted.ticket, reason).await.map_err(Error::Refused)?;
+    Ok((status, None))
 }
 
 /// A working copy that no unit has taken yet: it goes when the conversation breaks.

@@ -1,9 +1,13 @@
 //! The verbs of units, over gRPC.
 
+use std::pin::Pin;
+
+use futures_util::Stream;
 use plexus_mesh::grpc::PeerIdentity;
 use plexus_proto::work::{
-    CancelRequest, ForgetRequest, InfoRequest, ListReply, ListRequest, NodeInfo, StatusRequest,
-    SubmitRequest, UnitReply, Work,
+    AbandonRequest, CancelRequest, ForgetRequest, ImageReply, ImageRequest, ImagesReply, ImagesRequest,
+    InfoRequest, ListReply, ListRequest, NodeInfo, PullProgress, StatusRequest, SubmitRequest,
+    TidyImagesReply, TidyImagesRequest, UnitReply, Work,
 };
 use tonic::{Request, Response, Status};
 
@@ -47,6 +51,11 @@ impl Work for Verbs {
         Ok(Response::new(self.supervisor.forget(&caller, request.into_inner()).await))
     }
 
+    async fn abandon(&self, request: Request<AbandonRequest>) -> Result<Response<UnitReply>, Status> {
+        let caller = caller(&request)?;
+        Ok(Response::new(self.supervisor.abandon(&caller, request.into_inner()).await))
+    }
+
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<UnitReply>, Status> {
         let caller = caller(&request)?;
         Ok(Response::new(self.supervisor.status(&caller, request.into_inner()).await))
@@ -59,5 +68,34 @@ impl Work for Verbs {
     async fn info(&self, request: Request<InfoRequest>) -> Result<Response<NodeInfo>, Status> {
         caller(&request)?;
         Ok(Response::new(self.supervisor.info().await))
+    }
+
+    async fn images(&self, request: Request<ImagesRequest>) -> Result<Response<ImagesReply>, Status> {
+        caller(&request)?;
+        Ok(Response::new(self.supervisor.images().list().await))
+    }
+
+    async fn check_image(&self, request: Request<ImageRequest>) -> Result<Response<ImageReply>, Status> {
+        caller(&request)?;
+        Ok(Response::new(self.supervisor.images().check(&request.into_inner().image).await))
+    }
+
+    type PullImageStream = Pin<Box<dyn Stream<Item = Result<PullProgress, Status>> + Send>>;
+
+    async fn pull_image(
+        &self,
+        request: Request<ImageRequest>,
+    ) -> Result<Response<Self::PullImageStream>, Status> {
+        caller(&request)?;
+        let ImageRequest { image, auth } = request.into_inner();
+        Ok(Response::new(Box::pin(self.supervisor.images().pull(image, auth))))
+    }
+
+    async fn tidy_images(
+        &self,
+        request: Request<TidyImagesRequest>,
+    ) -> Result<Response<TidyImagesReply>, Status> {
+        caller(&request)?;
+        Ok(Response::new(self.supervisor.images().tidy(request.into_inner().wanted).await))
     }
 }

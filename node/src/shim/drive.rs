@@ -109,7 +109,8 @@ impl Shim {
             Instant::now(),
             Duration::from_secs(launch.grace_seconds.into()),
             Duration::from_secs(launch.timeout_seconds),
-        );
+        )
+        .with_silence(Duration::from_secs(launch.owner_deadline_seconds), Instant::now());
         let quota = launch.spool_quota;
         let mut shim = Self {
             private_dir: PathBuf::from(&launch.private_dir),
@@ -261,6 +262,7 @@ impl Shim {
                         self.act(action);
                     }
                 }
+                Order::Heard(_) => self.ending.on_heard(Instant::now()),
                 Order::Trimmed(_) => {
                     self.output.recount();
                     self.output.retry_at = self.output.retry_at.map(|_| Instant::now());
@@ -408,7 +410,10 @@ impl Shim {
             }
             Exit::Signal(_) => None,
         };
-        conclude(exit, self.ending.cause(), explanation, self.kind == Kind::Podman)
+        // Some clients say 0 of a container that was killed.
+        let killed = self.kind.is_container() && self.ending.was_forced() && exit == Exit::Code(0);
+        let exit = if killed { Exit::Signal(Signal::KILL.as_raw()) } else { exit };
+        conclude(exit, self.ending.cause(), explanation, self.kind.is_container())
     }
 
     /// Tells the agent what it does not know yet.

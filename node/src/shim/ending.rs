@@ -11,6 +11,8 @@ pub enum Cause {
     Cancel,
     /// The hard limit on run time passed.
     Timeout,
+    /// Nothing was heard of the owner for so long.
+    Silence(Duration),
 }
 
 /// What the shim does next.
@@ -36,6 +38,8 @@ pub enum Exit {
 pub struct Ending {
     grace: Duration,
     limit: Option<Instant>,
+    silence: Duration,
+    silent_at: Option<Instant>,
     cause: Option<Cause>,
     kill_at: Option<Instant>,
     killed: bool,
@@ -45,12 +49,30 @@ impl Ending {
     /// A worker started at `now`; a `timeout` of zero is none.
     pub fn new(now: Instant, grace: Duration, timeout: Duration) -> Self {
         let limit = (!timeout.is_zero()).then(|| now.checked_add(timeout)).flatten();
-        Self { grace, limit, cause: None, kill_at: None, killed: false }
+        let silence = Duration::ZERO;
+        Self { grace, limit, silence, silent_at: None, cause: None, kill_at: None, killed: false }
+    }
+
+    /// Ends the worker once nothing is heard of its owner for `silence`, from `now` on; zero is never.
+    pub fn with_silence(self, silence: Duration, now: Instant) -> Self {
+        let mut ending = Self { silence, ..self };
+        ending.on_heard(now);
+        ending
+    }
+
+    /// The owner was heard of.
+    pub fn on_heard(&mut self, now: Instant) {
+        self.silent_at = (!self.silence.is_zero()).then(|| now.checked_add(self.silence)).flatten();
     }
 
     /// Why the tree is being ended, if it is.
     pub fn cause(&self) -> Option<Cause> {
         self.cause
+    }
+
+    /// True when the tree was ended by force.
+    pub fn was_forced(&self) -> bool {
+        self.killed
     }
 
     /// The owner wants the end, `at_once` without grace. Signals again each time; the grace runs from the first.
@@ -75,6 +97,10 @@ impl Ending {
             self.begin(Cause::Timeout, now);
             return self.poll(now).or(Some(Action::Terminate));
         }
+        if self.cause.is_none() && self.silent_at.is_some_and(|at| at <= now) {
+            self.begin(Cause::Silence(self.silence), now);
+            return self.poll(now).or(Some(Action::Terminate));
+        }
         None
     }
 
@@ -83,7 +109,10 @@ impl Ending {
         if self.killed {
             return None;
         }
-        if self.cause.is_none() { self.limit } else { self.kill_at }
+        if self.cause.is_some() {
+            return self.kill_at;
+        }
+        self.limit.into_iter().chain(self.silent_at).min()
     }
 
     fn begin(&mut self, cause: Cause, now: Instant) {
@@ -107,6 +136,17 @@ pub fn conclude(exit: Exit, cause: Option<Cause>, explanation: Option<String>, l
             (Outcome::Succeeded, "canceled, but the worker had already succeeded".to_owned())
         }
         (Some(Cause::Cancel), _) => (Outcome::Canceled, "canceled".to_owned()),
+        (Some(Cause::Silence(_)), Exit::Code(0)) => (
+            Outcome::Succeeded,
+            "its owner was not heard of, but the worker had already succeeded".to_owned(),
+        ),
+        (Some(Cause::Silence(silence)), _) => (
+            Outcome::Lost,
+            format!(
+                "nothing was heard of the unit's owner for {} s, so the node ended it",
+                silence.as_secs()
+            ),
+        ),
         (Some(Cause::Timeout), _) => (Outcome::TimedOut, "the unit's time limit passed".to_owned()),
         (None, Exit::Signal(signal)) if lost => {
             (Outcome::Lost, format!("the container engine's client was killed by signal {signal}"))
@@ -162,6 +202,28 @@ mod tests {
         assert_eq!(ending.poll(start + Duration::from_secs(69)), None);
         assert_eq!(ending.poll(start + Duration::from_secs(70)), Some(Action::Kill));
         assert_eq!(conclude(Exit::Code(254), ending.cause(), None, false).outcome(), Outcome::TimedOut);
+    }
+
+    #[test]
+    fn an_owner_that_falls_silent_ends_the_tree_and_each_word_puts_it_off() {
+        let (start, silence) = (Instant::now(), Duration::from_secs(60));
+        let mut ending = Ending::new(start, GRACE, Duration::ZERO).with_silence(silence, start);
+        ending.on_heard(start + silence / 2);
+        assert_eq!(ending.poll(start + silence), None);
+        let over = start + silence / 2 + silence;
+        assert_eq!(ending.deadline(), Some(over));
+        assert_eq!(ending.poll(over), Some(Action::Terminate));
+        ending.on_heard(over);
+        assert_eq!(
+            ending.poll(over + GRACE),
+            Some(Action::Kill),
+            "a word that comes too late changes nothing"
+        );
+        let finished = conclude(Exit::Signal(15), ending.cause(), None, false);
+        assert_eq!(finished.outcome(), Outcome::Lost);
+        assert!(finished.reason.contains("60 s"), "{}", finished.reason);
+        let never = Ending::new(start, GRACE, Duration::ZERO).with_silence(Duration::ZERO, start);
+        assert_eq!(never.deadline(), None);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use prost::bytes::Bytes;
 use prost::{Message, Oneof};
 
 /// Version of this conversation.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Longest frame: the worker's standard input travels in `Launch`.
 pub const FRAME_MAX: usize = plexus_proto::frame::PRIVATE_FRAME_MAX;
 /// Name of the shim's socket in the unit's runtime directory, its working directory.
@@ -21,7 +21,7 @@ pub const SOCKET: &str = "shim.sock";
 #[derive(Clone, PartialEq, Message)]
 pub struct ToShim {
     /// What it says.
-    #[prost(oneof = "Order", tags = "1, 2, 3")]
+    #[prost(oneof = "Order", tags = "1, 2, 3, 30")]
     pub order: Option<Order>,
 }
 
@@ -37,6 +37,9 @@ pub enum Order {
     /// Acknowledged segments were deleted: room for a shim that waits at its quota.
     #[prost(message, tag = "3")]
     Trimmed(Trimmed),
+    /// The unit's owner was heard of just now. Since version 2; an older shim passes it over.
+    #[prost(message, tag = "30")]
+    Heard(Heard),
 }
 
 /// See [`Order::Cancel`].
@@ -50,6 +53,10 @@ pub struct Cancel {
 /// See [`Order::Trimmed`].
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub struct Trimmed {}
+
+/// See [`Order::Heard`].
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Heard {}
 
 /// Everything a shim needs. Travels through the socket only: it holds the key, the worker's input and its
 /// environment.
@@ -110,6 +117,9 @@ pub struct Launch {
     /// The private data directory, removed by the shim at the end.
     #[prost(string, tag = "18")]
     pub private_dir: String,
+    /// The tree is ended when nothing was heard of the owner for this long; 0: never. Since version 2.
+    #[prost(uint64, tag = "30")]
+    pub owner_deadline_seconds: u64,
 }
 
 impl fmt::Debug for Launch {
@@ -205,5 +215,57 @@ mod tests {
         };
         let message = ToShim { order: Some(Order::Launch(Box::new(launch))) };
         assert!(!format!("{message:?}").contains("canary"));
+    }
+
+    /// Version 1 as it was: what a shim of then understands of this build's orders.
+    mod version_1 {
+        use super::super::{Cancel, Trimmed};
+        use prost::{Message, Oneof};
+
+        #[derive(Clone, PartialEq, Message)]
+        pub(super) struct ToShim {
+            #[prost(oneof = "Order", tags = "2, 3")]
+            pub order: Option<Order>,
+        }
+
+        #[derive(Clone, PartialEq, Oneof)]
+        pub(super) enum Order {
+            #[prost(message, tag = "2")]
+            Cancel(Cancel),
+            #[prost(message, tag = "3")]
+            Trimmed(Trimmed),
+        }
+    }
+
+    #[test]
+    fn a_shim_of_version_1_takes_the_orders_it_knows_and_passes_the_rest_over() {
+        let as_old = |order: Order| {
+            let bytes = ToShim { order: Some(order) }.encode_to_vec();
+            version_1::ToShim::decode(bytes.as_slice()).unwrap().order
+        };
+        let cancel = Cancel { now: true };
+        assert_eq!(as_old(Order::Cancel(cancel)), Some(version_1::Order::Cancel(cancel)));
+        assert_eq!(as_old(Order::Trimmed(Trimmed {})), Some(version_1::Order::Trimmed(Trimmed {})));
+        assert_eq!(as_old(Order::Heard(Heard {})), None);
+    }
+
+    #[test]
+    fn what_a_shim_of_version_1_said_is_still_understood() {
+        // Bytes saved from a shim of version 1: hello, started, written, ended.
+        let saved: [(&[u8], Report); 4] = [
+            (&[10, 4, 8, 1, 16, 7], Report::Hello(Hello { version: 1, pid: 7 })),
+            (&[18, 2, 8, 9], Report::Started(Started { pid: 9 })),
+            (&[26, 2, 8, 3], Report::Written(Written { records: 3 })),
+            (
+                &[34, 8, 10, 4, 8, 1, 16, 0, 16, 4],
+                Report::Ended(Ended {
+                    finished: Some(Finished { outcome: 1, exit_code: Some(0), ..Finished::default() }),
+                    records: 4,
+                }),
+            ),
+        ];
+        for (bytes, meant) in saved {
+            assert_eq!(FromShim::decode(bytes).unwrap().report, Some(meant));
+        }
     }
 }

@@ -59,7 +59,7 @@ impl Incarnations {
                 "cluster {cluster} was seen with incarnation {known}; {} is past: its database was restored from a backup",
                 epoch.incarnation
             );
-            return Err(refusal(RefusalCode::OlderEpoch, message));
+            return Err(Refusal { incarnation: known, ..refusal(RefusalCode::PastIncarnation, message) });
         }
         let mut raised = highest.clone();
         raised.insert(cluster.clone(), epoch.incarnation);
@@ -97,7 +97,7 @@ mod tests {
         known.check(&main, epoch(3)).unwrap();
         known.check(&other, epoch(1)).unwrap();
         let refusal = known.check(&main, epoch(2)).unwrap_err();
-        assert_eq!(refusal.code(), RefusalCode::OlderEpoch);
+        assert_eq!((refusal.code(), refusal.incarnation), (RefusalCode::PastIncarnation, 3));
         let known = Incarnations::open(dir.path()).unwrap();
         assert!(known.check(&main, epoch(2)).is_err());
         known.check(&main, epoch(3)).unwrap();

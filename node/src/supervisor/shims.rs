@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use plexus_mesh::framed::FrameReader;
 use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
@@ -31,6 +32,10 @@ const FIND_PAUSES: [Duration; 4] = [
     Duration::from_millis(100),
     Duration::from_millis(500),
 ];
+
+/// Longest wait for a shim that holds its lock to take a connection: one that cannot go on takes ten seconds at most
+/// to end its tree.
+const DEAF_LIMIT: Duration = Duration::from_secs(15);
 
 /// What a shim tells its unit.
 #[derive(Debug)]
@@ -53,6 +58,8 @@ pub(super) enum Found {
     Alive(UnixStream),
     /// There is none, and none will come.
     Dead,
+    /// It holds its lock, and takes no connection: longer than it needs to begin or to end.
+    Deaf,
 }
 
 impl Shim {
@@ -145,6 +152,7 @@ fn begin(binary: &Path, dir: &Path, group: Option<&str>) -> io::Result<UnixStrea
 /// Looks for the shim in `dir` until it is certain. A shim holds the lock for all its life, and the agent that
 /// started it held it before, so a lock that is free means that no shim is left and none can come.
 pub(super) async fn find(dir: &Path) -> Found {
+    let give_up = tokio::time::Instant::now() + DEAF_LIMIT;
     let mut pauses = FIND_PAUSES.iter().copied().chain(std::iter::repeat(FIND_PAUSES[3]));
     loop {
         if !is_alive(dir) {
@@ -152,6 +160,9 @@ pub(super) async fn find(dir: &Path) -> Found {
         }
         if let Ok(stream) = connect(dir).await {
             return Found::Alive(stream);
+        }
+        if tokio::time::Instant::now() >= give_up {
+            return Found::Deaf;
         }
         tokio::time::sleep(pauses.next().unwrap_or(FIND_PAUSES[3])).await;
     }
@@ -163,6 +174,25 @@ pub(super) async fn abort(dir: &Path) {
         stream.write_all(&order(Order::Cancel(Cancel { now: true }))).await.ok();
         // Closing at once could overtake the order's reading; the shim closes when it goes.
         tokio::time::timeout(ABORT_LIMIT, stream.readable()).await.ok();
+    }
+}
+
+/// Kills whoever holds the lock in `dir` as its standard output: the shim, and nobody else. Blocks until it is gone,
+/// for a second at most.
+pub(super) fn kill(dir: &Path) {
+    let Ok(lock) = fs::metadata(dir.join("lock")) else { return };
+    let is_shim = |proc: &Path| {
+        fs::metadata(proc.join("fd/1")).is_ok_and(|out| (out.dev(), out.ino()) == (lock.dev(), lock.ino()))
+    };
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+        if let Some(pid) = pid.filter(|_| is_shim(&entry.path())) {
+            kill_process(pid, Signal::KILL).ok(); // gone meanwhile
+        }
+    }
+    let give_up = std::time::Instant::now() + ABORT_LIMIT;
+    while is_alive(dir) && std::time::Instant::now() < give_up {
+        std::thread::sleep(FIND_PAUSES[0]);
     }
 }
 

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use plexus_proto::id::{ClusterId, OwnerEpoch};
 use plexus_proto::work::{
@@ -18,7 +19,7 @@ use tracing::{debug, info, warn};
 use super::shims::{self, Found, News, Shim};
 use super::{Answer, Attachment, Inner, Opened, Wanted, unknown};
 use crate::cgroup;
-use crate::shim::protocol::{Cancel, Order, Report, Trimmed};
+use crate::shim::protocol::{Cancel, Heard, Order, Report, Trimmed};
 use crate::spool::{self, Closing};
 use crate::tree::cache::digest_of;
 use crate::unit_dir::{self, Ended, UnitDir};
@@ -26,6 +27,8 @@ use crate::work::{Caller, Effect, State, Unit, refusal};
 
 /// Begins the name of a unit's directory that is being deleted.
 pub(super) const ERASED: &str = ".gone-";
+/// Shortest time between two words to a shim that its owner lives. Deadlines count minutes.
+const HEARD_PERIOD: Duration = Duration::from_secs(1);
 
 /// What others ask of the task.
 #[derive(Debug)]
@@ -41,6 +44,11 @@ pub(super) enum Request {
         answer: Answer<UnitStatus>,
     },
     Forget {
+        caller: Caller,
+        epoch: OwnerEpoch,
+        answer: Answer<UnitStatus>,
+    },
+    Abandon {
         caller: Caller,
         epoch: OwnerEpoch,
         answer: Answer<UnitStatus>,
@@ -110,6 +118,8 @@ pub(super) struct Task {
     requests: mpsc::WeakSender<Request>,
     view: watch::Sender<View>,
     shim: Option<Shim>,
+    /// When the shim was last told that the owner lives.
+    heard_at: Option<Instant>,
     /// Tells the news of the current conversation from those of an earlier one.
     conversation: u64,
     /// The launch was sent: from here on the end of the shim is the end of the unit.
@@ -164,6 +174,7 @@ impl Task {
             requests,
             view,
             shim: None,
+            heard_at: None,
             conversation: 0,
             launched,
             stored,
@@ -203,6 +214,10 @@ impl Task {
                 let result = self.on_forget(&caller, epoch).await;
                 answer.send(result).ok();
             }
+            Request::Abandon { caller, epoch, answer } => {
+                let result = self.on_abandon(&caller, epoch).await;
+                answer.send(result).ok();
+            }
             Request::OpenPayload { caller, epoch, answer } => {
                 let result = self.on_open_payload(&caller, epoch).await;
                 answer.send(result).ok();
@@ -221,6 +236,7 @@ impl Task {
             }
             Request::Ack { attachment, epoch, up_to } => {
                 if attachment == self.attachment && epoch == self.unit.owner().epoch {
+                    self.heard().await;
                     let effects = self.unit.on_ack(up_to);
                     self.carry_out(effects).await.ok();
                 }
@@ -255,7 +271,25 @@ impl Task {
         let status = self.unit.status();
         let effects = self.unit.on_forget()?;
         self.carry_out(effects).await?;
+        let effects = self.unit.on_buried();
+        self.carry_out(effects).await?;
         Ok(status)
+    }
+
+    async fn on_abandon(&mut self, caller: &Caller, epoch: OwnerEpoch) -> Result<UnitStatus, Refusal> {
+        self.claim(caller, epoch).await?;
+        let effects = self.unit.on_abandon();
+        self.carry_out(effects).await?;
+        Ok(self.unit.status())
+    }
+
+    /// Tells the shim that the owner lives, where that matters, and no more often than it must be told.
+    async fn heard(&mut self) {
+        let due = self.heard_at.is_none_or(|at| at.elapsed() >= HEARD_PERIOD);
+        if let Some(shim) = self.shim.as_ref().filter(|_| due && self.spec.owner_deadline_seconds > 0) {
+            self.heard_at = Some(Instant::now());
+            shim.order(Order::Heard(Heard {})).await;
+        }
     }
 
     async fn on_open_payload(&mut self, caller: &Caller, epoch: OwnerEpoch) -> Result<Opened, Refusal> {
@@ -277,6 +311,12 @@ impl Task {
             ticket: self.ticket,
             tree: self.spec.tree.as_ref().and_then(|tree| Some((digest_of(&tree.digest)?, tree.size))),
             copy: self.dir.path().join(format!("project.{}", self.ticket)),
+            image: self
+                .inner
+                .runtime
+                .kind()
+                .is_container()
+                .then(|| (self.spec.image.clone(), self.spec.pull())),
         };
         Ok(Opened { status: self.unit.status(), wanted: Some(wanted) })
     }
@@ -362,7 +402,7 @@ impl Task {
                 if self.unit.is_canceled()
                     && let Some(shim) = &self.shim
                 {
-                    shim.order(Order::Cancel(Cancel { now: false })).await;
+                    shim.order(Order::Cancel(Cancel { now: self.unit.is_abandoned() })).await;
                 }
             }
             News::Report(Report::Started(started)) => {
@@ -389,6 +429,15 @@ impl Task {
     async fn find_shim(&mut self) {
         match shims::find(&self.runtime_dir).await {
             Found::Alive(stream) => self.talk(stream),
+            Found::Deaf => {
+                let dir = self.runtime_dir.clone();
+                self.inner.blocking(move || shims::kill(&dir)).await;
+                self.close_lost(
+                    "the unit's shim lived, but listened to no agent; it was killed".to_owned(),
+                    false,
+                )
+                .await;
+            }
             Found::Dead => {
                 let words = shims::last_words(&self.runtime_dir);
                 let reason = match words {
@@ -438,6 +487,7 @@ impl Task {
     /// Checks the caller and stores a higher epoch.
     async fn claim(&mut self, caller: &Caller, epoch: OwnerEpoch) -> Result<(), Refusal> {
         let effects = self.unit.claim(caller, epoch)?;
+        self.heard().await;
         if !effects.is_empty() {
             self.carry_out(effects).await?;
             // Streams of the older epoch are served no longer.
@@ -464,6 +514,12 @@ impl Task {
                         shim.order(Order::Cancel(Cancel { now: false })).await;
                     }
                 }
+                Effect::KillShim => {
+                    if let Some(shim) = &self.shim {
+                        shim.order(Order::Cancel(Cancel { now: true })).await;
+                    }
+                }
+                Effect::Bury => self.inner.bury(self.unit.attempt()).await?,
                 Effect::Conclude => self.conclude().await,
                 Effect::Trim => self.trim().await,
                 Effect::Erase => self.erase().await,

@@ -45,7 +45,10 @@ fn a_unit_goes_from_payload_to_forgotten() {
     assert_eq!(unit.on_ack(9), [Effect::Trim], "an ack reaches no further than the records");
     assert_eq!(unit.acked(), 4);
     assert_eq!(unit.on_ack(4), []);
-    assert_eq!(unit.on_forget().unwrap(), [Effect::Erase]);
+    assert_eq!(unit.on_forget().unwrap(), [Effect::Bury]);
+    assert_eq!(unit.on_forget().unwrap(), [Effect::Bury], "a disk that refused is tried again");
+    assert_eq!(unit.on_buried(), [Effect::Erase]);
+    assert_eq!(unit.on_buried(), []);
 }
 
 #[test]
@@ -72,7 +75,7 @@ fn a_cancel_before_the_start_prevents_it() {
     let State::Finished(finished) = unit.state() else { panic!("not finished") };
     assert_eq!(finished.outcome(), Outcome::Canceled);
     assert_eq!(unit.on_payload(), [], "never started");
-    assert_eq!(unit.on_forget().unwrap(), [Effect::Erase], "no records to wait for");
+    assert_eq!(unit.on_forget().unwrap(), [Effect::Bury], "no records to wait for");
 }
 
 #[test]
@@ -116,6 +119,8 @@ enum Input {
     Ack(u64),
     Attach(u64),
     Forget,
+    Buried,
+    Abandon,
     Damaged,
 }
 
@@ -131,6 +136,8 @@ fn input() -> impl Strategy<Value = Input> {
         (0u64..12).prop_map(Input::Ack),
         (0u64..12).prop_map(Input::Attach),
         Just(Input::Forget),
+        Just(Input::Buried),
+        Just(Input::Abandon),
         Just(Input::Damaged),
     ]
 }
@@ -163,10 +170,17 @@ proptest! {
                 Input::Ack(up_to) => unit.on_ack(up_to),
                 Input::Attach(from) => { unit.on_attach(from); Vec::new() }
                 Input::Forget => unit.on_forget().unwrap_or_default(),
+                Input::Buried => unit.on_buried(),
+                Input::Abandon => unit.on_abandon(),
                 Input::Damaged => { unit.on_damaged(); Vec::new() }
             };
             starts += effects.iter().filter(|effect| **effect == Effect::Start).count();
             erased = effects.contains(&Effect::Erase);
+            // Every verb is bounded: it never asks for more than one thing, and saying it again asks for no more.
+            prop_assert!(effects.len() <= 1);
+            if matches!(input, Input::Cancel | Input::Abandon) && was_finished {
+                prop_assert!(effects.is_empty(), "what ended is not ended again");
+            }
             prop_assert!(starts <= 1, "started twice");
             prop_assert!(!(was_finished && effects.contains(&Effect::Start)), "started after its end");
             prop_assert!(unit.acked() >= acked, "an ack was taken back");
@@ -178,4 +192,20 @@ proptest! {
             prop_assert_eq!(unit.status().state.is_some(), true);
         }
     }
+}
+
+#[test]
+fn what_is_abandoned_dies_at_once_or_never_starts() {
+    let mut pending = unit();
+    assert_eq!(pending.on_abandon(), [Effect::Conclude]);
+    assert_eq!(pending.on_payload(), [], "never started");
+    let mut unit = unit();
+    unit.on_payload();
+    unit.on_started(1);
+    assert_eq!(unit.on_abandon(), [Effect::KillShim]);
+    assert_eq!(unit.on_abandon(), [Effect::KillShim], "said again, done again");
+    assert!(unit.is_abandoned() && unit.is_canceled());
+    unit.on_finished(succeeded(), 2);
+    assert_eq!(unit.on_abandon(), []);
+    assert_eq!(code(unit.on_forget()), RefusalCode::NotFinished, "its records are still to be had");
 }

@@ -2,6 +2,8 @@
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+pub mod registry;
+
 use std::fs;
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -47,7 +49,8 @@ impl Place {
         Options {
             data_dir: self.data.path().join("data"),
             runtime_dir: self.runtime.path().join("run"),
-            shim_binary: env!("CARGO_BIN_EXE_plexus-node").into(),
+            shim_binary: std::env::var_os("PLEXUS_TEST_NODE")
+                .map_or_else(|| env!("CARGO_BIN_EXE_plexus-node").into(), PathBuf::from),
             node: "node-1".parse().unwrap(),
             work: self.work.clone(),
         }
@@ -86,6 +89,7 @@ pub struct Job {
     pub files: Vec<PrivateFile>,
     pub stdin: Vec<u8>,
     pub env: Vec<(String, String)>,
+    pub registry: Option<RegistryAuth>,
     /// The encoded manifest, and the distinct chunks in its order.
     pub tree: Option<(Vec<u8>, Vec<Vec<u8>>)>,
 }
@@ -123,6 +127,7 @@ impl Job {
             files: vec![private_file("script", script)],
             stdin: b"{\"kwargs\":{}}\n{\"eof\":true}\n".to_vec(),
             env: Vec::new(),
+            registry: None,
             tree: None,
         }
     }
@@ -143,7 +148,7 @@ impl Job {
             spool_key: self.key.expose().to_vec().into(),
             spool_key_id: 1,
             env: self.env.iter().cloned().collect(),
-            registry: None,
+            registry: self.registry.clone(),
         }
     }
 
@@ -174,6 +179,10 @@ impl Job {
         let mut heard = Vec::new();
         loop {
             let kind = talk.hear::<PayloadMessage>().await.expect("a last word").kind.unwrap();
+            if matches!(kind, PayloadMessageKind::Progress(_)) {
+                heard.push(kind);
+                continue;
+            }
             let PayloadMessageKind::Need(need) = &kind else { return (heard, kind) };
             let mut answers = Vec::new();
             if need.manifest {

@@ -5,6 +5,7 @@
 
 mod first;
 mod machine;
+mod mesh;
 
 use std::fs;
 use std::process::ExitCode;
@@ -16,7 +17,7 @@ use serde::Serialize;
 /// Which suite.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Suite to run: first.
+    /// Suite to run: first, mesh.
     #[arg(long, default_value = "first")]
     suite: String,
     /// Rows whose name contains this text, only.
@@ -62,11 +63,13 @@ impl Row {
 /// # Errors
 /// When a row cannot be measured, or there is no such suite.
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
-    if options.suite != "first" {
-        bail!("no such suite: {} (there is: first)", options.suite);
-    }
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
-    let rows = runtime.block_on(first::run(options.only.as_deref()))?;
+    let only = options.only.as_deref();
+    let rows = match options.suite.as_str() {
+        "first" => runtime.block_on(first::run(only))?,
+        "mesh" => runtime.block_on(mesh::run(only)),
+        other => bail!("no such suite: {other} (there are: first, mesh)"),
+    };
     print(&rows);
     let dir = target_dir().join("bench");
     fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;

@@ -214,6 +214,7 @@ impl System {
             https_port: ports[1].port(),
             http_port: ports[2].port(),
             runtime: Runtime::Podman,
+            database: None,
         };
         layout.make_dirs()?;
         Running::of_this_process().write(dir)?;

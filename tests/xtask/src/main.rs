@@ -29,8 +29,8 @@ enum Command {
     DemoStop(demo::StopOptions),
     /// Measures and prints a table.
     Bench(bench::Options),
-    /// Checks links and commands of the documentation.
-    Docs,
+    /// Checks links and commands of the documentation, and that the reference is what the programs say.
+    Docs(pages::Options),
     /// Lives troubled lives of a simulated mesh, or measures quiet ones.
     Sim(sim::Options),
     /// Says how many tests ran and names those that were skipped.
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Demo(options) => demo::run(&options),
         Command::DemoStop(options) => demo::stop(&options),
-        Command::Docs => pages::run(),
+        Command::Docs(options) => pages::run(&options),
         Command::TestReport(options) => report::run(&options),
         Command::Sim(options) => sim::run(&options),
         Command::Bench(options) => bench::run(&options),

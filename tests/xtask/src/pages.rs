@@ -9,12 +9,26 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, bail};
 use plexus_tests::Binaries;
 
+/// Page with the commands, and the lines around its generated part.
+const REFERENCE: &str = "docs/reference/cli.md";
+const BEGIN: &str = "<!-- begin: plexus man --markdown -->\n";
+const END: &str = "<!-- end -->\n";
+
+/// What to do about pages.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Writes the generated part of the reference anew instead of comparing it.
+    #[arg(long)]
+    write: bool,
+}
+
 /// Checks every page and lists what is wrong.
 ///
 /// # Errors
 /// When pages cannot be read, or something in them is not so.
-pub(crate) fn run() -> anyhow::Result<ExitCode> {
+pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let top = super::repository();
+    reference(&top.join(REFERENCE), options.write)?;
     let pages = pages(&top)?;
     let targets = make_targets(&top)?;
     let mut programs = Programs { binaries: Binaries::of_this_build()?, helps: BTreeMap::new() };
@@ -47,6 +61,28 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     }
     println!("{} pages: {links} links and {commands} commands are right", pages.len());
     Ok(ExitCode::SUCCESS)
+}
+
+/// Compares the generated part of the reference with what `plexus` says of itself, or writes it.
+fn reference(page: &Path, write: bool) -> anyhow::Result<()> {
+    let program = Binaries::of_this_build()?.cli();
+    let said = Command::new(&program).args(["man", "--markdown"]).output();
+    let said = said.with_context(|| format!("cannot run {}", program.display()))?;
+    let said = String::from_utf8(said.stdout).context("plexus man --markdown is no text")?;
+    let text = fs::read_to_string(page).with_context(|| format!("cannot read {}", page.display()))?;
+    let fresh = with_generated(&text, &said).context("docs/reference/cli.md has no generated part")?;
+    match (fresh == text, write) {
+        (true, _) => Ok(()),
+        (false, true) => fs::write(page, fresh).with_context(|| format!("cannot write {}", page.display())),
+        (false, false) => bail!("{REFERENCE} is not what plexus says; xtask docs --write mends it"),
+    }
+}
+
+/// `text` with `said` between its marks; none if the marks are missing.
+fn with_generated(text: &str, said: &str) -> Option<String> {
+    let (before, rest) = text.split_once(BEGIN)?;
+    let (_, after) = rest.split_once(END)?;
+    Some(format!("{before}{BEGIN}\n{}\n\n{END}{after}", said.trim()))
 }
 
 /// Markdown files of the source tree.
@@ -257,6 +293,13 @@ fn flat(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_is_between_the_marks_is_generated() {
+        let text = format!("a\n{BEGIN}old\n{END}b\n");
+        assert_eq!(with_generated(&text, "new\n").unwrap(), format!("a\n{BEGIN}\nnew\n\n{END}b\n"));
+        assert_eq!(with_generated("no marks", "new"), None);
+    }
 
     #[test]
     fn links_in_code_are_no_links() {

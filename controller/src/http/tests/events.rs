@@ -29,7 +29,7 @@ pub(super) async fn launched(api: &Api) -> (JobKey, Attempt, Session) {
 }
 
 /// A launched job, and the captured stream of a real run stored as its events.
-async fn ran(api: &Api, case: &str) -> i64 {
+pub(super) async fn ran(api: &Api, case: &str) -> i64 {
     let (key, attempt, mut session) = launched(api).await;
     for record in Spool::whole(attempt, &captured(case), 4096) {
         session.push(record).await.unwrap();

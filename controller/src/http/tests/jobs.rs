@@ -282,7 +282,7 @@ async fn the_image_is_chosen_in_the_known_order() {
 async fn a_playbook_that_vanished_is_told_at_launch() {
     let api = Api::new().await;
     let template = api.template("web").await;
-    std::fs::remove_file(api.dir.path().join("projects/demo/site.yml")).unwrap();
+    std::fs::remove_file(api.dir.dir().join("projects/demo/site.yml")).unwrap();
     let reply = launch(&api, template, json!({})).await;
     assert_eq!(
         (reply.status.as_u16(), &reply.json),

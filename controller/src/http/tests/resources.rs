@@ -216,7 +216,7 @@ async fn secrets_of_credentials_are_sealed_and_never_shown() {
         );
     }
     // Nothing of it is on disk either, in whatever file.
-    for entry in std::fs::read_dir(api.dir.path()).unwrap().flatten().filter(|entry| entry.path().is_file()) {
+    for entry in std::fs::read_dir(api.dir.dir()).unwrap().flatten().filter(|entry| entry.path().is_file()) {
         let bytes = std::fs::read(entry.path()).unwrap();
         assert!(!bytes.windows(6).any(|window| window == b"geheim"), "{:?}", entry.path());
     }

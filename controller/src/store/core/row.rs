@@ -2,37 +2,67 @@
 
 use jiff::Timestamp;
 use sqlx::Row as _;
+use sqlx::postgres::{PgRow, Postgres};
 use sqlx::sqlite::{Sqlite, SqliteRow};
 
 use super::Error;
 
 /// A type a column can be read as: integers, texts, bytes, booleans, floats, and options of these.
-pub trait Cell: for<'r> sqlx::Decode<'r, Sqlite> + sqlx::Type<Sqlite> {}
-impl<T: for<'r> sqlx::Decode<'r, Sqlite> + sqlx::Type<Sqlite>> Cell for T {}
+pub trait Cell:
+    for<'r> sqlx::Decode<'r, Sqlite>
+    + sqlx::Type<Sqlite>
+    + for<'r> sqlx::Decode<'r, Postgres>
+    + sqlx::Type<Postgres>
+{
+}
+impl<T> Cell for T where
+    T: for<'r> sqlx::Decode<'r, Sqlite>
+        + sqlx::Type<Sqlite>
+        + for<'r> sqlx::Decode<'r, Postgres>
+        + sqlx::Type<Postgres>
+{
+}
 
 /// One row of a result.
-pub struct Row(SqliteRow);
+pub struct Row(Inner);
+
+enum Inner {
+    Sqlite(SqliteRow),
+    Postgres(PgRow),
+}
+
+impl From<SqliteRow> for Row {
+    fn from(row: SqliteRow) -> Self {
+        Self(Inner::Sqlite(row))
+    }
+}
+
+impl From<PgRow> for Row {
+    fn from(row: PgRow) -> Self {
+        Self(Inner::Postgres(row))
+    }
+}
 
 impl Row {
-    pub(super) fn new(row: SqliteRow) -> Self {
-        Self(row)
-    }
-
     /// The value of a column.
     ///
     /// # Errors
     /// [`Error::Column`] if there is no such column or its value is of another type (null included).
     pub fn value<T: Cell>(&self, column: &str) -> Result<T, Error> {
-        self.0
-            .try_get(column)
-            .map_err(|source| Error::Column { column: column.to_owned(), source: Box::new(source) })
+        match &self.0 {
+            Inner::Sqlite(row) => row.try_get(column),
+            Inner::Postgres(row) => row.try_get(column),
+        }
+        .map_err(|source| Error::Column { column: column.to_owned(), source: Box::new(source) })
     }
 
     /// The value of the column at `index`, in the order of the query.
     pub fn at<T: Cell>(&self, index: usize) -> Result<T, Error> {
-        self.0
-            .try_get(index)
-            .map_err(|source| Error::Column { column: index.to_string(), source: Box::new(source) })
+        match &self.0 {
+            Inner::Sqlite(row) => row.try_get(index),
+            Inner::Postgres(row) => row.try_get(index),
+        }
+        .map_err(|source| Error::Column { column: index.to_string(), source: Box::new(source) })
     }
 
     /// A time, stored as microseconds since 1970.

@@ -3,23 +3,15 @@
 use sea_query::{Expr, ExprTrait, Query};
 
 use super::*;
-
-/// A database of its own and what keeps it alive.
-struct Opened {
-    db: CoreDb,
-    _dir: tempfile::TempDir,
-}
+use crate::store::testing::Place;
 
 /// Opens an empty database of each engine there is, and runs the check on it.
 async fn on_each_engine<F: Future<Output = ()>>(check: impl Fn(CoreDb) -> F) {
-    let opened = sqlite_db().await;
-    check(opened.db.clone()).await;
-}
-
-async fn sqlite_db() -> Opened {
-    let dir = tempfile::tempdir().unwrap();
-    let db = CoreDb::open(&dir.path().join("core.sqlite")).await.unwrap();
-    Opened { db, _dir: dir }
+    for engine in [Engine::Sqlite, Engine::Postgres] {
+        println!("on {engine:?}");
+        let place = Place::new(engine);
+        check(place.core().await).await;
+    }
 }
 
 fn insert_user(name: &str) -> InsertStatement {
@@ -111,38 +103,49 @@ async fn a_commit_wakes_the_reconciler_only_when_asked() {
 
 #[tokio::test]
 async fn a_database_survives_being_opened_again() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("core.sqlite");
-    let db = CoreDb::open(&path).await.unwrap();
-    let mut tx = db.begin(Class::Intent).await.unwrap();
-    tx.insert(&mut insert_user("ada")).await.unwrap();
-    tx.commit().await.unwrap();
-    db.close().await;
-    drop(db);
-    let db = CoreDb::open(&path).await.unwrap();
-    assert!(db.optional(user_named("ada")).await.unwrap().is_some());
+    for engine in [Engine::Sqlite, Engine::Postgres] {
+        let place = Place::new(engine);
+        let db = place.core().await;
+        let mut tx = db.begin(Class::Intent).await.unwrap();
+        tx.insert(&mut insert_user("ada")).await.unwrap();
+        tx.commit().await.unwrap();
+        db.close().await;
+        drop(db);
+        let db = place.core().await;
+        assert!(db.optional(user_named("ada")).await.unwrap().is_some());
+    }
 }
 
 #[tokio::test]
 async fn a_database_in_use_is_refused() {
-    let opened = sqlite_db().await;
-    let second = CoreDb::open(&opened._dir.path().join("core.sqlite")).await;
+    let place = Place::new(Engine::Sqlite);
+    let _first = place.core().await;
+    let second = CoreDb::open(&place.dir().join("core.sqlite")).await;
     assert!(matches!(second, Err(OpenError::InUse { .. })));
+    let place = Place::new(Engine::Postgres);
+    let _first = place.core().await;
+    let second = CoreDb::connect(&place.server()).await.unwrap_err();
+    assert!(matches!(second, OpenError::InUse { .. }), "{second:?}");
 }
 
 #[tokio::test]
 async fn a_database_of_a_newer_version_is_refused_with_both_versions() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("core.sqlite");
-    let db = CoreDb::open(&path).await.unwrap();
-    let mut tx = db.begin(Class::Bulk).await.unwrap();
-    sqlite::set_schema_version(&mut tx.tx, 9000).await.unwrap();
-    tx.commit().await.unwrap();
-    db.close().await;
-    drop(db);
-    let error = CoreDb::open(&path).await.unwrap_err();
-    assert!(matches!(error, OpenError::Newer { found: 9000, .. }));
-    assert!(error.to_string().contains("schema version 9000, this controller knows up to"), "{error}");
+    for engine in [Engine::Sqlite, Engine::Postgres] {
+        let place = Place::new(engine);
+        let db = place.core().await;
+        let mut tx = db.begin(Class::Bulk).await.unwrap();
+        tx.set_schema_version(9000).await.unwrap();
+        tx.commit().await.unwrap();
+        db.close().await;
+        drop(db);
+        let error = match engine {
+            Engine::Sqlite => CoreDb::open(&place.dir().join("core.sqlite")).await,
+            Engine::Postgres => CoreDb::connect(&place.server()).await,
+        };
+        let error = error.unwrap_err();
+        assert!(matches!(error, OpenError::Newer { found: 9000, .. }), "{error:?}");
+        assert!(error.to_string().contains("schema version 9000, this controller knows up to"), "{error}");
+    }
 }
 
 #[tokio::test]
@@ -173,7 +176,8 @@ fn the_schema_speaks_every_engine() {
         assert!(sqlite.iter().any(|sql| sql.contains("AUTOINCREMENT")));
         assert!(sqlite.iter().all(|sql| !sql.contains("ALTER TABLE")));
         assert!(postgres.iter().any(|sql| sql.starts_with("ALTER TABLE") && sql.contains("FOREIGN KEY")));
-        // A word that is SQL's own is quoted.
-        assert!(sqlite.iter().any(|sql| sql.contains("\"limit\" text")));
     }
+    // A word that is SQL's own is quoted.
+    let first = migrations::ALL[0].statements(Engine::Sqlite);
+    assert!(first.iter().any(|sql| sql.contains("\"limit\" text")));
 }

@@ -13,14 +13,14 @@ use sea_query::{Expr, ExprTrait, Query};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::Error;
 use super::body::{Body, Packer, Tail};
 use super::commit::{Bundle, EventRow, JobPart, JobState, OpenWork, OpenedRows, SlotChange, UnitPart, Work};
+use super::engine::{Reader, statement};
 use super::id::Uuid;
 use super::intake::{Batch, Commits, NewEvent, OpenRequest, Opened, Staged};
 use super::schema::{Dictionary, flag};
-use super::sqlite::{Reader, statement};
 use super::summary::JobSummary;
+use super::{Counters, Error};
 use crate::stream;
 
 /// Events after which a transaction takes no further records: about 10 ms of writing.
@@ -37,6 +37,8 @@ pub(super) enum Request {
     Open(OpenRequest),
     Store(Batch),
     Discard(Attempt, oneshot::Sender<Result<(), Error>>),
+    /// Removes all of a job.
+    Delete(i64, oneshot::Sender<Result<(), Error>>),
 }
 
 /// The task that owns the jobs of a month which are being added to.
@@ -51,6 +53,7 @@ pub(super) struct Assembler {
     packer: Packer,
     generation: Arc<AtomicU64>,
     seen_generation: u64,
+    counters: Arc<Counters>,
 }
 
 /// A job that is being added to.
@@ -72,6 +75,7 @@ impl Assembler {
         reader: Reader,
         generation: Arc<AtomicU64>,
         stop: CancellationToken,
+        counters: Arc<Counters>,
     ) -> Self {
         Self {
             requests,
@@ -83,6 +87,7 @@ impl Assembler {
             packer: Packer::new(),
             generation,
             seen_generation: 0,
+            counters,
         }
     }
 
@@ -105,6 +110,11 @@ impl Assembler {
                     Request::Open(open) => self.open(open).await,
                     Request::Discard(attempt, reply) => {
                         let _ = self.work.send(Work::Discard(attempt, reply)).await;
+                    }
+                    Request::Delete(job, reply) => {
+                        // Whoever adds to it begins anew, and so finds out.
+                        self.jobs.remove(&job);
+                        let _ = self.work.send(Work::Delete(job, reply)).await;
                     }
                     Request::Store(first) => next = self.gather(first).await,
                 }
@@ -217,6 +227,7 @@ impl Assembler {
             for batch in batches {
                 // The cursor of the attempt no longer follows: whoever brought it opens again.
                 self.jobs.remove(&batch.job);
+                self.counters.undone.add(1);
                 batch.commits.fail(Arc::clone(&error));
             }
             return bundle;
@@ -225,7 +236,10 @@ impl Assembler {
             let job = self.jobs.get_mut(&batch.job);
             match job.ok_or(Error::Stale).and_then(|job| job.admit(&batch).map(|()| job)) {
                 Ok(job) => job.add(batch, &self.names, &mut self.packer, &mut bundle),
-                Err(error) => batch.commits.fail(Arc::new(error)),
+                Err(error) => {
+                    self.counters.undone.add(1);
+                    batch.commits.fail(Arc::new(error));
+                }
             }
         }
         for (job, part) in &mut bundle.jobs {
@@ -362,6 +376,7 @@ impl Job {
                     epoch: batch.epoch,
                     previous: batch.previous,
                     record: batch.record,
+                    records: 0,
                     carry: Vec::new(),
                     staged: Default::default(),
                     gaps: Vec::new(),
@@ -371,6 +386,7 @@ impl Job {
             }
         };
         unit.record = batch.record;
+        unit.records += 1;
         unit.carry = batch.carry;
         unit.gaps.extend(batch.gaps);
         for staged in batch.staged {

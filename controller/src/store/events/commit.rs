@@ -15,13 +15,13 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::body::{Block, Opened, Tail};
+use super::engine::{Binder, Shape, Statement, Transaction, Writer, deletion, is_transient, statement};
 use super::heads::Heads;
 use super::id::Uuid;
 use super::intake::{Commits, NewGap, Slot};
 use super::schema::{self, Dictionary};
-use super::sqlite::{Binder, Shape, Statement, Transaction, Writer, is_transient, statement};
 use super::summary::JobSummary;
-use super::{Error, stored_integer};
+use super::{Counters, Error, stored_integer};
 use crate::crash::Point;
 
 /// First and longest wait before a failed transaction is tried again.
@@ -117,6 +117,8 @@ pub(super) struct UnitPart {
     pub(super) epoch: OwnerEpoch,
     pub(super) previous: u64,
     pub(super) record: u64,
+    /// Records that came, of those from `previous + 1` to `record`.
+    pub(super) records: u64,
     pub(super) carry: Vec<u8>,
     pub(super) staged: BTreeMap<Slot, SlotChange>,
     pub(super) gaps: Vec<NewGap>,
@@ -149,6 +151,8 @@ pub(super) enum Work {
     Settle(oneshot::Sender<()>),
     /// Drops an attempt's staging: it is finished and its results are taken.
     Discard(Attempt, oneshot::Sender<Result<(), Error>>),
+    /// Removes all of a job.
+    Delete(i64, oneshot::Sender<Result<(), Error>>),
 }
 
 /// Takes a unit for an epoch and reads where its attempt stands.
@@ -178,6 +182,7 @@ pub(super) struct Committer {
     pub(super) generation: Arc<AtomicU64>,
     /// Told what is committed.
     pub(super) heads: Arc<Heads>,
+    pub(super) counters: Arc<Counters>,
     /// Ends the waiting for a lock that never goes.
     pub(super) stop: CancellationToken,
 }
@@ -201,6 +206,9 @@ impl Committer {
                 Work::Discard(attempt, reply) => {
                     let _ = reply.send(discard(&mut self.writer, attempt).await);
                 }
+                Work::Delete(job, reply) => {
+                    let _ = reply.send(delete_job(&mut self.writer, job).await);
+                }
             }
         }
         self.writer.close().await;
@@ -213,28 +221,38 @@ impl Committer {
                 break Err(Error::Stale);
             }
             match store(&mut self.writer, &bundle, wait.tries > 0).await {
-                Err(error) if is_transient(&error) && wait.again(&error).await => {}
+                Err(error) if is_transient(&error) && wait.again(&error).await => {
+                    self.counters.retries.add(1)
+                }
                 outcome => break outcome,
             }
         };
         match outcome {
             Ok(refused) => {
+                self.counters.commits.add(1);
                 for (job, part) in &bundle.jobs {
-                    match refused.contains_key(job) {
-                        true => part.state.make_stale(),
-                        false => self.heads.advance(*job, part.summary.events),
+                    if refused.contains_key(job) {
+                        part.state.make_stale();
+                    } else {
+                        self.counters.events_stored.add(part.rows.len() as u64);
+                        self.heads.advance(*job, part.summary.events);
                     }
                 }
                 for unit in bundle.units {
-                    match refused.get(&unit.job) {
-                        None => unit.commits.stored(unit.record),
-                        Some(units) => unit.commits.fail(Arc::new(match units.get(&unit.attempt.unit) {
-                            Some(&current) => {
-                                Error::OlderEpoch { unit: unit.attempt.unit, shown: unit.epoch, current }
-                            }
-                            None => Error::Stale,
-                        })),
-                    }
+                    let Some(units) = refused.get(&unit.job) else {
+                        self.counters.records_stored.add(unit.records);
+                        self.counters.gaps_named.add(unit.gaps.len() as u64);
+                        unit.commits.stored(unit.record);
+                        continue;
+                    };
+                    self.counters.undone.add(unit.records);
+                    self.counters.fenced.add(u64::from(units.contains_key(&unit.attempt.unit)));
+                    unit.commits.fail(Arc::new(match units.get(&unit.attempt.unit) {
+                        Some(&current) => {
+                            Error::OlderEpoch { unit: unit.attempt.unit, shown: unit.epoch, current }
+                        }
+                        None => Error::Stale,
+                    }));
                 }
                 Point::Acknowledgeable.hit();
             }
@@ -245,6 +263,7 @@ impl Committer {
                 }
                 let error = Arc::new(error);
                 bundle.jobs.values().for_each(|part| part.state.make_stale());
+                bundle.units.iter().for_each(|unit| self.counters.undone.add(unit.records));
                 bundle.units.iter().for_each(|unit| unit.commits.fail(Arc::clone(&error)));
             }
         }
@@ -513,6 +532,23 @@ async fn discard(writer: &mut Writer, attempt: Attempt) -> Result<(), Error> {
     transaction.commit().await
 }
 
+async fn delete_job(writer: &mut Writer, job: i64) -> Result<(), Error> {
+    let mut transaction = writer.begin().await?;
+    let mut units = Query::select();
+    units.column("unit").from(schema::OWNER).and_where(Expr::col("job").eq(job));
+    for table in [schema::CURSOR, schema::STAGING] {
+        let mut query = Query::delete();
+        query.from_table(table).and_where(Expr::col("unit").in_subquery(units.clone()));
+        transaction.execute(deletion(&query)).await?;
+    }
+    for table in [schema::OWNER, schema::EVENT, schema::BLOCK, schema::JOB, schema::JOB_HOST, schema::GAP] {
+        let mut query = Query::delete();
+        query.from_table(table).and_where(Expr::col("job").eq(job));
+        transaction.execute(deletion(&query)).await?;
+    }
+    transaction.commit().await
+}
+
 fn delete_staging(attempt: Attempt, slot: Option<Slot>) -> Statement {
     let mut query = Query::delete();
     query
@@ -520,5 +556,5 @@ fn delete_staging(attempt: Attempt, slot: Option<Slot>) -> Statement {
         .and_where(Expr::col("unit").eq(attempt.unit.0.as_bytes().to_vec()))
         .and_where(Expr::col("attempt").eq(i64::from(attempt.number)))
         .and_where_option(slot.map(|slot| Expr::col("slot").eq(slot.number())));
-    statement(&query)
+    deletion(&query)
 }

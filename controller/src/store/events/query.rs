@@ -3,8 +3,10 @@
 use std::cmp;
 use std::ops::RangeInclusive;
 
+use sea_query::extension::postgres::PgExpr;
 use sea_query::{Condition, Expr, ExprTrait, Func, LikeExpr, Query, SelectStatement};
 
+use super::super::sql::Engine;
 use super::id::Uuid;
 use super::schema::{self, Dictionary, flag};
 
@@ -54,28 +56,34 @@ pub enum TextMatch {
 
 impl TextMatch {
     /// Numbers of the names that match, as a subquery.
-    fn names(&self, dictionary: Dictionary) -> SelectStatement {
+    fn names(&self, dictionary: Dictionary, engine: Engine) -> SelectStatement {
         let name = || Expr::col("name");
         let condition = match self {
             Self::In(names) => name().is_in(names.iter().cloned()),
             // `LIKE` differs between engines in case; positions do not.
-            Self::Contains(part) => position(name(), part.clone().into()).gt(0),
+            Self::Contains(part) => position(engine, name(), part.clone().into()).gt(0),
+            // SQLite folds ASCII letters in LIKE, and PostgreSQL has ILIKE.
             Self::ContainsIgnoringCase(part) => {
-                name().like(LikeExpr::new(format!("%{}%", escape(part))).escape('\\'))
+                let pattern = LikeExpr::new(format!("%{}%", escape(part)));
+                match engine {
+                    Engine::Sqlite => name().like(pattern.escape('\\')),
+                    // The backslash is what it escapes with anyway.
+                    Engine::Postgres => name().ilike(pattern),
+                }
             }
-            Self::StartsWith(part) => position(name(), part.clone().into()).eq(1),
+            Self::StartsWith(part) => position(engine, name(), part.clone().into()).eq(1),
         };
         Query::select().column("id").from(dictionary.table()).and_where(condition).take()
     }
 
-    fn condition(&self, dictionary: Dictionary, column: &'static str) -> Expr {
-        Expr::col((schema::EVENT, column)).in_subquery(self.names(dictionary))
+    fn condition(&self, engine: Engine, dictionary: Dictionary, column: &'static str) -> Expr {
+        Expr::col((schema::EVENT, column)).in_subquery(self.names(dictionary, engine))
     }
 }
 
 /// Where `part` begins in `text`, from 1; 0 when it does not.
-fn position(text: Expr, part: Expr) -> Expr {
-    Func::cust(super::sqlite::POSITION).arg(text).arg(part).into()
+fn position(engine: Engine, text: Expr, part: Expr) -> Expr {
+    Func::cust(super::engine::position(engine)).arg(text).arg(part).into()
 }
 
 fn escape(part: &str) -> String {
@@ -178,7 +186,7 @@ impl EventQuery {
     }
 
     /// What rows of the job must hold.
-    pub(super) fn condition(&self, job: i64) -> Condition {
+    pub(super) fn condition(&self, job: i64, engine: Engine) -> Condition {
         let flags = |bit: i64, on: bool| {
             let set = Expr::col((schema::EVENT, "flags")).bit_and(bit);
             if on { set.ne(0) } else { set.eq(0) }
@@ -190,10 +198,12 @@ impl EventQuery {
         let failed = self.failed.map(|on| if on { schema::is_failed() } else { flags(flag::FAILED, false) });
         Condition::all()
             .add(Expr::col((schema::EVENT, "job")).eq(job))
-            .add_option(self.kind.as_ref().map(|kind| kind.condition(Dictionary::Kind, "kind")))
-            .add_option(self.not_kind.as_ref().map(|kind| kind.condition(Dictionary::Kind, "kind").not()))
-            .add_option(self.host.as_ref().map(|host| host.condition(Dictionary::Host, "host")))
-            .add_option(self.task.as_ref().map(|task| task.condition(Dictionary::Task, "task")))
+            .add_option(self.kind.as_ref().map(|kind| kind.condition(engine, Dictionary::Kind, "kind")))
+            .add_option(
+                self.not_kind.as_ref().map(|kind| kind.condition(engine, Dictionary::Kind, "kind").not()),
+            )
+            .add_option(self.host.as_ref().map(|host| host.condition(engine, Dictionary::Host, "host")))
+            .add_option(self.task.as_ref().map(|task| task.condition(engine, Dictionary::Task, "task")))
             .add_option(failed)
             .add_option(self.changed.map(|on| flags(flag::CHANGED, on)))
             .add(self.counter.condition("counter"))

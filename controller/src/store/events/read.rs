@@ -11,11 +11,11 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::body::{Body, EVENTS_MAX, Opened};
+use super::engine::{Reader, Row, statement};
 use super::id::Uuid;
 use super::intake::Slot;
 use super::query::{EventQuery, Order};
 use super::schema::{self, Dictionary, flag};
-use super::sqlite::{Reader, Row, statement};
 use super::summary::JobSummary;
 use super::{Error, EventId, EventStore, GapKind, JobKey};
 
@@ -270,7 +270,10 @@ async fn total(reader: &Reader, job: i64, query: &EventQuery) -> Result<u64, Err
         return Ok(u64::try_from(to.saturating_sub(from).saturating_add(1)).unwrap_or(0));
     }
     let mut count = Query::select();
-    count.expr(Expr::col(Asterisk).count()).from(schema::EVENT).cond_where(query.condition(job));
+    count
+        .expr(Expr::col(Asterisk).count())
+        .from(schema::EVENT)
+        .cond_where(query.condition(job, reader.kind()));
     let count =
         if query.failed == Some(true) { statement(&count).by_failed_index() } else { statement(&count) };
     let rows = reader.rows(count).await?;
@@ -293,7 +296,7 @@ async fn page(reader: &Reader, job: i64, query: &EventQuery) -> Result<Vec<Named
         select.cond_where(in_range(job, &range));
         offset = 0;
     } else {
-        select.cond_where(query.condition(job));
+        select.cond_where(query.condition(job, reader.kind()));
     }
     let order = match query.order {
         Order::Ascending => SqlOrder::Asc,

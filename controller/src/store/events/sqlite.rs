@@ -7,16 +7,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sea_query::{Query, SqliteQueryBuilder, Value};
-use sea_query_sqlx::SqlxBinder;
+use sea_query::SqliteQueryBuilder;
 use sqlx::sqlite::{
     SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool,
-    SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+    SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{Arguments, AssertSqlSafe, ConnectOptions, Connection, Executor, IntoArguments, Row as _};
+use sqlx::{Arguments, AssertSqlSafe, ConnectOptions, Connection, Executor};
 
-use super::schema::{self, EVENT, EVENT_FAILED};
-use super::{Error, Month};
+use super::super::sql;
+use super::engine::{self, Row, Shape, Statement};
+use super::{Error, Month, schema};
 
 /// Tells our files from other SQLite files: "PlxE".
 const APPLICATION_ID: i64 = 0x506c_7845;
@@ -29,12 +29,9 @@ const READERS: u32 = 4;
 /// Rows of one INSERT, from large to small: few sizes, so that all of them stay prepared.
 const ROWS: [usize; 5] = [128, 32, 8, 2, 1];
 
-/// The function that finds a text in another: `instr(text, part)`, from 1.
-pub(super) const POSITION: &str = "instr";
-
 /// Where the months are.
 #[derive(Debug, Clone)]
-pub(super) struct Engine {
+pub(in super::super) struct Engine {
     dir: PathBuf,
 }
 
@@ -93,7 +90,44 @@ impl Engine {
             .pragma("cache_size", "-65536");
         let mut connection = options.connect().await.map_err(failed)?;
         prepare(&mut connection, &path).await?;
-        Ok(Writer { connection, texts: Texts::default(), path: path.into() })
+        Ok(Writer {
+            options,
+            connection: Some(connection),
+            is_broken: false,
+            texts: Texts::default(),
+            path: path.into(),
+        })
+    }
+
+    /// The months there are, oldest first.
+    pub(super) fn months(&self) -> Result<Vec<Month>, Error> {
+        let failed = |source| Error::Directory { dir: self.dir.clone(), source };
+        let mut months = Vec::new();
+        for entry in std::fs::read_dir(&self.dir).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            months.extend(name.to_str().and_then(|name| Month::parse(name.strip_suffix(".sqlite")?)));
+        }
+        months.sort_unstable();
+        Ok(months)
+    }
+
+    /// Removes a month's file, and its log before it: a log without its file says nothing, the other way round an old
+    /// state of the file would come back.
+    pub(super) fn remove(&self, month: Month) -> Result<(), Error> {
+        let path = self.path(month);
+        for suffix in ["", "-wal", "-shm"] {
+            let mut name = path.clone().into_os_string();
+            name.push(suffix);
+            match std::fs::remove_file(&name) {
+                Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::Directory { dir: self.dir.clone(), source });
+                }
+                _ => {}
+            }
+        }
+        std::fs::File::open(&self.dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(|source| Error::Directory { dir: self.dir.clone(), source })
     }
 
     fn path(&self, month: Month) -> PathBuf {
@@ -161,69 +195,14 @@ async fn prepare(connection: &mut SqliteConnection, path: &Path) -> Result<(), E
     transaction.commit().await.map_err(failed)
 }
 
-/// A statement ready for the driver.
-pub(super) struct Statement {
-    sql: String,
-    arguments: SqliteArguments,
-}
-
-/// Takes a statement of the builder.
-pub(super) fn statement(query: &impl SqlxBinder) -> Statement {
-    let (sql, values) = query.build_sqlx(SqliteQueryBuilder);
-    Statement { sql, arguments: values.into_arguments() }
-}
-
-impl Statement {
-    /// Makes the planner walk the index of failed events: without statistics it would take the key, and scan a job that
-    /// had one failure in a million. The builder has no word for it.
-    pub(super) fn by_failed_index(mut self) -> Self {
-        let table = format!(r#" FROM "{EVENT}""#);
-        self.sql = self.sql.replacen(&table, &format!(r#"{table} INDEXED BY "{EVENT_FAILED}""#), 1);
-        self
-    }
-}
-
-/// Values of the rows of one INSERT, in the order of the columns.
+/// Values of the rows of one INSERT.
 #[derive(Default)]
 pub(super) struct Binder(SqliteArguments);
 
 impl Binder {
-    pub(super) fn integer(&mut self, value: i64) -> &mut Self {
-        self.add(value)
-    }
-
-    pub(super) fn maybe_integer(&mut self, value: Option<i64>) -> &mut Self {
-        self.add(value)
-    }
-
-    pub(super) fn blob(&mut self, value: &[u8]) -> &mut Self {
-        self.add(value.to_vec())
-    }
-
-    pub(super) fn maybe_blob(&mut self, value: Option<&[u8]>) -> &mut Self {
-        self.add(value.map(<[u8]>::to_vec))
-    }
-
-    pub(super) fn text(&mut self, value: &str) -> &mut Self {
-        self.add(value.to_owned())
-    }
-
-    fn add<'t, T: sqlx::Encode<'t, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>>(
-        &mut self,
-        value: T,
-    ) -> &mut Self {
+    pub(super) fn add<'t, T: sqlx::Encode<'t, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>>(&mut self, value: T) {
         self.0.add(value).expect("integers, bytes and text always encode");
-        self
     }
-}
-
-/// An INSERT of any number of rows. A conflict with `key` replaces what stands there, or is ignored if nothing else is
-/// in the row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Shape {
-    pub(super) table: &'static str,
-    pub(super) columns: &'static [&'static str],
-    pub(super) key: &'static [&'static str],
 }
 
 /// Texts of INSERTs, built once for each number of rows.
@@ -232,33 +211,21 @@ struct Texts(HashMap<(Shape, usize), Arc<str>>);
 
 impl Texts {
     fn insert(&mut self, shape: Shape, rows: usize) -> Arc<str> {
-        let text = self.0.entry((shape, rows)).or_insert_with(|| {
-            let mut query = Query::insert();
-            query.into_table(shape.table).columns(shape.columns.iter().copied());
-            for _ in 0..rows {
-                let values = shape.columns.iter().map(|_| Value::BigInt(None).into());
-                query.values(values).expect("as many values as columns");
-            }
-            if !shape.key.is_empty() {
-                let mut conflict = sea_query::OnConflict::columns(shape.key.iter().copied());
-                let rest: Vec<_> =
-                    shape.columns.iter().copied().filter(|column| !shape.key.contains(column)).collect();
-                if rest.is_empty() {
-                    conflict.do_nothing()
-                } else {
-                    conflict.update_columns(rest)
-                };
-                query.on_conflict(conflict);
-            }
-            query.build(SqliteQueryBuilder).0.into()
-        });
+        let text = self
+            .0
+            .entry((shape, rows))
+            .or_insert_with(|| shape.insert_rows(rows).build(SqliteQueryBuilder).0.into());
         Arc::clone(text)
     }
 }
 
 /// The one connection that writes a month.
 pub(super) struct Writer {
-    connection: SqliteConnection,
+    options: SqliteConnectOptions,
+    connection: Option<SqliteConnection>,
+    /// A statement failed. SQLite may have undone the transaction by itself (a full disk does that), and the driver then
+    /// counts one that is not there and begins no other: only a new connection helps.
+    is_broken: bool,
     texts: Texts,
     path: Arc<Path>,
 }
@@ -266,14 +233,26 @@ pub(super) struct Writer {
 impl Writer {
     /// Begins a transaction that nobody else can write beside. Dropped, it is undone.
     pub(super) async fn begin(&mut self) -> Result<Transaction<'_>, Error> {
-        let inner = self.connection.begin_with("BEGIN IMMEDIATE").await;
-        let inner = inner.map_err(|source| Error::Write { file: self.path.to_path_buf(), source })?;
-        Ok(Transaction { inner, texts: &mut self.texts, path: &self.path })
+        let failed = |source| Error::Write { file: self.path.to_path_buf(), source };
+        if self.is_broken
+            && let Some(connection) = self.connection.take()
+        {
+            let _ = connection.close().await;
+        }
+        if self.connection.is_none() {
+            self.connection = Some(self.options.connect().await.map_err(failed)?);
+            self.is_broken = false;
+        }
+        let connection = self.connection.as_mut().expect("made the line before where there was none");
+        let inner = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+        Ok(Transaction { inner, is_broken: &mut self.is_broken, texts: &mut self.texts, path: &self.path })
     }
 
     /// Folds the log into the file and closes it.
     pub(super) async fn close(self) {
-        if let Err(error) = self.connection.close().await {
+        if let Some(connection) = self.connection
+            && let Err(error) = connection.close().await
+        {
             tracing::warn!(file = %self.path.display(), error = &error as &dyn std::error::Error, "event file closed with an error");
         }
     }
@@ -282,6 +261,7 @@ impl Writer {
 /// A transaction at work.
 pub(super) struct Transaction<'a> {
     inner: sqlx::Transaction<'a, sqlx::Sqlite>,
+    is_broken: &'a mut bool,
     texts: &'a mut Texts,
     path: &'a Path,
 }
@@ -289,7 +269,8 @@ pub(super) struct Transaction<'a> {
 impl Transaction<'_> {
     pub(super) async fn execute(&mut self, statement: Statement) -> Result<u64, Error> {
         // The text comes from the builder.
-        let query = sqlx::query_with(AssertSqlSafe(statement.sql), statement.arguments);
+        let built = statement.build(sql::Engine::Sqlite);
+        let query = sqlx::query_with(AssertSqlSafe(built.sql), built.values);
         query
             .execute(&mut *self.inner)
             .await
@@ -298,9 +279,10 @@ impl Transaction<'_> {
     }
 
     pub(super) async fn rows(&mut self, statement: Statement) -> Result<Vec<Row>, Error> {
-        let query = sqlx::query_with(AssertSqlSafe(statement.sql), statement.arguments);
+        let built = statement.build(sql::Engine::Sqlite);
+        let query = sqlx::query_with(AssertSqlSafe(built.sql), built.values);
         let rows = query.fetch_all(&mut *self.inner).await.map_err(|source| self.failed(source))?;
-        Ok(rows.into_iter().map(Row).collect())
+        Ok(rows.into_iter().map(Row::Sqlite).collect())
     }
 
     /// Inserts `items` in as few statements as the prepared sizes allow.
@@ -308,14 +290,16 @@ impl Transaction<'_> {
         &mut self,
         shape: Shape,
         mut items: &[T],
-        bind: impl Fn(&mut Binder, &T),
+        bind: impl Fn(&mut engine::Binder, &T),
     ) -> Result<(), Error> {
         while !items.is_empty() {
             let rows = ROWS.into_iter().find(|&rows| rows <= items.len()).unwrap_or(1);
             let (now, later) = items.split_at(rows);
             let mut binder = Binder::default();
             binder.0.reserve(rows * shape.columns.len(), 0);
+            let mut binder = engine::Binder::Sqlite(binder);
             now.iter().for_each(|item| bind(&mut binder, item));
+            let engine::Binder::Sqlite(binder) = binder else { return Ok(()) };
             let query = sqlx::query_with(AssertSqlSafe(self.texts.insert(shape, rows)), binder.0);
             query.execute(&mut *self.inner).await.map_err(|source| self.failed(source))?;
             items = later;
@@ -326,10 +310,13 @@ impl Transaction<'_> {
     /// Makes it durable.
     pub(super) async fn commit(self) -> Result<(), Error> {
         let file = self.path.to_owned();
-        self.inner.commit().await.map_err(|source| Error::Write { file, source })
+        let committed = self.inner.commit().await;
+        *self.is_broken |= committed.is_err();
+        committed.map_err(|source| Error::Write { file, source })
     }
 
-    fn failed(&self, source: sqlx::Error) -> Error {
+    fn failed(&mut self, source: sqlx::Error) -> Error {
+        *self.is_broken = true;
         Error::Write { file: self.path.to_owned(), source }
     }
 }
@@ -349,9 +336,10 @@ impl fmt::Debug for Reader {
 
 impl Reader {
     pub(super) async fn rows(&self, statement: Statement) -> Result<Vec<Row>, Error> {
-        let query = sqlx::query_with(AssertSqlSafe(statement.sql), statement.arguments);
+        let built = statement.build(sql::Engine::Sqlite);
+        let query = sqlx::query_with(AssertSqlSafe(built.sql), built.values);
         match query.fetch_all(&self.pool).await {
-            Ok(rows) => Ok(rows.into_iter().map(Row).collect()),
+            Ok(rows) => Ok(rows.into_iter().map(Row::Sqlite).collect()),
             Err(source) => Err(Error::Read { file: self.path.to_path_buf(), source }),
         }
     }
@@ -361,56 +349,13 @@ impl Reader {
     }
 }
 
-/// A row of an answer, by place of the column.
-pub(super) struct Row(SqliteRow);
-
-impl Row {
-    pub(super) fn integer(&self, column: usize) -> Result<i64, Error> {
-        self.0.try_get(column).map_err(Error::Row)
-    }
-
-    pub(super) fn maybe_integer(&self, column: usize) -> Result<Option<i64>, Error> {
-        self.0.try_get(column).map_err(Error::Row)
-    }
-
-    pub(super) fn blob(&self, column: usize) -> Result<Vec<u8>, Error> {
-        self.0.try_get(column).map_err(Error::Row)
-    }
-
-    pub(super) fn maybe_blob(&self, column: usize) -> Result<Option<Vec<u8>>, Error> {
-        self.0.try_get(column).map_err(Error::Row)
-    }
-
-    pub(super) fn text(&self, column: usize) -> Result<String, Error> {
-        self.0.try_get(column).map_err(Error::Row)
-    }
-
-    pub(super) fn maybe_text(&self, column: usize) -> Result<Option<String>, Error> {
-        self.0.try_get(column).map_err(Error::Row)
-    }
-}
-
 /// Whether a failed write may succeed later as it is: a lock, a full disk, trouble with the device.
-pub(super) fn is_transient(error: &Error) -> bool {
-    let Error::Write { source: sqlx::Error::Database(source), .. } = error else { return false };
+pub(super) fn is_transient(error: &sqlx::Error) -> bool {
+    let sqlx::Error::Database(source) = error else { return false };
+    if source.try_downcast_ref::<sqlx::sqlite::SqliteError>().is_none() {
+        return false;
+    }
     let code = source.code().and_then(|code| code.parse::<i32>().ok()).unwrap_or(0);
     // busy, locked, nomem, readonly, ioerr, full, cantopen, protocol; the low byte is the primary code.
     matches!(code & 0xff, 5..=8 | 10 | 13 | 14 | 15)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use sea_query::{Expr, ExprTrait};
-
-    #[test]
-    fn the_index_of_failed_events_is_named_in_the_statement() {
-        let mut query = Query::select();
-        query.column("counter").from(EVENT).and_where(Expr::col("job").eq(1)).and_where(schema::is_failed());
-        let sql = statement(&query).by_failed_index().sql;
-        assert!(sql.contains(r#"FROM "event" INDEXED BY "event_failed" WHERE"#), "{sql}");
-        let index = schema::indexes()[0].to_string(SqliteQueryBuilder);
-        let condition = index.split_once("WHERE ").unwrap().1;
-        assert!(sql.contains(condition), "{sql} does not say {condition}");
-    }
 }

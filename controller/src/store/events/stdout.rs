@@ -8,8 +8,8 @@ use futures_util::stream;
 use sea_query::{Expr, ExprTrait, Query};
 
 use super::body::EVENTS_MAX;
+use super::engine::{Reader, statement};
 use super::read::{blocks, job_summary, rows};
-use super::sqlite::{Reader, statement};
 use super::{Error, EventStore, JobKey, schema};
 
 /// Where the stream stands.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sea_query::{Expr, ExprTrait, Query, SelectStatement};
 
-use super::sqlite::Row;
+use super::engine::Row;
 use super::{Error, schema};
 
 /// The row of a job, kept by the writer with every commit.

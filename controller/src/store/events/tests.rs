@@ -10,14 +10,10 @@ use tempfile::TempDir;
 use super::*;
 use crate::ingest::testing::{Spool, attempt, captured, context, job};
 use crate::ingest::{Ingest, Session, UnitContext};
+use crate::store::Engine as SqlEngine;
+use crate::store::testing::Place;
 
 const EPOCH: OwnerEpoch = OwnerEpoch { incarnation: 1, counter: 1 };
-
-/// A store in a place of its own, which is gone when the test is over.
-struct Place {
-    store: EventStore,
-    _dir: TempDir,
-}
 
 /// Runs a test on each engine there is.
 macro_rules! on_every_engine {
@@ -25,20 +21,20 @@ macro_rules! on_every_engine {
         $(async fn $name($store: EventStore) $body)*
         mod sqlite_engine {
             use super::*;
-            $($(#[$doc])* #[tokio::test] async fn $name() { run(open_sqlite, super::$name).await; })*
+            $($(#[$doc])* #[tokio::test] async fn $name() { run(SqlEngine::Sqlite, super::$name).await; })*
+        }
+        mod postgres_engine {
+            use super::*;
+            $($(#[$doc])* #[tokio::test] async fn $name() { run(SqlEngine::Postgres, super::$name).await; })*
         }
     };
 }
 
-async fn open_sqlite() -> Place {
-    let dir = TempDir::new().unwrap();
-    Place { store: EventStore::open(dir.path()).await.unwrap(), _dir: dir }
-}
-
-async fn run<O: Future<Output = Place>, T: Future<Output = ()>>(open: fn() -> O, test: fn(EventStore) -> T) {
-    let place = open().await;
-    test(place.store.clone()).await;
-    place.store.close().await;
+async fn run<T: Future<Output = ()>>(engine: SqlEngine, test: fn(EventStore) -> T) {
+    let place = Place::new(engine);
+    let store = place.events().await;
+    test(store.clone()).await;
+    store.close().await;
 }
 
 async fn open(store: &EventStore, unit: u128, id: i64) -> Session {
@@ -331,7 +327,7 @@ async fn a_file_of_a_newer_version_is_refused() {
     execute(&mut other, "PRAGMA user_version = 99").await;
     sqlx::Connection::close(other).await.unwrap();
     let error = EventStore::open(dir.path()).await.unwrap_err();
-    assert!(error.to_string().contains("schema version 99, this program knows up to 1"), "{error}");
+    assert!(error.to_string().contains("have schema version 99, this program knows up to 1"), "{error}");
     // One that came up while the store was open.
     std::fs::rename(dir.path().join("2026-11.sqlite"), dir.path().join("newer")).unwrap();
     let store = EventStore::open(dir.path()).await.unwrap();

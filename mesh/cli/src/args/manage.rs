@@ -32,6 +32,9 @@ Examples:
         /// Nodes wait until an operator approves them.
         #[arg(long)]
         approve: bool,
+        /// A member that the node can reach; may be given several times. Without it, those of the controller.
+        #[arg(long, value_name = "HOST:PORT")]
+        via: Vec<String>,
     },
     /// Lists tokens that may still be used; their secrets are not shown.
     #[command(after_help = "\
@@ -45,6 +48,27 @@ Examples:
     Revoke {
         /// Its id, as the list shows it.
         id: String,
+    },
+    /// Lists nodes that have asked to join: those that wait for approval first.
+    #[command(after_help = "\
+Examples:
+  plexus token requests")]
+    Requests,
+    /// Lets a node join that waits for approval.
+    #[command(after_help = "\
+Examples:
+  plexus token approve 7")]
+    Approve {
+        /// Id of the request, as `requests` and the node itself show it.
+        id: u64,
+    },
+    /// Turns a node away that waits for approval.
+    #[command(after_help = "\
+Examples:
+  plexus token reject 7")]
+    Reject {
+        /// Id of the request.
+        id: u64,
     },
 }
 
@@ -63,6 +87,41 @@ Examples:
         /// Id of the cluster: the controllers that share one database, and their nodes.
         #[arg(long, value_name = "ID")]
         cluster: ClusterId,
+    },
+    /// Signs the request of a machine that cannot reach the mesh: `plexus-node csr` makes one.
+    #[command(after_help = "\
+Examples:
+  plexus ca sign --ca ca --role execution node-7.csr --out node-7")]
+    Sign {
+        /// Directory of the authority.
+        #[arg(long, value_name = "DIR")]
+        ca: PathBuf,
+        /// What the node may do: controller, execution or hop.
+        #[arg(long)]
+        role: Role,
+        /// The request, in PEM form. It carries the name.
+        request: PathBuf,
+        /// Where to put ca.pem and node.pem; created if missing.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Days that the certificate is valid.
+        #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+        days: u32,
+    },
+    /// Makes another intermediate, for a further controller or cluster, with addresses of its own. Needs the root's key.
+    #[command(after_help = "\
+Examples:
+  plexus ca intermediate --ca ca --cluster main --out ca-2")]
+    Intermediate {
+        /// Directory of the root.
+        #[arg(long, value_name = "DIR")]
+        ca: PathBuf,
+        /// Id of the cluster.
+        #[arg(long, value_name = "ID")]
+        cluster: ClusterId,
+        /// Where to put it: the ca_dir of that controller.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
     },
     /// Issues a node's certificate, or renews it for the key that is there.
     #[command(after_help = "\

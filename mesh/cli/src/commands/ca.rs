@@ -30,6 +30,57 @@ pub(crate) fn run(command: Ca, output: &mut Output) -> Result<Exit, Failure> {
                 json!({"schema_version": SCHEMA_VERSION, "mesh": mesh, "cluster": cluster, "dir": dir});
             output.show(&Answer(document.to_string()), Shape { items: None, name: "dir" }, &text)?;
         }
+        Ca::Sign { ca, role, request, out, days } => {
+            let authority = CertificateAuthority::open(&ca).map_err(|error| failed(&error))?;
+            let text = std::fs::read_to_string(&request).map_err(|error| {
+                Failure::new(Exit::Failed, format!("cannot read {}: {error}", request.display()))
+            })?;
+            let issued =
+                authority.sign_request(role, &text, &out, DAY * days).map_err(|error| failed(&error))?;
+            let (dir, identity) = (out.display(), &issued.identity);
+            if output.format == crate::args::Format::Json {
+                let document = json!({
+                    "schema_version": SCHEMA_VERSION,
+                    "node": identity.node,
+                    "role": identity.role,
+                    "address": identity.address.to_string(),
+                    "uri": identity.uri(),
+                    "certificate_expires": issued.expires.to_string(),
+                    "dir": dir.to_string(),
+                });
+                output.json(&document.to_string())?;
+            } else {
+                output.write(&format!(
+                    "signed {}, address {}, until {}, in {dir}\n\
+                     next: carry {dir}/ca.pem and {dir}/node.pem to the machine, beside its node.key\n",
+                    identity.uri(),
+                    identity.address,
+                    issued.expires,
+                ))?;
+            }
+        }
+        Ca::Intermediate { ca, cluster, out } => {
+            let authority = CertificateAuthority::open(&ca).map_err(|error| failed(&error))?;
+            let made = authority.intermediate(&cluster, &out).map_err(|error| failed(&error))?;
+            let ((first, last), dir) = (made.range(), out.display());
+            if output.format == crate::args::Format::Json {
+                let document = json!({
+                    "schema_version": SCHEMA_VERSION,
+                    "mesh": made.mesh(),
+                    "cluster": cluster,
+                    "first_address": first.to_string(),
+                    "last_address": last.to_string(),
+                    "dir": dir.to_string(),
+                });
+                output.json(&document.to_string())?;
+            } else {
+                output.write(&format!(
+                    "made an intermediate of mesh {}, cluster {cluster}, addresses {first} to {last}, in {dir}\n\
+                     next: set ca_dir = \"{dir}\" in [enrolment] of that controller\n",
+                    made.mesh(),
+                ))?;
+            }
+        }
         Ca::Issue { ca, role, name, out, days } => {
             let authority = CertificateAuthority::open(&ca).map_err(|error| failed(&error))?;
             let identity = authority.issue(role, &name, &out, DAY * days).map_err(|error| failed(&error))?;

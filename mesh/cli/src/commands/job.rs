@@ -1,6 +1,7 @@
 //! `plexus job …`: jobs, as a user of a controller.
 
 mod args;
+mod grep;
 mod list;
 mod progress;
 mod show;
@@ -33,6 +34,7 @@ pub(crate) async fn run(api: &Api, command: Job, output: &mut Output) -> Result<
         Job::List { status, limit } => list::run(api, status.as_deref(), limit, output).await,
         Job::Show { id } => show::run(api, id, output).await,
         Job::Why { id } => show::why(api, id, output).await,
+        Job::Grep(grep) => grep::run(api, grep, output).await,
         Job::Cancel { id } => cancel(api, id, output).await,
     }
 }

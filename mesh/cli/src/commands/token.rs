@@ -5,18 +5,19 @@ use serde_json::{Value, json};
 
 use crate::args::Token;
 use crate::failure::{Exit, Failure};
-use crate::http::{HttpDoor, TOKENS};
+use crate::http::{HttpDoor, REQUESTS, TOKENS};
 use crate::output::{Output, Paint, Shape, Table};
 
 pub(crate) async fn run(http: &HttpDoor, token: Token, output: &mut Output) -> Result<Exit, Failure> {
     match token {
-        Token::Create { role, name, ttl, uses, approve } => {
+        Token::Create { role, name, ttl, uses, approve, via } => {
             let body = json!({
                 "role": role.as_str(),
                 "name": name,
                 "ttl_seconds": ttl.as_secs(),
                 "uses": uses,
                 "approve": approve,
+                "addresses": via,
             });
             let answer = http.api(Method::POST, TOKENS, Some(&body)).await?;
             let text = created(&answer.parse()?);
@@ -26,6 +27,22 @@ pub(crate) async fn run(http: &HttpDoor, token: Token, output: &mut Output) -> R
             let answer = http.get(TOKENS).await?;
             let text = render(&answer.parse()?, output.paint);
             output.show(&answer, Shape { items: Some("results"), name: "id" }, &text)?;
+        }
+        Token::Requests => {
+            let answer = http.get(REQUESTS).await?;
+            let text = requests(&answer.parse()?, output.paint);
+            output.show(&answer, Shape { items: Some("results"), name: "id" }, &text)?;
+        }
+        Token::Approve { id } => {
+            http.api(Method::POST, &format!("{REQUESTS}{id}/approve/"), Some(&json!({}))).await?;
+            let document = json!({"schema_version": 1, "name": id.to_string()});
+            output
+                .done(&document, &format!("request {id} is approved; the node asks again in a moment\n"))?;
+        }
+        Token::Reject { id } => {
+            http.api(Method::POST, &format!("{REQUESTS}{id}/reject/"), Some(&json!({}))).await?;
+            let document = json!({"schema_version": 1, "name": id.to_string()});
+            output.done(&document, &format!("request {id} is turned away\n"))?;
         }
         Token::Revoke { id } => {
             // What a person types becomes part of an address.
@@ -61,6 +78,18 @@ fn created(token: &Value) -> String {
         text(&token["role"]),
         text(&token["name"]),
     )
+}
+
+fn requests(requests: &Value, paint: Paint) -> String {
+    let Some(list) = requests["results"].as_array().filter(|list| !list.is_empty()) else {
+        return "no node has asked to join\n".to_owned();
+    };
+    let mut table = Table::new(&["ID", "NODE", "ROLE", "STATE", "SINCE", "KEY (SHA-256)"]);
+    for request in list {
+        let fields = ["id", "node", "role", "state", "created", "key"];
+        table.row(fields.map(|field| text(&request[field]).into()).into());
+    }
+    table.render(paint)
 }
 
 fn render(tokens: &Value, paint: Paint) -> String {

@@ -115,5 +115,6 @@ fn launch(
         image: job.spec.image.clone(),
         pull: job.spec.pull,
         private_dir: text(job.private),
+        owner_deadline_seconds: job.spec.owner_deadline_seconds,
     }
 }

@@ -58,6 +58,13 @@ Examples:
         /// Id of the job.
         id: i64,
     },
+    /// Finds which jobs, hosts and tasks failed with a text, since when.
+    #[command(after_help = "\
+Examples:
+  plexus job grep 'No space left'
+  plexus job grep timeout --since 7d --host web1 -o json
+Newest first, shown as found. Exit code 1 when nothing is found.")]
+    Grep(super::grep::Grep),
     /// Asks for a job to be stopped.
     #[command(after_help = "\
 Examples:

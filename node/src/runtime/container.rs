@@ -1,21 +1,24 @@
-//! Runtime `podman`: a container per unit, through the command line client as a child of the shim.
+//! Runtimes `podman` and `docker`: a container per unit, through the command line client as a child of the shim.
 //!
-//! The client passes the worker's pipes and signals; `conmon` and the container's processes, orphans of the
-//! client, come to the shim as subreaper. Output is never logged by the engine (it would lie on disk in clear),
-//! and secret environment never passes through it (it would be stored in the engine's database): a line of
-//! shell in the container reads it from tmpfs instead.
+//! The client passes the worker's pipes and signals. Podman's `conmon` and the container's processes, orphans of the
+//! client, come to the shim as subreaper; docker's belong to its daemon, and end by their label. Output is never logged
+//! by the engine (it would lie on disk in clear), and secret environment never passes through it (it would be stored in
+//! the engine's database): a line of shell in the container reads it from tmpfs instead.
+//!
+//! The image is on the node before the client is called ([`images`](super::images)); the client never pulls.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, chown};
 use std::path::Path;
-use std::process::{Command as Program, Output, Stdio};
 
 use plexus_proto::id::Attempt;
-use plexus_proto::work::{PullPolicy, UnitSpec};
+use plexus_proto::work::UnitSpec;
 
-use super::{Command, Error, Job, Kind, Place, Runtime, base_env, is_env_name, last_line, text};
+use super::engine::Engine;
+use super::{Command, Error, Job, Kind, Place, Runtime, is_env_name, text};
+use crate::config::ContainerSection;
 use crate::tree::working;
 use crate::unit_dir;
 
@@ -26,34 +29,31 @@ const ENV_SCRIPT: &str = "set -a && . \"$1\" && set +a && rm -f \"$1\" && shift 
 /// What runs in the container.
 const WORKER: [&str; 3] = ["ansible-runner", "worker", "--private-data-dir=/runner"];
 /// What a worker finds in its environment unless the unit says otherwise.
-const WORKER_ENV: [(&str, &str); 3] = [("HOME", "/root"), ("LANG", "C.UTF-8"), ("TZ", "UTC")];
+const WORKER_ENV: [(&str, &str); 2] = [("LANG", "C.UTF-8"), ("TZ", "UTC")];
+/// Places that programs write to, on tmpfs where the image itself is read-only.
+const SCRATCH: [&str; 4] = ["/tmp", "/var/tmp", "/run", "/root"];
 
 /// Runs units in containers.
 #[derive(Debug, Clone)]
-pub struct Podman {
-    command: Vec<String>,
-    network: Option<String>,
+pub struct Container {
+    engine: Engine,
+    section: ContainerSection,
     place: Place,
 }
 
-impl Podman {
-    /// `command` is the client, perhaps behind `sudo -n`; `network` goes to `--network`.
-    pub fn new(command: Vec<String>, network: Option<String>, place: Place) -> Self {
-        Self { command, network, place }
+impl Container {
+    /// Runs units by `engine` as `section` says.
+    pub fn new(engine: Engine, section: ContainerSection, place: Place) -> Self {
+        Self { engine, section, place }
     }
 
-    /// Runs the client and waits.
-    fn call(&self, args: &[&str]) -> Result<String, Error> {
-        let words: Vec<&str> = self.command.iter().map(String::as_str).chain(args.iter().copied()).collect();
-        output(&words)
-    }
-
+    /// Words of `run` up to the image: all that does not depend on the unit's own files.
     fn argv(&self, job: &Job<'_>) -> Result<Vec<String>, Error> {
         let UnitSpec { image, label, env, .. } = job.spec;
         if image.is_empty() {
             return Err(Error::NoImage);
         }
-        let mut argv = self.command.clone();
+        let mut argv = self.engine.command.clone();
         let mut add = |words: &[&str]| argv.extend(words.iter().map(|&word| word.to_owned()));
         let (name, cidfile) = (container(job.attempt), text(&job.runtime_dir.join("cid"))?);
         add(&["run", "--rm", "-i", "--log-driver", "none", "--name", &name, "--cidfile", &cidfile]);
@@ -67,22 +67,18 @@ impl Podman {
         for (key, value) in labels {
             add(&["--label", &format!("plexus.{key}={value}")]);
         }
-        match job.spec.pull() {
-            PullPolicy::Unspecified => {}
-            PullPolicy::Always => add(&["--pull=always"]),
-            PullPolicy::Missing => add(&["--pull=missing"]),
-            PullPolicy::Never => add(&["--pull=never"]),
-        }
-        if let Some(network) = &self.network {
-            add(&["--network", network]);
-        }
-        add(&["-v", &format!("{}:/runner", text(job.private)?)]);
+        add(&["--pull=never"]);
+        self.add_options(&mut argv);
+        let mut add = |words: &[&str]| argv.extend(words.iter().map(|&word| word.to_owned()));
+        add(&["-v", &format!("{}:/runner{}", text(job.private)?, self.chown_flag())]);
         if let Some(project) = job.project {
-            add(&["-v", &format!("{}:/runner/project", text(project)?)]);
+            add(&["-v", &format!("{}:/runner/project{}", text(project)?, self.chown_flag())]);
         }
         add(&["--workdir", "/runner/project"]);
         let defaults = WORKER_ENV.map(|(key, value)| (key.to_owned(), value.to_owned()));
         let mut all: BTreeMap<String, String> = defaults.into();
+        let home = if self.section.is_root() { "/root" } else { "/runner" };
+        all.insert("HOME".to_owned(), home.to_owned());
         all.extend(env.clone());
         for (key, value) in &all {
             if !is_env_name(key) {
@@ -99,11 +95,55 @@ impl Podman {
         Ok(argv)
     }
 
+    /// What the node's owner set.
+    fn add_options(&self, argv: &mut Vec<String>) {
+        let section = &self.section;
+        let mut add = |option: &str, value: &str| argv.extend([option.to_owned(), value.to_owned()]);
+        if let Some(network) = &section.network {
+            add("--network", network);
+        }
+        if section.user != ContainerSection::OF_IMAGE {
+            add("--user", &section.user);
+        }
+        if section.memory_mib > 0 {
+            add("--memory", &format!("{}m", section.memory_mib));
+        }
+        if section.cpu_millis > 0 {
+            add("--cpus", &format!("{:.3}", f64::from(section.cpu_millis) / 1000.0));
+        }
+        if section.pids > 0 {
+            add("--pids-limit", &section.pids.to_string());
+        }
+        if section.no_new_privileges {
+            add("--security-opt", "no-new-privileges");
+        }
+        for mount in &section.mounts {
+            add("-v", mount);
+        }
+        if section.read_only {
+            for place in SCRATCH {
+                add("--tmpfs", place);
+            }
+            argv.push("--read-only".to_owned());
+        }
+    }
+
+    /// Podman gives mounted files to the container's user, whoever that is; by number the node does it itself.
+    fn chown_flag(&self) -> &'static str {
+        if self.section.user == ContainerSection::OF_IMAGE { ":U" } else { "" }
+    }
+
     /// Containers of this store: name, unit and attempt.
     fn containers(&self) -> Result<Vec<(String, Option<Attempt>)>, Error> {
         let filter = format!("label=plexus.store={}", self.place.store);
-        let format = "{{.ID}} {{index .Labels \"plexus.unit\"}}.{{index .Labels \"plexus.attempt\"}}";
-        let listing = self.call(&["ps", "--all", "--no-trunc", "--filter", &filter, "--format", format])?;
+        let format = match self.engine.kind {
+            Kind::Docker => r#"{{.ID}} {{.Label "plexus.unit"}}.{{.Label "plexus.attempt"}}"#,
+            Kind::Podman | Kind::Process => {
+                r#"{{.ID}} {{index .Labels "plexus.unit"}}.{{index .Labels "plexus.attempt"}}"#
+            }
+        };
+        let listing =
+            self.engine.call(&["ps", "--all", "--no-trunc", "--filter", &filter, "--format", format])?;
         let parse = |line: &str| {
             let (id, attempt) = line.split_once(' ')?;
             Some((id.to_owned(), unit_dir::parse_name(attempt.trim())))
@@ -115,15 +155,26 @@ impl Podman {
         if containers.is_empty() {
             return Ok(());
         }
-        let mut args = vec!["rm", "--force", "--time", "0", "--ignore"];
+        let mut args = self.remove_words();
         args.extend(containers.iter().map(String::as_str));
-        self.call(&args).map(drop)
+        match self.engine.call(&args) {
+            Err(Error::Helper { reason, .. }) if reason.contains("No such container") => Ok(()),
+            removed => removed.map(drop),
+        }
+    }
+
+    /// Removes at once, and is content when there is nothing.
+    fn remove_words(&self) -> Vec<&'static str> {
+        match self.engine.kind {
+            Kind::Docker => vec!["rm", "--force"],
+            Kind::Podman | Kind::Process => vec!["rm", "--force", "--time", "0", "--ignore"],
+        }
     }
 }
 
-impl Runtime for Podman {
+impl Runtime for Container {
     fn kind(&self) -> Kind {
-        Kind::Podman
+        self.engine.kind
     }
 
     fn command(&self, job: &Job<'_>) -> Result<Command, Error> {
@@ -144,12 +195,18 @@ impl Runtime for Podman {
                 })
                 .map_err(|source| Error::Disk { path, source })?;
         }
-        let end = ["rm", "--force", "--time", "0", "--ignore", &container(job.attempt)].map(str::to_owned);
+        if let Some((user, group)) = self.section.owner() {
+            for dir in [Some(job.private), job.project].into_iter().flatten() {
+                give(dir, user, group)?;
+            }
+        }
+        let name = container(job.attempt);
+        let end = self.remove_words().into_iter().chain([name.as_str()]).map(str::to_owned);
         Ok(Command {
             argv,
-            env: client_env(),
+            env: self.engine.env(),
             cwd: job.runtime_dir.to_owned(),
-            end_argv: self.command.iter().cloned().chain(end).collect(),
+            end_argv: self.engine.command.iter().cloned().chain(end).collect(),
         })
     }
 
@@ -176,22 +233,20 @@ impl Runtime for Podman {
         // Another user, the container's, owns something below. What starts the client can remove it too: sudo,
         // or, without one, the client's own user namespace.
         let path = text(dir)?;
-        let (client, prefix) = self.command.split_last().expect("configuration has a command");
+        let (client, prefix) = self.engine.command.split_last().expect("an engine has a command");
         let mut words: Vec<&str> = prefix.iter().map(String::as_str).collect();
         if prefix.is_empty() {
             words.extend([client, "unshare"]);
         }
         words.extend(["rm", "-rf", "--", &path]);
-        output(&words).map(drop).map_err(|_| Error::Helper {
+        super::engine::output(&words).map(drop).map_err(|_| Error::Helper {
             command: format!("removing {}", dir.display()),
             reason: first.to_string(),
         })
     }
 
     fn version(&self) -> String {
-        self.call(&["version", "--format", "{{.Client.Version}}"])
-            .map(|text| text.trim().to_owned())
-            .unwrap_or_default()
+        self.engine.version().unwrap_or_default()
     }
 }
 
@@ -200,36 +255,18 @@ fn container(attempt: Attempt) -> String {
     format!("plexus-{}-{}", attempt.unit, attempt.number)
 }
 
-/// The client's own environment: what finds its programs, storage and configuration.
-fn client_env() -> BTreeMap<String, String> {
-    let mut env = base_env();
-    let kept =
-        ["HOME", "XDG_RUNTIME_DIR", "CONTAINERS_CONF", "CONTAINERS_STORAGE_CONF", "REGISTRY_AUTH_FILE"];
-    for (name, value) in std::env::vars() {
-        if kept.contains(&name.as_str())
-            || name.ends_with("_proxy")
-            || name.ends_with("_PROXY")
-            || name == "PATH"
-        {
-            env.insert(name, value);
+/// Gives everything below `dir` to a user. Symlinks are given, not followed.
+fn give(dir: &Path, user: u32, group: u32) -> Result<(), Error> {
+    let failed = |source| Error::Disk { path: dir.to_owned(), source };
+    for entry in fs::read_dir(dir).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if entry.file_type().map_err(failed)?.is_dir() {
+            give(&entry.path(), user, group)?;
+        } else {
+            std::os::unix::fs::lchown(entry.path(), Some(user), Some(group)).map_err(failed)?;
         }
     }
-    env
-}
-
-fn output(words: &[&str]) -> Result<String, Error> {
-    let Some((program, args)) = words.split_first() else { return Ok(String::new()) };
-    let failed = |reason: String| Error::Helper { command: words.join(" "), reason };
-    let Output { status, stdout, stderr } = Program::new(program)
-        .args(args)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| failed(error.to_string()))?;
-    if !status.success() {
-        let said = String::from_utf8_lossy(&stderr);
-        return Err(failed(last_line(&said).map_or_else(|| status.to_string(), str::to_owned)));
-    }
-    Ok(String::from_utf8_lossy(&stdout).into_owned())
+    chown(dir, Some(user), Some(group)).map_err(failed)
 }
 
 /// Assignments that a POSIX shell reads back as they were, line feeds and quotes included.
@@ -241,66 +278,22 @@ fn shell_assignments(env: &BTreeMap<String, String>) -> String {
     text
 }
 
-/// What an exit code of `podman run` means: 125 is the engine's own failure, 126 and 127 a command that cannot
-/// run; all else is the worker's.
-pub(super) fn explain(code: i32, stderr: &str, image: &str, pull: PullPolicy) -> Option<String> {
-    match code {
-        125 => Some(explain_engine(stderr, image, pull)),
-        126 => Some(format!(
-            "ansible-runner in image {image} is not executable; the image is no execution environment"
-        )),
-        127 => Some(format!("ansible-runner is not in image {image}; the image is no execution environment")),
-        _ => None,
-    }
-}
-
-/// Decides on the engine's words, because its one exit code never tells why. Text seen with podman 4.3; unknown
-/// text is passed on.
-fn explain_engine(stderr: &str, image: &str, pull: PullPolicy) -> String {
-    let has = |word: &str| stderr.contains(word);
-    if has("invalid reference format") || has("repository name must be") {
-        return format!("{image:?} is no valid image name");
-    }
-    if has("image not known") || has("no such image") {
-        return if pull == PullPolicy::Never {
-            format!(
-                "image {image} is not on this node and its pull policy is never; pull it there, or choose another pull policy"
-            )
-        } else {
-            format!("image {image} is not on this node")
-        };
-    }
-    if has("unauthorized") || has("authentication required") || has("invalid username/password") {
-        return format!("the registry of image {image} refuses access: credentials are missing or wrong");
-    }
-    if has("manifest unknown") || has("name unknown") || has("not found: manifest") {
-        return format!("image {image} does not exist in its registry");
-    }
-    if has("connection refused") || has("no such host") || has("i/o timeout") || has("network is unreachable")
-    {
-        return format!("the registry of image {image} cannot be reached: {}", quote(stderr));
-    }
-    if has("no space left on device") {
-        return format!("the node's disk is full: {}", quote(stderr));
-    }
-    format!("podman could not run image {image}: {}", quote(stderr))
-}
-
-/// The engine's last word, without its "Error:".
-fn quote(stderr: &str) -> String {
-    let line = last_line(stderr).unwrap_or("it gave no reason");
-    line.trim_start_matches("Error: ").chars().take(400).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use plexus_proto::id::StoreId;
+    use plexus_proto::work::PullPolicy;
     use std::path::PathBuf;
+    use std::process::Command as Program;
 
-    fn podman() -> Podman {
+    fn section() -> ContainerSection {
+        ContainerSection { network: Some("host".to_owned()), ..ContainerSection::default() }
+    }
+
+    fn runtime(kind: Kind, section: ContainerSection) -> Container {
         let place = Place { node: "node-1".parse().unwrap(), store: StoreId(uuid::Uuid::from_u128(9)) };
-        Podman::new(vec!["sudo".to_owned(), "podman".to_owned()], Some("host".to_owned()), place)
+        let client = if kind == Kind::Docker { "docker" } else { "podman" };
+        Container::new(Engine { kind, command: vec!["sudo".to_owned(), client.to_owned()] }, section, place)
     }
 
     fn command(
@@ -310,7 +303,7 @@ mod tests {
     ) -> Result<Command, Error> {
         let attempt = unit_dir::parse_name("01890a5d-ac96-774b-bcce-b302099a8057.2").unwrap();
         let project = PathBuf::from("/data/project");
-        podman().command(&Job {
+        runtime(Kind::Podman, section()).command(&Job {
             attempt,
             spec,
             private,
@@ -338,7 +331,7 @@ mod tests {
             "--label plexus.node=node-1",
             "--label plexus.attempt=2",
             "--label plexus.label=job 12",
-            "--pull=never --network host",
+            "--pull=never --network host --user root --security-opt no-new-privileges",
             &format!("-v {private}:/runner -v /data/project:/runner/project --workdir /runner/project"),
             "-e JOB_ID=12",
         ] {
@@ -373,42 +366,34 @@ mod tests {
     }
 
     #[test]
-    fn failures_of_the_engine_are_told_in_its_owners_terms() {
-        let check = |code, stderr: &str, pull, words: &[&str]| {
-            let text = explain(code, stderr, "reg/ee:1", pull).unwrap();
-            for word in words {
-                assert!(text.contains(word), "{word:?} in {text:?}");
-            }
+    fn limits_and_mounts_are_options() {
+        let options = |kind, section| {
+            let mut argv = Vec::new();
+            runtime(kind, section).add_options(&mut argv);
+            argv.join(" ")
         };
-        let never = PullPolicy::Never;
-        check(
-            125,
-            "Error: reg/ee:1: image not known\n",
-            never,
-            &["image reg/ee:1 is not on this node and its pull policy is never"],
-        );
-        check(
-            125,
-            "Error: parsing reference \"A B\": invalid reference format",
-            never,
-            &["no valid image name"],
-        );
-        let missing = PullPolicy::Missing;
-        check(
-            125,
-            "Trying to pull...\nError: ... unauthorized: authentication required",
-            missing,
-            &["refuses access"],
-        );
-        check(125, "Error: reading manifest 1 in reg/ee: manifest unknown", missing, &["does not exist"]);
-        check(
-            125,
-            "Error: dial tcp 127.0.0.1:5000: connect: connection refused",
-            missing,
-            &["cannot be reached", "dial tcp"],
-        );
-        check(125, "Error: something new\n", missing, &["podman could not run", "something new"]);
-        check(127, "", missing, &["ansible-runner is not in image"]);
-        assert_eq!(explain(2, "", "x", never), None);
+        let section = ContainerSection {
+            user: "1234:0".to_owned(),
+            memory_mib: 512,
+            cpu_millis: 1500,
+            pids: 100,
+            read_only: true,
+            no_new_privileges: false,
+            mounts: vec!["/etc/pki:/etc/pki:ro".to_owned()],
+            ..ContainerSection::default()
+        };
+        assert_eq!(section.owner(), Some((1234, 0)));
+        let expected = "--user 1234:0 --memory 512m --cpus 1.500 --pids-limit 100 -v /etc/pki:/etc/pki:ro --tmpfs /tmp \
+                        --tmpfs /var/tmp --tmpfs /run --tmpfs /root --read-only";
+        assert_eq!(options(Kind::Podman, section.clone()), expected);
+        assert_eq!(options(Kind::Docker, section), expected);
+        let of_image = ContainerSection { user: "image".to_owned(), ..ContainerSection::default() };
+        assert_eq!(options(Kind::Podman, of_image), "--security-opt no-new-privileges");
+    }
+
+    #[test]
+    fn docker_removes_in_its_own_words() {
+        let docker = runtime(Kind::Docker, section());
+        assert_eq!(docker.remove_words(), ["rm", "--force"]);
     }
 }

@@ -1,0 +1,308 @@
+//! Images on this node: found, pulled once for all who wait, checked, and cleaned up.
+
+mod pull;
+mod tidy;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant, SystemTime};
+
+use plexus_proto::work::{ImageInfo, ImageReply, PullPolicy, RegistryAuth};
+use serde::Deserialize;
+
+use super::engine::{Engine, Problem};
+use super::{Error, Kind};
+use crate::config::ImagesSection;
+use pull::Pull;
+
+/// Longest time for which an image found once is taken to be there without asking the engine, even where its store
+/// seems unchanged.
+const FOUND: Duration = Duration::from_secs(60);
+
+/// The images of one engine. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Images(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    engine: Engine,
+    section: ImagesSection,
+    /// Where credentials lie while a pull needs them; on tmpfs.
+    private: PathBuf,
+    /// What this node pulled for units, and when each was last used.
+    ledger: PathBuf,
+    found: Mutex<HashMap<String, Found>>,
+    store: std::sync::OnceLock<Option<PathBuf>>,
+    pulls: Mutex<HashMap<pull::Key, Weak<Pull>>>,
+}
+
+#[derive(Debug, Clone)]
+struct Found {
+    image: ImageInfo,
+    stamp: Option<Stamp>,
+    at: Instant,
+}
+
+/// Changes whenever an image comes or goes.
+type Stamp = (u64, Option<SystemTime>, u64);
+
+/// What the engine says of an image. Podman and docker use the same words here.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Inspected {
+    id: String,
+    digest: String,
+    repo_tags: Option<Vec<String>>,
+    repo_digests: Option<Vec<String>>,
+    size: u64,
+}
+
+/// Why a unit's image cannot be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NotReady(pub String);
+
+impl Images {
+    /// The images of `engine`. `private` is a directory on tmpfs for credentials, wiped now; `ledger` a file.
+    pub fn new(engine: Engine, section: ImagesSection, private: PathBuf, ledger: PathBuf) -> Self {
+        std::fs::remove_dir_all(&private).ok();
+        Self(Arc::new(Inner {
+            engine,
+            section,
+            private,
+            ledger,
+            found: Mutex::default(),
+            store: std::sync::OnceLock::new(),
+            pulls: Mutex::default(),
+        }))
+    }
+
+    /// Sees to it that a unit's image is here, as its policy says: `never` takes only what is here, `missing` and the
+    /// engine's default pull what is not, `always` pulls. Who waits for the same pull shares it; it ends when nobody waits
+    /// any more. `progress` hears the engine's lines.
+    ///
+    /// # Errors
+    /// What is wrong, for the owner of the job.
+    pub async fn ready(
+        &self,
+        name: &str,
+        policy: PullPolicy,
+        auth: Option<&RegistryAuth>,
+        progress: impl FnMut(String),
+    ) -> Result<ImageInfo, NotReady> {
+        let here = if policy == PullPolicy::Always { None } else { self.find(name).await };
+        let image = match here {
+            Some(image) => image,
+            None if policy == PullPolicy::Never => {
+                return Err(NotReady(Problem::Absent.tell(name, policy, None)));
+            }
+            None => self.pull(name, auth, progress).await?,
+        };
+        self.0.used(name);
+        Ok(image)
+    }
+
+    /// Pulls an image, or waits for a pull of it that is under way.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub async fn pull(
+        &self,
+        name: &str,
+        auth: Option<&RegistryAuth>,
+        mut progress: impl FnMut(String),
+    ) -> Result<ImageInfo, NotReady> {
+        if name.starts_with('-') || name.is_empty() {
+            return Err(NotReady(Problem::Name.tell(name, PullPolicy::Always, None)));
+        }
+        let pull = pull::join(&self.0, name, auth);
+        let mut seen = pull.watch();
+        loop {
+            let state = seen.borrow_and_update().clone();
+            if !state.line.is_empty() {
+                progress(state.line);
+            }
+            if let Some(done) = state.done {
+                done?;
+                self.0.note(name);
+                let found = self.find(name).await;
+                return found
+                    .ok_or_else(|| NotReady(format!("image {name} was pulled, and is gone already")));
+            }
+            if seen.changed().await.is_err() {
+                return Err(NotReady(format!("the pull of image {name} was cut off")));
+            }
+        }
+    }
+
+    /// The image of this name, if it is here.
+    pub async fn find(&self, name: &str) -> Option<ImageInfo> {
+        let (inner, name) = (self.0.clone(), name.to_owned());
+        tokio::task::spawn_blocking(move || inner.find(&name)).await.ok().flatten()
+    }
+
+    /// All images that are here.
+    ///
+    /// # Errors
+    /// The engine does not answer.
+    pub async fn list(&self) -> Result<Vec<ImageInfo>, Error> {
+        let inner = self.0.clone();
+        let listed = tokio::task::spawn_blocking(move || inner.list()).await;
+        listed.unwrap_or_else(|error| {
+            Err(Error::Helper { command: "image list".to_owned(), reason: error.to_string() })
+        })
+    }
+
+    /// Starts an image once to see whether it is an execution environment, and of what versions.
+    pub async fn check(&self, name: &str) -> ImageReply {
+        let (inner, name) = (self.0.clone(), name.to_owned());
+        let checked = tokio::task::spawn_blocking(move || inner.check(&name)).await;
+        checked.unwrap_or_else(|error| ImageReply { problem: error.to_string(), ..ImageReply::default() })
+    }
+
+    /// Takes care of the disk: dangling images, and those that this node pulled for units and nobody wants any more.
+    /// `wanted` are the images that some execution environment names; `None` where that is not known. Blocks.
+    ///
+    /// # Errors
+    /// The engine does not answer.
+    pub fn tidy(&self, wanted: Option<&[String]>) -> Result<Vec<String>, Error> {
+        tidy::tidy(&self.0, wanted)
+    }
+}
+
+impl Inner {
+    fn find(&self, name: &str) -> Option<ImageInfo> {
+        if name.starts_with('-') {
+            return None;
+        }
+        let stamp = self.stamp();
+        {
+            let found = self.found.lock().expect("no code panics under this lock");
+            let known = found.get(name).filter(|known| stamp.is_some() && known.stamp == stamp);
+            if let Some(known) = known.filter(|known| known.at.elapsed() < FOUND) {
+                return Some(known.image.clone());
+            }
+        }
+        let image = self.inspect(&[name]).ok()?.into_iter().next()?;
+        let fresh = Found { image: image.clone(), stamp, at: Instant::now() };
+        self.found.lock().expect("no code panics under this lock").insert(name.to_owned(), fresh);
+        Some(image)
+    }
+
+    fn inspect(&self, names: &[&str]) -> Result<Vec<ImageInfo>, Error> {
+        let mut args = vec!["image", "inspect"];
+        args.extend(names);
+        let text = self.engine.call(&args)?;
+        let inspected: Vec<Inspected> = serde_json::from_str(&text).map_err(|error| Error::Helper {
+            command: "image inspect".to_owned(),
+            reason: error.to_string(),
+        })?;
+        Ok(inspected.into_iter().map(ImageInfo::from).collect())
+    }
+
+    fn list(&self) -> Result<Vec<ImageInfo>, Error> {
+        let ids = self.engine.call(&["images", "--quiet", "--no-trunc"])?;
+        let mut ids: Vec<&str> = ids.lines().map(str::trim).filter(|id| !id.is_empty()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut images = self.inspect(&ids)?;
+        let used = self.in_use()?;
+        for image in &mut images {
+            let id = bare(&image.id);
+            image.in_use =
+                used.iter().filter(|other| id.starts_with(bare(other))).count().try_into().unwrap_or(0);
+        }
+        Ok(images)
+    }
+
+    /// Image ids (docker: perhaps names) of all containers, running or not.
+    fn in_use(&self) -> Result<Vec<String>, Error> {
+        let ids = match self.engine.kind {
+            Kind::Docker => {
+                let ids = self.engine.call(&["ps", "--all", "--quiet", "--no-trunc"])?;
+                let ids: Vec<&str> = ids.lines().collect();
+                if ids.is_empty() {
+                    return Ok(Vec::new());
+                }
+                let mut args = vec!["container", "inspect", "--format", "{{.Image}}"];
+                args.extend(ids);
+                self.engine.call(&args)?
+            }
+            Kind::Podman | Kind::Process => self.engine.call(&["ps", "--all", "--format", "{{.ImageID}}"])?,
+        };
+        Ok(ids.lines().map(|id| id.trim().to_owned()).filter(|id| !id.is_empty()).collect())
+    }
+
+    fn check(&self, name: &str) -> ImageReply {
+        let Some(image) = self.find(name) else {
+            return ImageReply {
+                problem: Problem::Absent.tell(name, PullPolicy::Missing, None),
+                ..ImageReply::default()
+            };
+        };
+        let script = "ansible-runner --version; ansible --version | head -n1; python3 --version; true";
+        let run = ["run", "--rm", "--network", "none", "--pull=never", "--", name, "sh", "-c", script];
+        let (mut versions, mut problem) = (BTreeMap::new(), String::new());
+        match self.engine.call(&run) {
+            Ok(text) => {
+                let lines: Vec<&str> = text.lines().map(str::trim).collect();
+                let find = |start: &str| lines.iter().find_map(|line| line.strip_prefix(start));
+                let core = find("ansible [core ").and_then(|rest| rest.split(']').next());
+                let runner =
+                    lines.first().filter(|line| line.starts_with(|c: char| c.is_ascii_digit())).copied();
+                let python = find("Python ");
+                for (what, version) in
+                    [("ansible-core", core), ("ansible-runner", runner), ("python", python)]
+                {
+                    match version {
+                        Some(version) => drop(versions.insert(what.to_owned(), version.trim().to_owned())),
+                        None if problem.is_empty() => {
+                            problem = format!(
+                                "{what} is not in image {name}; the image is no execution environment"
+                            );
+                        }
+                        None => {}
+                    }
+                }
+            }
+            Err(error) => problem = format!("image {name} cannot be started: {error}"),
+        }
+        ImageReply { image: Some(image), problem, versions }
+    }
+
+    /// Tells whether images came or went; `None` where that cannot be seen without asking the engine.
+    fn stamp(&self) -> Option<Stamp> {
+        use std::os::unix::fs::MetadataExt;
+        let index = self.store.get_or_init(|| {
+            let format = "{{.Store.GraphRoot}}\t{{.Store.GraphDriverName}}";
+            let text = (self.engine.kind == Kind::Podman)
+                .then(|| self.engine.call(&["info", "--format", format]).ok())
+                .flatten()?;
+            let (root, driver) = text.trim().split_once('\t')?;
+            Some(Path::new(root).join(format!("{driver}-images/images.json")))
+        });
+        let meta = std::fs::metadata(index.as_ref()?).ok()?;
+        Some((meta.ino(), meta.modified().ok(), meta.len()))
+    }
+}
+
+impl From<Inspected> for ImageInfo {
+    fn from(inspected: Inspected) -> Self {
+        let digests = inspected.repo_digests.unwrap_or_default();
+        let of_registry =
+            digests.first().and_then(|name| name.rsplit_once('@')).map(|(_, digest)| digest.to_owned());
+        let digest =
+            if inspected.digest.is_empty() { of_registry.unwrap_or_default() } else { inspected.digest };
+        let names = inspected.repo_tags.unwrap_or_default();
+        Self { names, id: inspected.id, digest, size: inspected.size, in_use: 0 }
+    }
+}
+
+/// An id without its algorithm.
+fn bare(id: &str) -> &str {
+    id.strip_prefix("sha256:").unwrap_or(id)
+}

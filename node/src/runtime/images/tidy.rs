@@ -1,0 +1,102 @@
+//! Care for the disk: only what this node pulled for units is ever removed by name, and never while in use.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tracing::{debug, info};
+
+use super::super::{Error, Kind};
+use super::Inner;
+
+/// Images that this node pulled for units, by name: seconds of the last use.
+type Ledger = BTreeMap<String, u64>;
+
+impl Inner {
+    /// Notes that this node pulled an image.
+    pub(super) fn note(&self, name: &str) {
+        self.change(|ledger| {
+            ledger.insert(name.to_owned(), now());
+        });
+    }
+
+    /// Notes the use of an image, if it was pulled by this node.
+    pub(super) fn used(&self, name: &str) {
+        let due = |used: u64| now().saturating_sub(used) > 3600;
+        // Once an hour is exact enough, and spares a write for every job.
+        if self.ledger().get(name).is_some_and(|&used| due(used)) {
+            self.note(name);
+        }
+    }
+
+    fn ledger(&self) -> Ledger {
+        fs::read(&self.ledger).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Ledger)) {
+        let _one_at_a_time = self.found.lock().expect("no code panics under this lock");
+        let mut ledger = self.ledger();
+        change(&mut ledger);
+        let fresh = self.ledger.with_extension("new");
+        let text = serde_json::to_vec(&ledger).unwrap_or_default();
+        if let Err(error) = fs::write(&fresh, text).and_then(|()| fs::rename(&fresh, &self.ledger)) {
+            // Then the image is nobody's, and stays.
+            debug!(error = &error as &dyn std::error::Error, "cannot note a pulled image");
+        }
+    }
+}
+
+pub(super) fn tidy(inner: &Inner, wanted: Option<&[String]>) -> Result<Vec<String>, Error> {
+    let mut removed = Vec::new();
+    if inner.section.prune_dangling {
+        // The engine itself spares what a container uses.
+        let mut words = vec!["image", "prune", "--force"];
+        if inner.engine.kind == Kind::Docker {
+            words.extend(["--filter", "dangling=true"]);
+        }
+        inner.engine.call(&words)?;
+    }
+    let ledger = inner.ledger();
+    if ledger.is_empty() {
+        return Ok(removed);
+    }
+    let images = inner.list()?;
+    let of = |name: &str| {
+        let full = inner.find(name);
+        full.and_then(|full| images.iter().find(|image| image.id == full.id))
+    };
+    let mut ours: Vec<(u64, &String)> = ledger.iter().map(|(name, used)| (*used, name)).collect();
+    ours.sort();
+    let mut held: u64 = ours.iter().filter_map(|(_, name)| of(name)).map(|image| image.size).sum();
+    let quota = inner.section.quota_mib << 20;
+    for (_, name) in ours {
+        let Some(image) = of(name) else {
+            inner.change(|ledger| {
+                ledger.remove(name);
+            }); // somebody else removed it
+            continue;
+        };
+        let unwanted = wanted.is_some_and(|wanted| !wanted.contains(name));
+        let too_much = quota > 0 && held > quota;
+        if image.in_use > 0 || !(unwanted || too_much) {
+            continue;
+        }
+        // Without force: a container that began just now keeps it.
+        match inner.engine.call(&["image", "rm", "--", name]) {
+            Ok(_) => {
+                held = held.saturating_sub(image.size);
+                info!(image = name, reason = if unwanted { "unwanted" } else { "quota" }, "image removed");
+                inner.change(|ledger| {
+                    ledger.remove(name);
+                });
+                removed.push(name.clone());
+            }
+            Err(error) => debug!(image = name, error = &error as &dyn std::error::Error, "image stays"),
+        }
+    }
+    Ok(removed)
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

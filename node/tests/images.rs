@@ -1,0 +1,238 @@
+//! Images and a real private registry: TLS, htpasswd, every pull policy, and what can be wrong.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use common::registry::{Image, PASSWORD, Registry, USER, is_empty, run};
+use common::*;
+use plexus_node::config::RuntimeName;
+use plexus_node::supervisor::Supervisor;
+use plexus_proto::work::*;
+
+const TINY: &str = "localhost/plexus-tiny:test";
+
+fn place() -> Place {
+    let mut place = Place::new();
+    place.work.runtime = RuntimeName::Podman;
+    place.work.podman.network = Some("host".to_owned());
+    place
+}
+
+fn auth(registry: &Registry, password: &str) -> RegistryAuth {
+    RegistryAuth {
+        host: registry.address.clone(),
+        username: USER.to_owned(),
+        password: password.to_owned(),
+        insecure: true,
+    }
+}
+
+/// Runs a unit in `image` and says how it ended: what it printed, or why it did not start.
+async fn end(
+    node: &Supervisor,
+    image: &str,
+    pull: PullPolicy,
+    auth: Option<RegistryAuth>,
+) -> Result<String, String> {
+    let mut job = Job::script("echo it runs");
+    (job.spec.image, job.spec.pull, job.registry) = (image.to_owned(), pull.into(), auth);
+    job.submit(node).await;
+    let (_, last) = job.payload(node).await;
+    let PayloadMessageKind::Done(done) = last else { panic!("{last:?}") };
+    let status = done.status.unwrap();
+    if let Some(finished) = finished(&status) {
+        assert_eq!(finished.outcome(), Outcome::Failed);
+        job.forget(node).await.unwrap();
+        return Err(finished.reason.clone());
+    }
+    let digest = done.image.unwrap().digest;
+    let mut records = job.attach(node, 1).await;
+    let outcome = records.take_all().await;
+    assert_eq!(outcome.outcome(), Outcome::Succeeded, "{outcome:?}");
+    assert_eq!(records.stdout(), "it runs\n");
+    Ok(digest)
+}
+
+#[tokio::test]
+async fn each_trouble_with_a_registry_has_its_own_words() {
+    let registry = Registry::start();
+    let image = Image(registry.push(TINY, "ee:1"));
+    let place = place();
+    let node = place.start().await;
+    let missing = PullPolicy::Missing;
+    let check = async |image: &str, auth: Option<RegistryAuth>, words: &[&str]| {
+        let reason = end(&node, image, missing, auth).await.unwrap_err();
+        for word in words {
+            assert!(reason.contains(word), "{word:?} in {reason:?}");
+        }
+        assert!(!reason.contains(PASSWORD), "{reason}");
+    };
+    let right = auth(&registry, PASSWORD);
+    let none = RegistryAuth { insecure: true, ..RegistryAuth::default() };
+    check(&image.0, Some(none), &[&image.0, "has none"]).await;
+    check(&image.0, Some(auth(&registry, "wrong")), &["refuses access", "user name or password"]).await;
+    let elsewhere = RegistryAuth { host: "quay.io".to_owned(), ..right.clone() };
+    check(&image.0, Some(elsewhere), &["is for quay.io"]).await;
+    let strict = RegistryAuth { insecure: false, ..right.clone() };
+    check(&image.0, Some(strict.clone()), &["certificate that this node does not trust", "verify_ssl"]).await;
+    let unknown = format!("{}/no-such:1", registry.address);
+    check(&unknown, Some(right.clone()), &[&unknown, "does not exist in its registry"]).await;
+    check("127.0.0.1:1/ee:1", Some(right.clone()), &["cannot be reached from this node", "refused"]).await;
+    check("A B", None, &["no valid image name"]).await;
+    check("--help", None, &["no valid image name"]).await;
+
+    let digest = end(&node, &image.0, missing, Some(right)).await.unwrap();
+    assert!(digest.starts_with("sha256:"), "{digest}");
+    assert!(is_empty(&place.runtime.path().join("run/pulls")), "no credential stays");
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn pull_policies_do_what_their_names_say() {
+    let registry = Registry::start();
+    let image = Image(registry.push(TINY, "policy:1"));
+    let place = place();
+    let node = place.start().await;
+    let right = auth(&registry, PASSWORD);
+    let none = RegistryAuth { insecure: true, ..RegistryAuth::default() };
+    let reason = end(&node, &image.0, PullPolicy::Never, Some(right.clone())).await.unwrap_err();
+    assert!(reason.contains("pull policy is never"), "{reason}");
+    let first = end(&node, &image.0, PullPolicy::Unspecified, Some(right.clone())).await.unwrap();
+    // It is here now: nobody asks the registry, so a missing credential is no trouble.
+    for policy in [PullPolicy::Never, PullPolicy::Missing, PullPolicy::Unspecified] {
+        assert_eq!(end(&node, &image.0, policy, Some(none.clone())).await.as_ref(), Ok(&first));
+    }
+    let reason = end(&node, &image.0, PullPolicy::Always, Some(none)).await.unwrap_err();
+    assert!(reason.contains("has none"), "{reason}");
+    // A rolling tag: another image under the same name.
+    let changed = Image(format!("localhost/plexus-policy-{}:test", std::process::id()));
+    let container = run("podman", &["create", TINY, "true"]);
+    run("podman", &["commit", "--quiet", "--change", "LABEL new=1", container.trim(), &changed.0]);
+    run("podman", &["rm", container.trim()]);
+    registry.push(&changed.0, "policy:1");
+    assert_eq!(end(&node, &image.0, PullPolicy::Missing, Some(right.clone())).await, Ok(first.clone()));
+    let second = end(&node, &image.0, PullPolicy::Always, Some(right)).await.unwrap();
+    assert_ne!(second, first);
+    node.shutdown().await;
+}
+
+/// A client that takes its time: it notes each pull, waits for a file, and then is podman.
+fn slow_client(dir: &std::path::Path) -> Vec<String> {
+    let script = r#"
+        if [ "$2" = pull ]; then
+            echo "pull $$" >>"$1/pulls"
+            echo "Copying blob one" >&2
+            trap 'exit 1' TERM
+            until [ -e "$1/go" ]; do sleep 0.05; done
+        fi
+        shift
+        exec podman "$@""#;
+    let dir = dir.display().to_string();
+    ["sh", "-c", script, "client", &dir].map(str::to_owned).to_vec()
+}
+
+#[tokio::test]
+async fn many_units_wait_for_one_pull_and_hear_how_it_goes() {
+    let registry = Registry::start();
+    let image = Image(registry.push(TINY, "shared:1"));
+    let mut place = place();
+    place.work.podman.command = slow_client(place.data.path());
+    let node = place.start().await;
+    let pulls = || std::fs::read_to_string(place.data.path().join("pulls")).unwrap_or_default();
+    let mut jobs = Vec::new();
+    for _ in 0..5 {
+        let mut job = Job::script("true");
+        job.spec.image = image.0.clone();
+        job.registry = Some(auth(&registry, PASSWORD));
+        job.submit(&node).await;
+        jobs.push(job);
+    }
+    // The last of them is canceled while it waits; the others do not feel it.
+    let node_ref = &node;
+    let canceled = jobs.pop().unwrap();
+    let waiting = jobs.iter().map(|job| async move { job.payload(node_ref).await });
+    let others = futures_util::future::join_all(waiting);
+    let (others, (_, last), ()) = tokio::join!(others, canceled.payload(&node), async {
+        wait_for(|| async { pulls() }, |pulls| !pulls.is_empty()).await;
+        let status = canceled.cancel(&node).await;
+        assert_eq!(finished(&status).unwrap().outcome(), Outcome::Canceled);
+        std::fs::write(place.data.path().join("go"), "").unwrap();
+    });
+    let PayloadMessageKind::Done(done) = last else { panic!("{last:?}") };
+    assert_eq!(finished(&done.status.unwrap()).unwrap().outcome(), Outcome::Canceled);
+    for (heard, last) in others {
+        assert!(matches!(last, PayloadMessageKind::Done(PayloadDone { image: Some(_), .. })), "{last:?}");
+        let lines: Vec<_> = heard
+            .iter()
+            .filter_map(|kind| match kind {
+                PayloadMessageKind::Progress(progress) => Some(progress.line.as_str()),
+                _ => None,
+            })
+            .collect();
+        assert!(lines.contains(&"Copying blob one"), "{lines:?}");
+    }
+    assert_eq!(pulls().lines().count(), 1, "{}", pulls());
+    for job in &jobs {
+        job.attach(&node, 1).await.take_all().await;
+    }
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_pull_ends_with_the_last_unit_that_waits_for_it() {
+    let registry = Registry::start();
+    let image = Image(registry.push(TINY, "canceled:1"));
+    let mut place = place();
+    place.work.podman.command = slow_client(place.data.path());
+    let node = place.start().await;
+    let pulls = || std::fs::read_to_string(place.data.path().join("pulls")).unwrap_or_default();
+    let mut job = Job::script("true");
+    job.spec.image = image.0.clone();
+    job.registry = Some(auth(&registry, PASSWORD));
+    job.submit(&node).await;
+    tokio::join!(job.payload(&node), async {
+        wait_for(|| async { pulls() }, |pulls| !pulls.is_empty()).await;
+        job.cancel(&node).await;
+    });
+    let pid = pulls().trim().trim_start_matches("pull ").to_owned();
+    let client = std::path::Path::new("/proc").join(pid);
+    wait_for(|| async { client.exists() }, |exists| !exists).await;
+    wait_for(|| async { is_empty(&place.runtime.path().join("run/pulls")) }, |empty| *empty).await;
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn images_are_listed_checked_and_only_unwanted_ones_of_ours_go() {
+    let registry = Registry::start();
+    let (ours, wanted) = (Image(registry.push(TINY, "ours:1")), Image(registry.push(TINY, "wanted:1")));
+    let mut place = place();
+    place.work.images.prune_dangling = false; // other tests' images are nobody's to remove
+    let node = place.start().await;
+    let images = node.images().engine().unwrap();
+    let right = auth(&registry, PASSWORD);
+    for image in [&ours, &wanted] {
+        images.pull(&image.0, Some(&right), |_| {}).await.unwrap();
+    }
+    let listed = node.images().list().await.images;
+    assert!(listed.iter().any(|image| image.names.contains(&ours.0) && image.size > 1_000_000), "{listed:?}");
+    let reply = node.images().check(&ours.0).await;
+    assert!(reply.problem.contains("no execution environment"), "{reply:?}");
+    assert!(node.images().check("localhost/no-such:1").await.problem.contains("is not on this node"));
+    let ee = "localhost/plexus-ee:demo";
+    let reply = node.images().check(ee).await;
+    assert_eq!(reply.problem, "");
+    assert_eq!(reply.versions["ansible-core"], "2.19.14");
+    assert_eq!(reply.versions["ansible-runner"], "2.4.3");
+
+    // In use: it stays.
+    let container = run("podman", &["create", &ours.0, "true"]);
+    assert_eq!(node.images().tidy(vec![wanted.0.clone()]).await.removed, Vec::<String>::new());
+    run("podman", &["rm", container.trim()]);
+    let removed = node.images().tidy(vec![wanted.0.clone()]).await.removed;
+    assert_eq!(removed, std::slice::from_ref(&ours.0));
+    assert!(images.find(&ours.0).await.is_none());
+    for kept in [&wanted.0, ee, TINY] {
+        assert!(images.find(kept).await.is_some(), "{kept}");
+    }
+    node.shutdown().await;
+}

@@ -1,0 +1,272 @@
+//! One suite over every runtime: what a unit may expect, wherever it runs.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use common::registry::run;
+use common::*;
+use plexus_node::config::{ContainerSection, RuntimeName};
+use plexus_node::supervisor::Supervisor;
+use plexus_proto::work::*;
+
+const TINY: &str = "localhost/plexus-tiny:test";
+/// Names this test as it runs under another user.
+const AS_USER: &str = "PLEXUS_TEST_AS_USER";
+
+/// A unit in the image whose worker is the script that it brings.
+fn script(script: &str) -> Job {
+    let mut job = Job::script(script);
+    job.spec.image = TINY.to_owned();
+    job
+}
+
+async fn output(node: &Supervisor, job: &Job) -> (String, Finished) {
+    let mut records = job.run(node).await;
+    let outcome = records.take_all().await;
+    (records.stdout(), outcome)
+}
+
+/// What holds for every runtime.
+async fn conformance(place: &Place) {
+    let node = place.start().await;
+    let is_process = place.work.runtime == RuntimeName::Process;
+
+    // Input, output, errors apart, exit code.
+    let mut records = script("cat; echo oops >&2; exit 3").run(&node).await;
+    let outcome = records.take_all().await;
+    assert_eq!(records.stdout(), "{\"kwargs\":{}}\n{\"eof\":true}\n");
+    assert_eq!(records.bytes(Stream::Stderr), b"oops\n");
+    if tells_exit_codes(place) {
+        assert_eq!((outcome.outcome(), outcome.exit_code), (Outcome::Failed, Some(3)), "{outcome:?}");
+    }
+
+    // Project, private files, environment; both may be written to, and no unit sees another's.
+    for _ in 0..2 {
+        let mut job = script(
+            "cat \"$R/project/roles/a.yml\" \"$R/env/settings\"; echo \"$PLAIN $SECRET\"; echo new >\"$R/project/new\" && echo \
+             x >\"$R/artifacts/x\"; echo more >>\"$R/project/roles/a.yml\"; ls \"$R/project\"",
+        )
+        .with_tree(&[("roles/", 0o755, b""), ("roles/a.yml", 0o644, b"a\n"), ("link@", 0, b"roles")]);
+        job.files.push(private_file("env/settings", "settings\n"));
+        job.env.push(("SECRET".to_owned(), "it's $a \"canary\"".to_owned()));
+        let root = if is_process { place.runtime_dir(job.attempt).join("private") } else { "/runner".into() };
+        job.spec.env =
+            [("R".to_owned(), root.display().to_string()), ("PLAIN".to_owned(), "plain".to_owned())].into();
+        let (text, outcome) = output(&node, &job).await;
+        assert_eq!(text, "a\nsettings\nplain it's $a \"canary\"\nlink\nnew\nroles\n", "{outcome:?}");
+    }
+
+    // A cancel is heard, and what does not listen is killed, daemons included.
+    let mut job = script("trap 'echo heard; exit 7' TERM; echo up; while :; do sleep 0.1; done");
+    job.spec.grace_seconds = 30;
+    job.start(&node).await;
+    let mut records = job.attach(&node, 1).await;
+    records.until_output("up").await;
+    job.cancel(&node).await;
+    let outcome = records.take_all().await;
+    if tells_exit_codes(place) {
+        assert!(records.stdout().contains("heard"));
+        assert_eq!(outcome.outcome(), Outcome::Canceled, "{outcome:?}");
+    }
+
+    let nap = nap(place);
+    let mut job =
+        script(&format!("trap '' TERM; (trap '' TERM; setsid {nap} >/dev/null 2>&1 &); echo up; {nap}"));
+    job.spec.grace_seconds = 1;
+    job.start(&node).await;
+    let mut records = job.attach(&node, 1).await;
+    records.until_output("up").await;
+    job.cancel(&node).await;
+    let outcome = records.take_all().await;
+    if tells_exit_codes(place) {
+        assert_eq!(outcome.outcome(), Outcome::Canceled, "{outcome:?}");
+    }
+    wait_for(|| async { sleepers(&nap) }, |count| *count == 0).await;
+
+    // A dead shim: the unit is lost, and what ran is ended. Only root can see which process is the shim.
+    if std::env::var_os(AS_USER).is_none() {
+        let job = script(&format!("echo up; {nap}"));
+        job.start(&node).await;
+        let mut records = job.attach(&node, 1).await;
+        records.until_output("up").await;
+        run("kill", &["-9", &place.shim_pid(job.attempt).to_string()]);
+        assert_eq!(records.take_all().await.outcome(), Outcome::Lost);
+        wait_for(|| async { sleepers(&nap) }, |count| *count == 0).await;
+    }
+
+    node.reap().await;
+    wait_for(|| async { left(place) }, BTreeSet::is_empty).await;
+    node.shutdown().await;
+}
+
+/// Podman 4.3 says 0 for every container that it ran for the docker client or, after a signal, without root. A job does
+/// not depend on it: its end is what the runner says.
+fn tells_exit_codes(place: &Place) -> bool {
+    place.work.runtime != RuntimeName::Docker && std::env::var_os(AS_USER).is_none()
+}
+
+/// What only containers have.
+async fn container_options(place: &mut Place) {
+    let kind = place.work.runtime;
+    let set = move |place: &mut Place, change: &dyn Fn(&mut ContainerSection)| match kind {
+        RuntimeName::Docker => change(&mut place.work.docker),
+        _ => change(&mut place.work.podman),
+    };
+    let extra = tempfile::tempdir().unwrap();
+    std::fs::write(extra.path().join("ca.pem"), "certificate\n").unwrap();
+    let mount = format!("{}:/etc/pki:ro", extra.path().display());
+    set(place, &|section| {
+        section.user = "1234:0".to_owned();
+        section.read_only = true;
+        section.pids = 40;
+        section.memory_mib = 64;
+        section.mounts = vec![mount.clone()];
+    });
+    let node = place.start().await;
+    let job = script(
+        "cd /runner; id -u; cat /etc/pki/ca.pem; touch /etc/x 2>/dev/null || echo read-only; touch /tmp/x && echo scratch; echo y \
+         >>project/a && cat project/a; touch artifacts/x && ls -n project | grep -c ' 1234 '; grep NoNewPrivs \
+         /proc/self/status; i=0; while [ $i -lt 60 ]; do sleep 60 & i=$((i+1)); done; echo forked",
+    )
+    .with_tree(&[("a", 0o600, b"x\n")]);
+    let mut records = job.run(&node).await;
+    let outcome = records.take_all().await;
+    let text = records.stdout();
+    let expected = "1234\ncertificate\nread-only\nscratch\nx\ny\n1\nNoNewPrivs:\t1\n";
+    assert!(text.starts_with(expected), "{text:?} {outcome:?}");
+    assert!(!text.contains("forked"), "the limit on processes holds");
+    let (_, outcome) = output(&node, &script("tail /dev/zero; exit 1")).await;
+    if tells_exit_codes(place) {
+        assert_eq!(outcome.outcome(), Outcome::Failed, "the limit on memory holds: {outcome:?}");
+    }
+    wait_for(|| async { left(place) }, BTreeSet::is_empty).await;
+    node.shutdown().await;
+}
+
+/// A command that nobody else on the machine runs.
+fn nap(place: &Place) -> String {
+    let user = u32::from(std::env::var_os(AS_USER).is_some());
+    format!("sleep {}", 43_210 + user * 10 + place.work.runtime as u32)
+}
+
+fn sleepers(nap: &str) -> usize {
+    let output = Command::new("pgrep").args(["-c", "-f", &format!("^{nap}$")]).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).trim().parse().unwrap()
+}
+
+/// Containers, mounts and files of units.
+fn left(place: &Place) -> BTreeSet<String> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let dir = place.data.path().join("data/units").display().to_string();
+    let mut left: BTreeSet<String> =
+        mounts.lines().filter(|line| line.contains(&dir)).map(str::to_owned).collect();
+    left.extend(
+        files_below(&place.runtime.path().join("run/units")).iter().map(|file| file.display().to_string()),
+    );
+    if place.work.runtime != RuntimeName::Process {
+        let name = format!("label=plexus.store={}", store(place));
+        left.extend(run("podman", &["ps", "-aq", "--filter", &name]).lines().map(str::to_owned));
+    }
+    left
+}
+
+fn store(place: &Place) -> String {
+    let text = std::fs::read_to_string(place.data.path().join("data/store_id")).unwrap();
+    text.trim().to_owned()
+}
+
+fn place(runtime: RuntimeName) -> Place {
+    let mut place = Place::new();
+    place.work.runtime = runtime;
+    place.work.images.prune_dangling = false;
+    place.work.podman.network = Some("host".to_owned());
+    place.work.docker.network = Some("host".to_owned());
+    place
+}
+
+#[tokio::test]
+async fn process() {
+    conformance(&place(RuntimeName::Process)).await;
+}
+
+#[tokio::test]
+async fn podman() {
+    conformance(&place(RuntimeName::Podman)).await;
+    container_options(&mut place(RuntimeName::Podman)).await;
+}
+
+/// Podman's own API socket, for the docker client.
+struct Service(Child);
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+#[tokio::test]
+async fn docker() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("docker.sock");
+    let address = format!("unix://{}", socket.display());
+    let child = Command::new("podman")
+        .args(["system", "service", "--time=0", &address])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let service = Service(child);
+    wait_for(|| async { socket.exists() }, |exists| *exists).await;
+    let mut place = place(RuntimeName::Docker);
+    place.work.docker.command =
+        ["env", &format!("DOCKER_HOST={address}"), "docker"].map(str::to_owned).to_vec();
+    conformance(&place).await;
+    container_options(&mut place).await;
+    drop(service);
+}
+
+/// The node as user `plexus`, its containers without root: this very test, once more, as that user.
+#[tokio::test]
+async fn rootless() {
+    if std::env::var_os(AS_USER).is_some() {
+        conformance(&place(RuntimeName::Podman)).await;
+        return;
+    }
+    let home = Path::new("/var/lib/plexus-user");
+    let id = run("id", &["-u", "plexus"]);
+    let runtime = tempfile::tempdir_in("/dev/shm").unwrap();
+    run("chown", &["plexus", &runtime.path().display().to_string()]);
+    let env = [
+        format!("HOME={}", home.display()),
+        format!("XDG_RUNTIME_DIR={}", runtime.path().display()),
+        format!("{AS_USER}=plexus"),
+        "PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin".to_owned(),
+    ];
+    let as_user = |words: &[&str]| {
+        let mut command = Command::new("runuser");
+        command.args(["-u", "plexus", "--", "env", "-i"]).args(&env).args(words).current_dir("/");
+        command.output().unwrap()
+    };
+    // The images of root are not this user's.
+    let file = runtime.path().join("tiny.tar");
+    run("podman", &["save", "--quiet", "-o", &file.display().to_string(), TINY]);
+    run("chmod", &["644", &file.display().to_string()]);
+    let loaded = as_user(&["podman", "load", "--quiet", "-i", &file.display().to_string()]);
+    assert!(loaded.status.success(), "uid {id}: {}", String::from_utf8_lossy(&loaded.stderr));
+    // Wherever this was built, the user must be able to run it.
+    let programs = tempfile::tempdir().unwrap();
+    run("chmod", &["755", &programs.path().display().to_string()]);
+    let (test, node) = (programs.path().join("test"), programs.path().join("plexus-node"));
+    std::fs::copy(std::env::current_exe().unwrap(), &test).unwrap();
+    std::fs::copy(env!("CARGO_BIN_EXE_plexus-node"), &node).unwrap();
+    let program = format!("PLEXUS_TEST_NODE={}", node.display());
+    let output =
+        as_user(&["env", &program, &test.display().to_string(), "--exact", "rootless", "--nocapture"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}\n{said}", String::from_utf8_lossy(&output.stdout));
+}

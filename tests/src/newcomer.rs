@@ -1,0 +1,105 @@
+//! A machine that is no member yet: it joins by token, and then runs as one.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use anyhow::{Context as _, ensure};
+use serde_json::Value;
+
+use crate::cluster::{Cluster, Runtime};
+use crate::daemon::Daemon;
+
+/// A machine of its own beside a cluster.
+#[derive(Debug)]
+pub struct Newcomer {
+    /// Its daemon, once [`Newcomer::start`]ed.
+    pub daemon: Daemon,
+    dir: PathBuf,
+    runtime_dir: PathBuf,
+    program: PathBuf,
+    work: String,
+}
+
+impl Newcomer {
+    /// Makes its folders below those of `cluster`; its jobs run as those of the cluster's node do.
+    ///
+    /// # Errors
+    /// When a folder cannot be made.
+    pub fn new(cluster: &Cluster, name: &str) -> anyhow::Result<Self> {
+        let layout = &cluster.layout;
+        let (dir, runtime_dir) = (layout.dir.join(name), layout.runtime_dir.join(name));
+        for dir in [&dir, &runtime_dir] {
+            fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        }
+        let program = layout.binaries.node();
+        let config = dir.join("etc/node.toml").into_os_string();
+        let args = vec![OsString::from("run"), OsString::from("--config"), config];
+        let work = match &layout.runtime {
+            Runtime::Podman => String::new(),
+            Runtime::Process(command) => {
+                format!(
+                    "runtime = \"process\"\n\n[work.process]\ncommand = {}\n",
+                    Value::from(command.clone())
+                )
+            }
+        };
+        Ok(Self {
+            daemon: Daemon::new(name, program.clone(), args, layout.log(name)),
+            dir,
+            runtime_dir,
+            program,
+            work,
+        })
+    }
+
+    /// Folder of its identity.
+    pub fn identity_dir(&self) -> PathBuf {
+        self.dir.join("etc/node")
+    }
+
+    /// Runs `plexus-node join`.
+    ///
+    /// # Errors
+    /// When the program cannot be run; its own failure is in the output.
+    pub async fn join(&self, token: &str, args: &[&str]) -> anyhow::Result<Output> {
+        let path = |path: &Path| path.display().to_string();
+        tokio::process::Command::new(&self.program)
+            .args(["join", token, "--config-dir", &path(&self.dir.join("etc"))])
+            .args(["--data-dir", &path(&self.dir.join("data")), "--runtime-dir", &path(&self.runtime_dir)])
+            .args(["--socket", &path(&self.runtime_dir.join("node.sock"))])
+            .args(args)
+            .output()
+            .await
+            .context("cannot run plexus-node")
+    }
+
+    /// Starts the daemon with the configuration that `join` wrote, and what this cluster's jobs need beside it.
+    ///
+    /// # Errors
+    /// When there is no configuration, or the daemon does not start.
+    pub fn start(&mut self) -> anyhow::Result<()> {
+        let path = self.dir.join("etc/node.toml");
+        let written = fs::read_to_string(&path).with_context(|| format!("no {}", path.display()))?;
+        if !written.contains("[work]") {
+            fs::write(&path, format!("{written}\n[work]\nallow_swap = true\n{}", self.work))?;
+        }
+        self.daemon.start()
+    }
+
+    /// Checks that key, certificate and configuration are their owner's alone.
+    ///
+    /// # Errors
+    /// When one is not there, or others may read it.
+    pub fn check_modes(&self) -> anyhow::Result<()> {
+        for name in ["etc/node/node.key", "etc/node/node.pem", "etc/node/ca.pem", "etc/node.toml"] {
+            let path = self.dir.join(name);
+            let mode =
+                fs::metadata(&path).with_context(|| format!("no {}", path.display()))?.permissions().mode();
+            ensure!(mode & 0o777 == 0o600, "{} has mode {:o}", path.display(), mode & 0o777);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,155 @@
+//! Machines that join and are revoked, as real processes.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on stops there")]
+
+use std::process::Output;
+use std::time::Duration;
+
+use plexus_tests::{Cluster, Newcomer, Replay, Seen, wait_for};
+
+const DEADLINE: Duration = Duration::from_secs(60);
+const CASE: &str = "ok-2-hosts";
+const LINES: u64 = 4;
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+#[track_caller]
+fn well(output: &Output) -> String {
+    assert!(output.status.success(), "{}", text(output));
+    text(output)
+}
+
+#[track_caller]
+fn refused(output: &Output, reason: &str) {
+    let said = text(output);
+    assert!(!output.status.success() && said.contains(reason), "{reason:?} in {said}");
+}
+
+/// A fresh machine joins by token through the hop, runs a job, and is revoked.
+#[tokio::test]
+async fn a_fresh_node_joins_through_a_hop_runs_a_job_and_is_revoked() {
+    let replay = Replay::start_without_node("join", CASE, LINES).await.unwrap();
+    let cluster = &replay.cluster;
+    let token = cluster.token(&["--role", "execution", "--name", "fresh-*"]).await.unwrap();
+    let mut fresh = Newcomer::new(cluster, "fresh-1").unwrap();
+    let said = well(&fresh.join(&token, &["--name", "fresh-1"]).await.unwrap());
+    let next = "next: plexus-node run --config";
+    for part in ["joining mesh demo.plexus as execution fresh-1", "certified as", next] {
+        assert!(said.contains(part), "{part:?} in {said}");
+    }
+    assert!(!said.contains(&token), "the token is not repeated");
+    fresh.check_modes().unwrap();
+
+    // The same again is no trouble; another machine is refused, with the reason.
+    well(&fresh.join(&token, &["--name", "fresh-1"]).await.unwrap());
+    let other = Newcomer::new(cluster, "fresh-2").unwrap();
+    let late = other.join(&token, &["--name", "fresh-2"]).await.unwrap();
+    refused(&late, "the token was used by another machine");
+
+    fresh.start().unwrap();
+    ready(cluster, &fresh, "fresh-1", "ready").await;
+    replay.open_gate().unwrap();
+    let job = replay.launch().await.unwrap();
+    assert!(!replay.successful(job).await.unwrap().is_empty());
+
+    // Its links end at once; it is refused from then on, whoever starts again.
+    well(&cluster.plexus_as_admin(&["node", "revoke", "fresh-1"]).await.unwrap());
+    ready(cluster, &fresh, "fresh-1", "unavailable").await;
+    let seen = fresh.daemon.log_size();
+    fresh.daemon.kill();
+    fresh.start().unwrap();
+    fresh.daemon.logged("link refused", seen, DEADLINE).await.unwrap();
+    fresh.daemon.stop().await.unwrap();
+    replay.finish().await.unwrap();
+}
+
+/// Waits until the controller shows `node` in `state`.
+async fn ready(cluster: &Cluster, newcomer: &Newcomer, node: &str, state: &str) {
+    wait_for(&format!("{node} to be {state}"), DEADLINE, async || {
+        match cluster.api().get(&format!("instances/?hostname={node}")).await {
+            Ok(list) if list["results"][0]["node_state"] == state => Seen::Yes(()),
+            Ok(list) => {
+                let log = newcomer.daemon.log_tail(20);
+                Seen::NotYet(format!("{}; its log ends with\n{log}", list["results"]))
+            }
+            Err(error) => Seen::NotYet(format!("{error:#}")),
+        }
+    })
+    .await
+    .unwrap();
+}
+
+/// Every trouble that can be met while joining has a message of its own.
+#[tokio::test]
+async fn each_trouble_of_joining_has_its_own_message() {
+    let mut cluster =
+        Cluster::builder("join-trouble").process(vec!["/bin/true".into()]).start().await.unwrap();
+    let machine = Newcomer::new(&cluster, "m").unwrap();
+    let join = async |token: &str, args: &[&str]| machine.join(token, args).await.unwrap();
+
+    refused(&join("plexus1-nonsense", &[]).await, "this is no Plexus token");
+    let good = cluster.token(&["--role", "execution", "--name", "m"]).await.unwrap();
+    refused(&join(&good[..good.len() - 5], &[]).await, "only part of one");
+    refused(&join(&good, &["--name", "other"]).await, "the token is for names like m, not for other");
+    refused(&join(&good, &["--via", "127.0.0.1:9"]).await, "no member of the mesh answered: 127.0.0.1:9");
+    refused(&join(&good, &["--via", "no-such-host.invalid:7323"]).await, "cannot resolve");
+
+    let short = cluster.token(&["--role", "execution", "--name", "m", "--ttl", "1s"]).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    refused(&join(&short, &[]).await, "the token expired at");
+
+    let revoked = cluster.token(&["--role", "execution", "--name", "m"]).await.unwrap();
+    let list = cluster.plexus_as_admin(&["-o", "json", "token", "list"]).await.unwrap();
+    let list: serde_json::Value = serde_json::from_slice(&list.stdout).unwrap();
+    let id = list["results"][0]["id"].to_string();
+    well(&cluster.plexus_as_admin(&["token", "revoke", &id]).await.unwrap());
+    refused(&join(&revoked, &[]).await, "the token was revoked");
+
+    // Another mesh at the address that the token names.
+    let elsewhere = Cluster::builder("join-other").process(vec!["/bin/true".into()]).start().await.unwrap();
+    let theirs = format!("127.0.0.1:{}", elsewhere.layout.mesh_port);
+    refused(&join(&good, &["--via", &theirs]).await, "does not belong to mesh demo.plexus");
+    elsewhere.finish().await.unwrap();
+
+    // A hop without a controller behind it.
+    cluster.controller.stop().await.unwrap();
+    wait_for("the hop to miss its controller", DEADLINE, async || {
+        let nodes = cluster.plexus_json("hop-1", &["nodes"]).await.unwrap();
+        let gone = nodes["nodes"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|node| node["node"] == "controller" && node["reachable"] == false);
+        Seen::when(gone, || nodes.to_string())
+    })
+    .await
+    .unwrap();
+    refused(&join(&good, &[]).await, "no controller can be reached through");
+    cluster.controller.start().unwrap();
+    cluster.api_up().await.unwrap();
+
+    // Approval: turned away, and confirmed.
+    let token =
+        cluster.token(&["--role", "execution", "--name", "w*", "--uses", "2", "--approve"]).await.unwrap();
+    for (name, verb) in [("w1", "reject"), ("w2", "approve")] {
+        let machine = Newcomer::new(&cluster, name).unwrap();
+        refused(
+            &machine.join(&token, &["--name", name, "--wait", "0"]).await.unwrap(),
+            "no operator has approved",
+        );
+        let list = cluster.plexus_as_admin(&["-o", "json", "token", "requests"]).await.unwrap();
+        let list: serde_json::Value = serde_json::from_slice(&list.stdout).unwrap();
+        let request =
+            list["results"].as_array().unwrap().iter().find(|request| request["node"] == name).unwrap();
+        assert_eq!(request["state"], "pending");
+        well(&cluster.plexus_as_admin(&["token", verb, &request["id"].to_string()]).await.unwrap());
+        let outcome = machine.join(&token, &["--name", name, "--wait", "30"]).await.unwrap();
+        match verb {
+            "approve" => drop(well(&outcome)),
+            _ => refused(&outcome, "an operator has turned this machine away"),
+        }
+    }
+    cluster.finish().await.unwrap();
+}

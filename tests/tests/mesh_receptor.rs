@@ -1,0 +1,174 @@
+//! Receptor's own functional-mesh scenarios, each by its name there, held against this mesh: real processes, real sockets.
+//!
+//! Scenarios of Receptor's work units have their counterparts in `trouble`, `crash` and `first_light`; what is left out on
+//! purpose, and why, stands in `docs/receptor-comparison.md`.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use plexus_mesh::ca::CertificateAuthority;
+use plexus_mesh::{Config, Credentials, Mesh};
+use plexus_proto::id::Role;
+use plexus_tests::net::{Hop, Net, Peer, PeerOptions};
+use plexus_tests::{Seen, is_verify, wait_for};
+
+/// Longest wait for anything.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+async fn start_hop(net: &Net, name: &str, peers: &[SocketAddr]) -> anyhow::Result<Hop> {
+    let mut hop = net.hop(name, peers)?;
+    hop.start().await?;
+    Ok(hop)
+}
+
+async fn end(
+    net: &Net,
+    role: Role,
+    name: &str,
+    peers: &[SocketAddr],
+    kinds: &[&str],
+) -> anyhow::Result<Peer> {
+    net.peer(role, name, &PeerOptions { peers, kinds, ..PeerOptions::default() }).await
+}
+
+/// A star: every node in it reaches every other, and a request goes to each.
+async fn star(kinds: &[&str]) -> anyhow::Result<()> {
+    let net = Net::new("receptor-star")?;
+    let hop = start_hop(&net, "hop-1", &[]).await?;
+    let at = [hop.address()];
+    let leaves = if is_verify() { 15 } else { 4 };
+    let mut controller = end(&net, Role::Controller, "controller", &at, kinds).await?;
+    let mut nodes = Vec::new();
+    for number in 0..leaves {
+        nodes.push(end(&net, Role::Execution, &format!("node-{number}"), &at, kinds).await?);
+    }
+    for number in 0..leaves {
+        let name = format!("node-{number}");
+        controller.reach(&name, true).await?;
+        controller.requests(&name, 1, Duration::ZERO).await?;
+    }
+    for node in &mut nodes {
+        node.reach("controller", true).await?;
+        node.requests("controller", 1, Duration::ZERO).await?;
+    }
+    Ok(())
+}
+
+/// TestMeshStartup udp; also TestTCPSSLConnections, as every link here has mutual TLS.
+#[tokio::test]
+async fn mesh_startup_udp() -> anyhow::Result<()> {
+    star(&["quic", "sealed"]).await
+}
+
+/// TestMeshStartup tcp, TestTCPSSLConnections tcp.
+#[tokio::test]
+async fn mesh_startup_tcp() -> anyhow::Result<()> {
+    star(&["tcp"]).await
+}
+
+/// TestTraceroute: the path through a tree has exactly its three entries.
+#[tokio::test]
+async fn traceroute() -> anyhow::Result<()> {
+    let net = Net::new("receptor-trace")?;
+    let root = start_hop(&net, "hop-1", &[]).await?;
+    let branch = start_hop(&net, "hop-2", &[root.address()]).await?;
+    let _other = start_hop(&net, "hop-3", &[root.address()]).await?;
+    let mut controller = end(&net, Role::Controller, "controller", &[root.address()], &[]).await?;
+    let _leaf = end(&net, Role::Execution, "node-1", &[branch.address()], &[]).await?;
+    controller.reach("node-1", true).await?;
+    // A trace asks hop by hop; the way back to us may be news to the last of them.
+    let path = wait_for("the path", DEADLINE, async || match controller.trace("node-1").await {
+        Ok(path) if path.len() == 3 => Seen::Yes(path),
+        other => Seen::NotYet(format!("{other:?}")),
+    })
+    .await?;
+    ensure!(path == ["hop-1", "hop-2", "node-1"], "{path:?}");
+    Ok(())
+}
+
+/// TestMeshShutdown: everything ends in order within ten seconds, and the ports are free.
+#[tokio::test]
+async fn mesh_shutdown() -> anyhow::Result<()> {
+    let net = Net::new("receptor-shutdown")?;
+    let mut first = start_hop(&net, "hop-1", &[]).await?;
+    let mut second = start_hop(&net, "hop-2", &[first.address()]).await?;
+    let mut controller = end(&net, Role::Controller, "controller", &[first.address()], &[]).await?;
+    controller.reach("hop-2", true).await?;
+    for hop in [&mut second, &mut first] {
+        hop.daemon.stop().await?;
+        std::net::UdpSocket::bind(hop.address()).context("the port is still taken")?;
+    }
+    Ok(())
+}
+
+/// TestCosts: the path of least cost is taken, though it has more hops.
+#[tokio::test]
+async fn costs() -> anyhow::Result<()> {
+    let net = Net::new("receptor-costs")?;
+    let near = start_hop(&net, "hop-1", &[]).await?;
+    let far = start_hop(&net, "hop-2", &[near.address()]).await?;
+    let mut b_config = Config::new(
+        Credentials::load(&net.certify(Role::Execution, "node-1")?)?,
+        net.of("node-1").join("state"),
+        "test",
+    );
+    b_config.peers = [(near.address(), 100), (far.address(), 1)]
+        .map(|(address, cost)| plexus_mesh::Peer { cost, ..plexus_mesh::Peer::new(address.to_string()) })
+        .into();
+    let _node = Mesh::start(b_config).await?;
+    let mut controller = end(&net, Role::Controller, "controller", &[near.address()], &[]).await?;
+    controller.reach("node-1", true).await?;
+    wait_for("the cheap path", DEADLINE, async || match controller.trace("node-1").await {
+        Ok(path) if path == ["hop-1", "hop-2", "node-1"] => Seen::Yes(()),
+        other => Seen::NotYet(format!("{other:?}")),
+    })
+    .await
+}
+
+/// TestTCPSSLClientAuthFailNoKey, BadKey, ServerAuthFail…: who has no certificate of this mesh never connects.
+#[tokio::test]
+async fn tls_auth_fail_bad_key() -> anyhow::Result<()> {
+    let net = Net::new("receptor-auth")?;
+    let hop = start_hop(&net, "hop-1", &[]).await?;
+    let folder = net.of("stranger");
+    let other = CertificateAuthority::init(&net.of("other-ca"), &"proof".parse()?, &"main".parse()?)?;
+    other.issue(Role::Execution, &"stranger".parse()?, &folder, Duration::from_secs(3600))?;
+    let mut config = Config::new(Credentials::load(&folder)?, folder.join("state"), "stranger");
+    config.peers = vec![plexus_mesh::Peer::new(hop.address().to_string())];
+    let stranger = Mesh::start(config).await?;
+    // Somebody who starts later and gets in shows that there was time enough.
+    let mut controller = end(&net, Role::Controller, "controller", &[hop.address()], &[]).await?;
+    controller.reach("hop-1", true).await?;
+    ensure!(!stranger.watch().borrow().nodes.contains_key(&"hop-1".parse()?), "the stranger sees the hop");
+    controller.reach("stranger", false).await?;
+    Ok(())
+}
+
+/// TestQuicConnectTimeout: both ends of a stream whose peer is gone get an error, not data and not an end.
+#[tokio::test]
+async fn a_peer_that_is_gone_is_an_error() -> anyhow::Result<()> {
+    let net = Net::new("receptor-timeout")?;
+    let hop = start_hop(&net, "hop-1", &[]).await?;
+    let mut controller = end(&net, Role::Controller, "controller", &[hop.address()], &[]).await?;
+    let node = end(&net, Role::Execution, "node-1", &[hop.address()], &[]).await?;
+    controller.reach("node-1", true).await?;
+    let flow = plexus_tests::net::Flow {
+        class: "bulk",
+        pull: true,
+        block: 1000,
+        pause: Duration::from_millis(2),
+        blocks: 0,
+    };
+    controller.flow(1, "node-1", &flow).await?;
+    controller.moves(1, 10_000).await?;
+    drop(node);
+    // The peer starts again: its old sessions are disowned at once instead of after their idle time.
+    let mut again = end(&net, Role::Execution, "node-1", &[hop.address()], &[]).await?;
+    again.reach("controller", true).await?;
+    controller.reach("node-1", true).await?;
+    again.requests("controller", 1, Duration::ZERO).await?;
+    let ended = controller.ends(1, false, Duration::from_secs(90)).await;
+    ensure!(ended.is_err(), "it passed for whole: {ended:?}");
+    Ok(())
+}
