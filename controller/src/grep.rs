@@ -106,8 +106,8 @@ pub(crate) struct Search {
     jobs: Vec<Job>,
     /// Jobs with this id and above are done with.
     below: i64,
-    /// Of the newest job in `jobs`, only events before this one; 0 is all of them.
-    before: i64,
+    /// Of that job, only events before this one are left.
+    before: Option<Cursor>,
     deadline: Instant,
     searched: Searched,
 }
@@ -137,7 +137,7 @@ impl Search {
             wanted,
             jobs: Vec::new(),
             below: from.map_or(i64::MAX, |cursor| cursor.job.saturating_add(1)),
-            before: from.map_or(0, |cursor| cursor.counter),
+            before: from,
             deadline: Instant::now() + time,
             searched: Searched::default(),
         }
@@ -154,10 +154,13 @@ impl Search {
             }
             let Some(job) = self.jobs.last() else { continue };
             let key = job.key;
+            // The job of a cursor may be gone: it says nothing of others.
+            let before = self.before.filter(|before| before.job == key.id && before.counter > 0);
             if Instant::now() >= self.deadline {
-                return Ok(Step::End(self.searched, Some(Cursor { job: key.id, counter: self.before })));
+                let counter = before.map_or(0, |before| before.counter);
+                return Ok(Step::End(self.searched, Some(Cursor { job: key.id, counter })));
             }
-            let to = (self.before > 0).then_some(self.before - 1);
+            let to = before.map(|before| before.counter - 1);
             let query = EventQuery {
                 failed: self.wanted.failed.then_some(true),
                 host: self.wanted.host.clone().map(|host| TextMatch::In(vec![host])),
@@ -173,11 +176,11 @@ impl Search {
             let whole = page.iter().position(|event| event.left_out).unwrap_or(page.len());
             let name = job.name.clone();
             if whole < page.len() || page.len() == EVENTS as usize {
-                self.before = page.get(whole.max(1) - 1).map_or(1, |event| event.counter);
+                let counter = page.get(whole.max(1) - 1).map_or(1, |event| event.counter);
+                self.before = Some(Cursor { job: key.id, counter });
             } else {
                 self.jobs.pop();
                 self.below = key.id;
-                self.before = 0;
                 self.searched.jobs += 1;
             }
             self.searched.events += whole as u64;

@@ -109,6 +109,8 @@ pub(crate) struct Published {
     pub(crate) directory: Arc<ArcSwap<Directory>>,
     pub(crate) links: Arc<ArcSwap<Links>>,
     pub(crate) journal: Arc<Journal>,
+    /// To the watch over links.
+    pub(crate) notices: mpsc::UnboundedSender<Notice>,
 }
 
 pub(crate) struct Driver {
@@ -120,8 +122,6 @@ pub(crate) struct Driver {
     overlay: Arc<Overlay>,
     sessions: Arc<Sessions>,
     published: Published,
-    /// To the watch over links.
-    notices: mpsc::UnboundedSender<Notice>,
     links: Links,
     /// The way that packets take to each node, and since when.
     routed: HashMap<Address, (NextHop, u32, Instant)>,
@@ -144,7 +144,6 @@ impl Driver {
         overlay: Arc<Overlay>,
         sessions: Arc<Sessions>,
         published: Published,
-        notices: mpsc::UnboundedSender<Notice>,
     ) -> Self {
         let now = Instant::now();
         Self {
@@ -156,7 +155,6 @@ impl Driver {
             overlay,
             sessions,
             published,
-            notices,
             links: BTreeMap::new(),
             routed: HashMap::new(),
             sought: Vec::new(),
@@ -390,7 +388,7 @@ impl Driver {
 
     fn notice(&self, notice: Notice) {
         // The watch ends with the node.
-        let _ = self.notices.send(notice);
+        let _ = self.published.notices.send(notice);
     }
 
     fn sign(&mut self, body: Vec<u8>, now: Instant) {

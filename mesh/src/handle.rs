@@ -100,13 +100,14 @@ impl Mesh {
         let probes = Arc::new(Probes::default());
 
         let (view_sender, view) = watch::channel(Arc::default());
+        let (notices, noticed) = mpsc::unbounded_channel();
         let published = Published {
             view: view_sender,
             directory: directory.clone(),
             links: links.clone(),
             journal: journal.clone(),
+            notices,
         };
-        let (notices, noticed) = mpsc::unbounded_channel();
         let watching: Arc<Notify> = Arc::default();
         let front = Arc::new(Front::new(credentials.clone(), sessions.clone(), view.clone()));
         let trust = Trust::open(credentials.verifier(), &state_dir);
@@ -119,7 +120,6 @@ impl Mesh {
             overlay.clone(),
             sessions.clone(),
             published,
-            notices,
         );
         let (driver_handle, inbox) = driver::channel();
         overlay.attach(Arc::new(Arrivals {

@@ -109,7 +109,7 @@ impl Credentials {
     ///
     /// # Errors
     /// A file that is missing or is something else, a key of another certificate, and every reason for which a
-    /// peer would refuse the certificate.
+    /// peer would refuse the certificate but its age: an expired one still is good for being renewed.
     pub fn load(dir: &Path) -> Result<Self, Error> {
         Self::load_at(dir, UnixTime::now())
     }

@@ -141,8 +141,6 @@ pub(crate) struct LinkHandle {
     pub(crate) dialed: bool,
     pub(crate) since: jiff::Timestamp,
     pub(crate) bandwidth: Option<u64>,
-    /// Why the link before this one was lost, if one was.
-    pub(crate) last_error: Option<String>,
     pub(crate) egress: Arc<Egress>,
     /// SHA-256 of the neighbour's public key.
     pub(crate) key: [u8; 32],
@@ -404,7 +402,6 @@ pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, origin: Origin) -> E
         dialed: origin.dialed,
         since: jiff::Timestamp::now(),
         bandwidth: origin.bandwidth,
-        last_error: node.neighbors.last_loss(&neighbor.node),
         egress: egress.clone(),
         key,
         expires,
@@ -459,11 +456,13 @@ pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, origin: Origin) -> E
     tasks.shutdown().await;
     egress.close();
     node.neighbors.down(&neighbor.node, origin.dialed);
+    if !end.is_local() {
+        node.neighbors.lost(&neighbor.node, chain(&end));
+    }
     node.driver.send(Event::LinkDown(id, end.to_string())).await;
     if end.is_local() {
         debug!(peer = %neighbor.node, "link closed");
     } else {
-        node.neighbors.lost(&neighbor.node, chain(&end));
         warn!(peer = %neighbor.node, error = &end as &dyn std::error::Error, "link lost");
     }
     end

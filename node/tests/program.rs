@@ -156,15 +156,6 @@ fn a_node_without_usable_identity_says_which_file_and_why() {
     let config = world.config("node-1", "listen = [\"127.0.0.1:0\"]", "");
     check(&refused(&config), &["no usable identity", "node-1/identity", "No such file"]);
 
-    let expired = world.path("node-1/identity");
-    world.ca.issue(Role::Execution, &"node-1".parse().unwrap(), &expired, Duration::from_secs(1)).unwrap();
-    let give_up = std::time::Instant::now() + PATIENCE;
-    while Credentials::load(&expired).is_ok() {
-        assert!(std::time::Instant::now() < give_up, "the certificate never expires");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    check(&refused(&config), &["no usable identity", "node.pem", "expired"]);
-
     world.issue(Role::Controller, "node-2");
     let config = world.config("node-2", "listen = [\"127.0.0.1:0\"]", "");
     check(&refused(&config), &["certificate of a controller"]);

@@ -252,6 +252,8 @@ async fn rootless() {
         command.args(["-u", "plexus", "--", "env", "-i"]).args(&env).args(words).current_dir("/");
         command.output().unwrap()
     };
+    // A machine that went down without a word leaves its podman a process that is no more.
+    as_user(&["podman", "system", "migrate"]);
     // The images of root are not this user's.
     let file = runtime.path().join("tiny.tar");
     run("podman", &["save", "--quiet", "-o", &file.display().to_string(), TINY]);

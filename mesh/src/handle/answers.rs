@@ -12,6 +12,7 @@ use crate::driver::Sought;
 use crate::error::ConnectError;
 use crate::link::LinkHandle;
 use crate::local::{ActError, Answers};
+use crate::node::Neighbors;
 use crate::node::Progress;
 use crate::port_forward::ForwardError;
 use crate::probe::{Failure, Step};
@@ -39,7 +40,7 @@ impl Mesh {
             certificate_expires: node.credentials.load().expires(),
             listen: self.listen_addresses(),
             peers: node.peers().iter().map(|dialed| peer(&dialed.peer, dialed.progress())).collect(),
-            links: self.0.links.load().values().map(link).collect(),
+            links: self.0.links.load().values().map(|handle| link(handle, &self.0.node.neighbors)).collect(),
             nodes: view.nodes.values().map(|known| node_status(known, identity)).collect(),
             packets: self.packets(),
             problems: Vec::new(),
@@ -126,7 +127,13 @@ impl Mesh {
         let directory = self.0.directory.load();
         let address = step.answer.map(|(address, _)| address);
         // Of our own links we know ourselves; of the others the answers tell.
-        let own = self.0.links.load().values().find(|link| Some(link.neighbor.address) == address).map(link);
+        let own = self
+            .0
+            .links
+            .load()
+            .values()
+            .find(|link| Some(link.neighbor.address) == address)
+            .map(|handle| link(handle, &self.0.node.neighbors));
         let own = own.filter(|_| step.limit == 1).map(|link| (link.more.kind, link.more.mtu));
         let told = step.note.map(|note| {
             let kind = match note.kind {
@@ -212,7 +219,7 @@ fn peer(peer: &crate::Peer, (progress, since): (Progress, Timestamp)) -> PeerSta
     PeerStatus { address: peer.label().to_owned(), node, linked, error, since: Some(since) }
 }
 
-fn link(link: &LinkHandle) -> LinkStatus {
+fn link(link: &LinkHandle, neighbors: &Neighbors) -> LinkStatus {
     LinkStatus {
         peer: link.neighbor.node.clone(),
         role: link.neighbor.role,
@@ -228,7 +235,7 @@ fn link(link: &LinkHandle) -> LinkStatus {
             mtu: link.mtu().and_then(|mtu| mtu.try_into().ok()),
             loss: link.lost(),
             bandwidth: link.bandwidth,
-            last_error: link.last_error.clone(),
+            last_error: neighbors.last_loss(&link.neighbor.node),
             ..LinkFacts::default()
         },
     }

@@ -59,7 +59,7 @@ Examples:
 Examples:
   plexus token approve 7")]
     Approve {
-        /// Id of the request, as `requests` and the node itself show it.
+        /// Id of the request, as requests and the node itself show it.
         id: u64,
     },
     /// Turns a node away that waits for approval.
@@ -88,7 +88,7 @@ Examples:
         #[arg(long, value_name = "ID")]
         cluster: ClusterId,
     },
-    /// Signs the request of a machine that cannot reach the mesh: `plexus-node csr` makes one.
+    /// Signs the request of a machine that cannot reach the mesh: plexus-node csr makes one.
     #[command(after_help = "\
 Examples:
   plexus ca sign --ca ca --role execution node-7.csr --out node-7")]
