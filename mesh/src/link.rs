@@ -175,8 +175,8 @@ impl LinkHandle {
     pub(crate) fn kind(&self) -> LinkKind {
         match self.wire {
             Wire::Tcp(_) => LinkKind::Tcp,
-            Wire::Quic(_) if self.egress.is_sealed() => LinkKind::Sealed,
-            Wire::Quic(_) => LinkKind::Quic,
+            Wire::Quic(..) if self.egress.is_sealed() => LinkKind::Sealed,
+            Wire::Quic(..) => LinkKind::Quic,
         }
     }
 
@@ -188,11 +188,11 @@ impl LinkHandle {
     /// Share of packets that are lost on the way to the neighbour, 0 to 1; none where nobody can tell.
     pub(crate) fn lost(&self) -> Option<f64> {
         match &self.wire {
-            Wire::Quic(connection) if !self.egress.is_sealed() => {
+            Wire::Quic(connection, _) if !self.egress.is_sealed() => {
                 let path = connection.stats().path;
                 Some(path.lost_packets as f64 / path.sent_packets.max(1) as f64)
             }
-            Wire::Quic(_) => Some(self.loss.share()),
+            Wire::Quic(..) => Some(self.loss.share()),
             Wire::Tcp(_) => None,
         }
     }
@@ -385,7 +385,7 @@ pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, origin: Origin) -> E
     let (wire, egress) = match &channel {
         Channel::Quic { connection, .. } => {
             let egress = Egress::over_datagrams(connection.clone(), origin.bandwidth, pulse);
-            (Wire::Quic(connection.clone()), Arc::new(egress))
+            (Wire::Quic(connection.clone(), Arc::default()), Arc::new(egress))
         }
         Channel::Tcp { wire, .. } => {
             (Wire::Tcp(wire.clone()), Arc::new(Egress::over_frames(origin.bandwidth, pulse)))
@@ -456,14 +456,14 @@ pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, origin: Origin) -> E
     tasks.shutdown().await;
     egress.close();
     node.neighbors.down(&neighbor.node, origin.dialed);
-    if !end.is_local() {
+    if end.is_loss() {
         node.neighbors.lost(&neighbor.node, chain(&end));
     }
     node.driver.send(Event::LinkDown(id, end.to_string())).await;
-    if end.is_local() {
-        debug!(peer = %neighbor.node, "link closed");
-    } else {
+    if end.is_loss() {
         warn!(peer = %neighbor.node, error = &end as &dyn std::error::Error, "link lost");
+    } else {
+        debug!(peer = %neighbor.node, "link closed");
     }
     end
 }

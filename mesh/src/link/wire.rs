@@ -2,12 +2,14 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use quinn::{Connection, ConnectionError, VarInt};
 use tokio::sync::watch;
+
+use super::code;
 
 /// Why a link ended.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -18,8 +20,8 @@ pub(crate) enum End {
     /// The neighbour closed its TCP stream, and said why.
     #[error("closed by peer: {reason} (code {code})")]
     Closed { code: u32, reason: String },
-    /// We closed the TCP stream.
-    #[error("closed")]
+    /// We closed it.
+    #[error("closed: {reason}")]
     Local { code: VarInt, reason: String },
     /// Nothing was heard on the TCP stream for this long.
     #[error("silent for {} s", .0.as_secs())]
@@ -30,9 +32,13 @@ pub(crate) enum End {
 }
 
 impl End {
-    /// Whether this end closed the link.
-    pub(crate) fn is_local(&self) -> bool {
-        matches!(self, Self::Local { .. } | Self::Quic(ConnectionError::LocallyClosed))
+    /// Whether the link was given up or torn away, and not merely closed by this end.
+    pub(crate) fn is_loss(&self) -> bool {
+        match self {
+            Self::Local { code, .. } => [code::SILENT, code::SLOW].contains(code),
+            Self::Quic(ConnectionError::LocallyClosed) => false,
+            _ => true,
+        }
     }
 
     /// The code with which the neighbour closed it.
@@ -48,7 +54,8 @@ impl End {
 /// A handle on what carries a link. Clones are cheap.
 #[derive(Debug, Clone)]
 pub(crate) enum Wire {
-    Quic(Connection),
+    /// With what this end said when it closed it, which the connection does not keep.
+    Quic(Connection, Arc<OnceLock<End>>),
     Tcp(Arc<TcpWire>),
 }
 
@@ -90,14 +97,14 @@ impl TcpWire {
 impl Wire {
     pub(crate) fn remote_address(&self) -> SocketAddr {
         match self {
-            Self::Quic(connection) => connection.remote_address(),
+            Self::Quic(connection, _) => connection.remote_address(),
             Self::Tcp(wire) => wire.remote,
         }
     }
 
     pub(crate) fn rtt(&self) -> Duration {
         match self {
-            Self::Quic(connection) => connection.rtt(),
+            Self::Quic(connection, _) => connection.rtt(),
             Self::Tcp(wire) => Duration::from_micros(wire.rtt_micros.load(Ordering::Relaxed)),
         }
     }
@@ -105,14 +112,20 @@ impl Wire {
     /// Ends the link; the neighbour is told why.
     pub(crate) fn close(&self, code: VarInt, reason: &str) {
         match self {
-            Self::Quic(connection) => connection.close(code, reason.as_bytes()),
+            Self::Quic(connection, said) => {
+                said.get_or_init(|| End::Local { code, reason: reason.to_owned() });
+                connection.close(code, reason.as_bytes());
+            }
             Self::Tcp(wire) => wire.ends(End::Local { code, reason: reason.to_owned() }),
         }
     }
 
     pub(crate) async fn closed(&self) -> End {
         match self {
-            Self::Quic(connection) => connection.closed().await.into(),
+            Self::Quic(connection, said) => match (connection.closed().await, said.get()) {
+                (ConnectionError::LocallyClosed, Some(said)) => said.clone(),
+                (end, _) => end.into(),
+            },
             Self::Tcp(wire) => wire.ended().await,
         }
     }
