@@ -308,13 +308,43 @@ impl Cluster {
         .await
     }
 
+    /// Waits until everything that the controller received since its start is stored, was stored before, or is named: refused,
+    /// undone and sent again.
+    ///
+    /// # Errors
+    /// When the sum does not balance.
+    pub async fn balanced(&self) -> anyhow::Result<()> {
+        wait_for("the records to balance", Duration::from_secs(15), async || {
+            let text = match self.api.get("/metrics").await {
+                Ok(Value::String(text)) => text,
+                Ok(other) => return Seen::NotYet(format!("/metrics answered {other}")),
+                Err(error) => return Seen::NotYet(format!("{error:#}")),
+            };
+            let of = |name: &str| {
+                let line =
+                    text.lines().find_map(|line| line.strip_prefix(&format!("plexus_records_{name}_total ")));
+                line.and_then(|value| value.parse::<u64>().ok())
+            };
+            let parts = ["stored", "repeated", "refused", "undone"].map(of);
+            let sum: Option<u64> = parts.into_iter().sum();
+            let received = of("received");
+            Seen::when(received.is_some() && received == sum, || {
+                format!("{received:?} received; stored, repeated, refused, undone: {parts:?}")
+            })
+        })
+        .await
+    }
+
     /// Ends the daemons in order and checks that nothing is left behind.
     ///
     /// # Errors
-    /// When a daemon does not end well, or something is left; then the folder is kept.
+    /// When a daemon does not end well, records do not balance, or something is left; then the folder is kept.
     pub async fn finish(mut self) -> anyhow::Result<()> {
         self.clean().await?;
         self.node.stop().await?;
+        if self.controller.is_running() {
+            self.balanced().await?;
+        }
         self.controller.stop().await?;
         self.hop.stop().await?;
         let found = self.leftovers();
