@@ -94,7 +94,7 @@ pub(crate) mod code {
     /// The neighbour's configuration no longer has this link.
     pub(crate) const REMOVED: VarInt = VarInt::from_u32(7);
     /// Nothing is heard from the neighbour any more.
-    pub(crate) const SILENT: VarInt = VarInt::from_u32(8);
+    pub(crate) const SILENT: VarInt = VarInt::from_u32(10);
 }
 
 /// A connection that has not said hello yet.
@@ -517,6 +517,7 @@ async fn write_control(
             debug!(error = &error as &dyn std::error::Error, "control stream failed");
             return connection.close(code::PROTOCOL, b"control stream failed");
         }
+        writer.rest();
     }
 }
 
