@@ -161,7 +161,7 @@ async fn unmodified_awx_command_logs_in_creates_launches_and_watches() {
 async fn survey_and_labels(cluster: &Cluster, awx: &Awx, inventory: i64) {
     let api = cluster.api();
     let project = cluster.layout.projects().join("survey");
-    std::fs::create_dir_all(&project).unwrap();
+    std::fs::create_dir_all(&project).expect("project directory");
     let playbook = r#"
 - hosts: web1
   connection: local
@@ -170,7 +170,7 @@ async fn survey_and_labels(cluster: &Cluster, awx: &Awx, inventory: i64) {
     - ansible.builtin.debug:
         msg: "{{ who }} {{ color }} {{ secret | length }}"
 "#;
-    std::fs::write(project.join("survey.yml"), playbook).unwrap();
+    std::fs::write(project.join("survey.yml"), playbook).expect("playbook written");
     let organization = awx.json(&["organizations", "get", "Default"]).await["id"].to_string();
     let made = awx
         .json(&[
@@ -209,14 +209,14 @@ async fn survey_and_labels(cluster: &Cluster, awx: &Awx, inventory: i64) {
     };
     let spec = serde_json::json!({"name": "ask", "description": "", "spec": [
         question("text", "who", ""), question("multiplechoice", "color", "blue"), question("password", "secret", "")]});
-    api.post(&format!("job_templates/{template}/survey_spec/"), &spec).await.unwrap();
+    api.post(&format!("job_templates/{template}/survey_spec/"), &spec).await.expect("survey taken");
     let label = awx.json(&["labels", "create", "--name", "asked", "--organization", &organization]).await;
     let label = label["id"].to_string();
     let worn = awx.run(&["job_templates", "associate", &template, "--label", &label]).await;
     if !worn.status.success() {
         // This command associates credentials and notifications only; the API is the way for labels.
-        let body = serde_json::json!({"id": label.parse::<i64>().unwrap()});
-        api.post(&format!("job_templates/{template}/labels/"), &body).await.unwrap();
+        let body = serde_json::json!({"id": label.parse::<i64>().expect("id of a label")});
+        api.post(&format!("job_templates/{template}/labels/"), &body).await.expect("label taken");
     }
     let refused = awx.run(&["job_templates", "launch", &template]).await;
     let said = text(&refused.stdout) + &text(&refused.stderr);
@@ -227,7 +227,7 @@ async fn survey_and_labels(cluster: &Cluster, awx: &Awx, inventory: i64) {
     assert!(launched.status.success(), "{}\n{}", text(&launched.stdout), text(&launched.stderr));
     let shown = text(&launched.stdout);
     assert!(shown.contains("ada blue 13") && !shown.contains("correct horse"), "{shown}");
-    let job = api.get("jobs/?labels__name=asked").await.unwrap()["results"][0].clone();
+    let job = api.get("jobs/?labels__name=asked").await.expect("list of jobs")["results"][0].clone();
     assert_eq!(job["summary_fields"]["labels"]["results"][0]["name"], "asked", "{job}");
     assert!(!job.to_string().contains("correct horse"), "{job}");
 }
