@@ -25,7 +25,7 @@ pub use field::{Field, Kind, Mode};
 pub use fleet::{INSTANCE_GROUPS, INSTANCES};
 pub use inventories::{GROUPS, HOSTS, INVENTORIES};
 pub use jobs::{JOB_HOST_SUMMARIES, JOBS, UNIFIED_JOBS};
-pub use people::{ORGANIZATIONS, TOKENS, USERS};
+pub use people::{LABELS, ORGANIZATIONS, TOKENS, USERS};
 pub use system::{SYSTEM_JOB_TEMPLATES, SYSTEM_JOBS};
 pub use templates::{JOB_TEMPLATES, PROJECTS, UNIFIED_JOB_TEMPLATES};
 
@@ -243,6 +243,7 @@ pub static ALL: &[&Resource] = &[
     &JOBS,
     &SYSTEM_JOB_TEMPLATES,
     &SYSTEM_JOBS,
+    &LABELS,
     &UNIFIED_JOB_TEMPLATES,
     &UNIFIED_JOBS,
 ];

@@ -10,7 +10,7 @@
 //! user space on a thread of its own, because the machines that test have no netem; every draw comes from a seed. The
 //! [`Shape`] of each [`Direction`] may change while packets are under way. [`Shape::profile`] has the usual networks by name.
 //!
-//! What happens to a packet is decided in [`lane`], which has no socket and no clock. [`Namespace`] gives what only a kernel
+//! What happens to a packet is decided in `lane`, which has no socket and no clock. [`Namespace`] gives what only a kernel
 //! can: real MTUs with "fragmentation needed", real filters, addresses that change.
 
 mod lane;

@@ -55,6 +55,7 @@ pub(crate) struct Args {
     #[arg(long, global = true, value_name = "PATH", conflicts_with = "controller")]
     pub(crate) socket: Option<PathBuf>,
     /// Controller to ask over HTTP, such as https://controller.example.org:8043
+    #[allow(rustdoc::bare_urls, reason = "it is shown on a terminal")]
     #[arg(long, global = true, value_name = "URL")]
     pub(crate) controller: Option<String>,
     #[command(subcommand)]
