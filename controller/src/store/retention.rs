@@ -100,6 +100,8 @@ pub const JOB_TYPE: &str = "cleanup_jobs";
 pub const NAME: &str = "Cleanup Job Details";
 /// What people read of it.
 pub const DESCRIPTION: &str = "Remove job history";
+/// Id of its template: below those that are counted from 1, so that what people make first has the ids that guides speak of.
+const TEMPLATE: i64 = 0;
 /// Days of a launch that names none.
 pub const DAYS: u32 = 60;
 
@@ -117,8 +119,9 @@ pub async fn seed(core: &CoreDb) -> Result<(), CoreError> {
     let mut insert = Query::insert();
     insert
         .into_table("unified_job_templates")
-        .columns(["kind", "name", "description", "status", "created", "modified"])
+        .columns(["id", "kind", "name", "description", "status", "created", "modified"])
         .values_panic([
+            TEMPLATE.into(),
             "system_job_template".into(),
             NAME.into(),
             DESCRIPTION.into(),

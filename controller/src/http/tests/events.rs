@@ -232,22 +232,21 @@ async fn whoever_may_not_see_the_job_does_not_see_what_it_did() {
 #[tokio::test]
 async fn children_are_summed_up_once_the_job_is_over() {
     let api = Api::new().await;
-    let (key, _, _session) = launched(&api).await;
-    let path = |job: i64| format!("/api/v2/jobs/{job}/job_events/children_summary/");
-    let running = api.get(&path(key.id)).await;
+    let job = ran(&api, "ten-hosts").await;
+    let path = format!("/api/v2/jobs/{job}/job_events/children_summary/");
+    let running = api.get(&path).await;
     assert_eq!(
         running.json,
         json!({
             "children_summary": {}, "meta_event_nested_uuid": {}, "event_processing_finished": false, "is_tree": true,
         })
     );
-    let job = ran(&api, "ten-hosts").await;
     let mut update = sea_query::Query::update();
     update.table("unified_jobs").value("event_processing_finished", true);
     let mut tx = api.app.db.begin(crate::store::core::Class::Intent).await.unwrap();
     tx.execute(&update).await.unwrap();
     tx.commit().await.unwrap();
-    let summary = api.get(&path(job)).await.json;
+    let summary = api.get(&path).await.json;
     assert_eq!((&summary["is_tree"], &summary["event_processing_finished"]), (&json!(true), &json!(true)));
     let events = api.get(&format!("/api/v2/jobs/{job}/job_events/?no_truncate=1")).await.json;
     let events = events["results"].as_array().unwrap();
