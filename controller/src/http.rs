@@ -8,6 +8,7 @@
 
 mod ansi;
 mod call;
+mod children;
 mod credentials;
 mod enrolment;
 mod environments;
@@ -18,17 +19,21 @@ mod generic;
 mod grep;
 mod inventories;
 mod jobs;
+mod labels;
 mod later;
 mod launch;
 mod live;
 mod login;
 mod mesh;
+mod metrics;
 mod people;
 mod projects;
 mod root;
 mod rules;
 mod settings;
 mod stdout;
+mod survey;
+mod system;
 mod templates;
 mod tokens;
 mod websocket;
@@ -59,6 +64,7 @@ use crate::live::Live;
 use crate::registry;
 use crate::store::core::CoreDb;
 use crate::store::events::EventStore;
+use crate::store::retention;
 use crate::vault::Vault;
 use call::Call;
 
@@ -106,6 +112,7 @@ impl App {
         shutdown: CancellationToken,
     ) -> Result<Self, crate::auth::Error> {
         registry::seed(&db).await?;
+        retention::seed(&db).await?;
         let install = root::installation(&db).await?;
         let auth = Auth::new(db.clone())?;
         let live = Live::start(db.clone(), events.clone(), shutdown);
@@ -200,6 +207,7 @@ async fn dispatch(call: &Call) -> Answer {
         {
             enrolment::serve(call, rest).await
         }
+        ["metrics"] => metrics::serve(call).await,
         ["api", "plexus", "v1", "grep"] => grep::serve(call).await,
         ["api", "plexus", "v1", "work", id, "abandon"] => work::abandon(call, id).await,
         ["api", "plexus", "v1", "mesh", rest @ ..] => mesh::serve(call, rest).await,
@@ -212,6 +220,7 @@ async fn version_two(call: &Call, segments: &[&str]) -> Answer {
         ["ping"] => root::ping(call).await,
         ["config"] => root::config(call).await,
         ["me"] => root::me(call).await,
+        ["metrics"] => metrics::serve(call).await,
         ["mesh_visualizer"] => fleet::mesh_visualizer(call).await,
         ["job_events", id] => events::event(call, id).await,
         ["job_events", id, "children"] => events::children(call, id).await,
@@ -231,6 +240,7 @@ async fn version_two(call: &Call, segments: &[&str]) -> Answer {
             Some(resource) => below_object(call, resource, id, below).await,
             None => Err(ApiError::no_such_page()),
         },
+        ["jobs", id, "job_events", "children_summary"] => children::summary(call, id).await,
         ["jobs", id, "events", "stream"] => live::of_job(call, id).await,
         _ => Err(ApiError::no_such_page()),
     }
@@ -246,9 +256,12 @@ async fn below_object(call: &Call, resource: &'static registry::Resource, id: &s
     }
     match (resource.path, name) {
         ("job_templates", "launch") => launch::launch(call, id).await,
+        ("job_templates", "survey_spec") => survey::spec(call, id).await,
         ("jobs", "job_events") => events::of_job(call, id).await,
         ("jobs", "stdout") => stdout::of_job(call, id).await,
         ("jobs", "cancel") => jobs::cancel(call, id).await,
+        ("system_job_templates", "launch") => system::launch(call, id).await,
+        ("system_jobs", "cancel") => system::cancel(call, id).await,
         ("jobs", "relaunch") => launch::relaunch(call, id).await,
         ("projects", "playbooks") => projects::playbooks(call, id).await,
         ("projects", "inventories") => projects::inventories(call, id).await,
