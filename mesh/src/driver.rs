@@ -12,8 +12,9 @@ use plexus_proto::link::{LinkMessageKind, SignedAnnouncement};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
+use crate::clones::Starts;
 use crate::events::{EventKind, Journal};
 use crate::forward::{Exit, Overlay};
 use crate::identity::{self, Credentials, Verifier, key_fingerprint};
@@ -123,6 +124,8 @@ pub(crate) struct Driver {
     sessions: Arc<Sessions>,
     published: Published,
     links: Links,
+    /// Starts of neighbours, to tell a restart from a second copy.
+    starts: Starts,
     /// The way that packets take to each node, and since when.
     routed: HashMap<Address, (NextHop, u32, Instant)>,
     /// Nodes looked up, and who waits for each.
@@ -156,6 +159,7 @@ impl Driver {
             sessions,
             published,
             links: BTreeMap::new(),
+            starts: Starts::default(),
             routed: HashMap::new(),
             sought: Vec::new(),
             stale: true,
@@ -198,6 +202,15 @@ impl Driver {
                 let text = format!("link to {} at {} is up", link.neighbor.node, link.remote_address());
                 let peer = link.neighbor.node.clone();
                 self.published.journal.record(EventKind::LinkUp, Some(peer), text);
+                if self.starts.is_clone(link.neighbor.address, link.boot_nonce) {
+                    let peer = link.neighbor.node.clone();
+                    warn!(%peer, remote = %link.remote_address(), "two processes live under this neighbour's name and key; revoke it and enrol both anew, under names of their own");
+                    let text = format!(
+                        "{peer} runs twice: a copy of it at {} has its name and key",
+                        link.remote_address()
+                    );
+                    self.published.journal.record(EventKind::CloneSuspected, Some(peer), text);
+                }
                 let input = Input::LinkUp { link: link.id, peer: link.neighbor.clone(), cost: link.cost };
                 // A neighbour that was away may not have heard whom it must not talk to.
                 self.trust.lists().into_iter().for_each(|list| link.send(message(list)));

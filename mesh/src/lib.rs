@@ -88,6 +88,7 @@ mod link;
 mod node;
 mod settings;
 
+mod clones;
 mod driver;
 mod epoch;
 mod forward;

@@ -12,6 +12,8 @@
 
 pub(crate) mod accept;
 pub(crate) mod connect;
+#[cfg(any(test, feature = "testing"))]
+pub mod decoders;
 pub(crate) mod dial;
 pub(crate) mod egress;
 pub(crate) mod frames;

@@ -252,7 +252,7 @@ async fn read_frames(
 }
 
 /// Takes the next whole frame off `buffer`.
-fn split(buffer: &mut BytesMut) -> io::Result<Option<(u8, BytesMut)>> {
+pub(super) fn split(buffer: &mut BytesMut) -> io::Result<Option<(u8, BytesMut)>> {
     let Some(&header) = buffer.first_chunk::<HEADER>() else { return Ok(None) };
     let (kind, length) = parse(header);
     let most = if kind == PACKETS { PACKETS_MAX } else { LINK_FRAME_MAX };

@@ -52,6 +52,15 @@ enum Own {
     Answer { number: u32, opened: u64 },
 }
 
+/// Reads what a link asks of itself, for fuzzing.
+#[cfg(any(test, feature = "testing"))]
+pub(super) fn understand(packet: &[u8]) {
+    if let Some(own) = Own::decode(packet) {
+        let slot = own.slot(0);
+        assert_eq!(Own::decode(&slot[FRONT..slot.len() - BACK]), Some(own));
+    }
+}
+
 const OWN_LEN: usize = 14;
 
 impl Own {

@@ -234,3 +234,50 @@ async fn a_list_of_revocations_from_somebody_who_may_not_is_ignored() {
     assert!(ping.is_ok(), "{ping:?}");
     drop((hop, node));
 }
+
+/// A new root comes beside the old one, certificates of both meet, and the old root goes: nobody is cut off.
+#[tokio::test]
+async fn a_root_is_replaced_while_nodes_of_both_roots_talk() {
+    let world = World::new();
+    let new = crate::world::authority(&world.of("new-ca"));
+    // Addresses are told out by the authority: those of the old one are passed over.
+    for name in ["skip-1", "skip-2", "skip-3", "skip-4"] {
+        new.issue(Role::Hop, &id(name), &world.of(name), LONG).unwrap();
+    }
+    let both = |name: &str| {
+        let file = world.of(name).join("ca.pem");
+        let roots = [world.authority().roots(), new.roots()].concat();
+        let pem = |der: &CertificateDer<'_>| {
+            let text = base64(der);
+            format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n")
+        };
+        std::fs::write(file, roots.iter().map(pem).collect::<String>()).unwrap();
+    };
+    for (role, name) in [(Role::Hop, "hop-1"), (Role::Controller, "controller")] {
+        world.credentials(role, name);
+        both(name);
+    }
+    new.issue(Role::Execution, &id("node-1"), &world.of("node-1"), LONG).unwrap();
+    both("node-1");
+    let (controller, _hop, node) = world.line().await;
+    let mut listener = node.listen("echo", ANYONE).unwrap();
+    let mut near =
+        within("connect", controller.connect(&id("node-1"), "echo", Class::Control)).await.unwrap();
+    near.write_all(b"a").await.unwrap();
+    let mut far = accept(&mut listener).await;
+    assert_eq!(within("byte", far.read_u8()).await.unwrap(), b'a');
+}
+
+fn base64(der: &[u8]) -> String {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for group in der.chunks(3) {
+        let word =
+            group.iter().fold(0_u32, |word, &byte| word << 8 | u32::from(byte)) << (8 * (3 - group.len()));
+        for place in 0..4 {
+            let letter = LETTERS[(word >> (18 - 6 * place) & 63) as usize] as char;
+            text.push(if place <= group.len() { letter } else { '=' });
+        }
+    }
+    text
+}

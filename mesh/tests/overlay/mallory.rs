@@ -430,3 +430,87 @@ async fn every_packet_of_every_role_meets_the_verdict_of_the_table() {
         mesh.shutdown().await;
     }
 }
+
+/// Neighbours that prove who they are and say nothing, and strangers on TCP who do not even do that.
+#[tokio::test]
+async fn a_flood_of_handshakes_leaves_links_alive_and_ends_by_itself() {
+    let world = World::new();
+    let (controller, hop, _node) = world.line().await;
+    let at = hop.listen_addresses()[0];
+    let mut dials = tokio::task::JoinSet::new();
+    let world = Arc::new(world);
+    world.credentials(Role::Execution, "mallory");
+    for _ in 0..150 {
+        let world = world.clone();
+        dials.spawn(async move {
+            let credentials = world.credentials(Role::Execution, "mallory");
+            let crypto = QuicClientConfig::try_from(credentials.client_config(&[b"plexus-link/1"])).unwrap();
+            let mut endpoint = quinn::Endpoint::client(any()).unwrap();
+            endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));
+            // Some get in and are silent, the others find no place: both are fine.
+            if let Ok(connection) = endpoint.connect(at, "plexus.invalid").unwrap().await {
+                connection.closed().await;
+            }
+        });
+    }
+    let mut strangers = Vec::new();
+    for _ in 0..150 {
+        strangers.push(tokio::net::TcpStream::connect(at).await);
+    }
+    // Meanwhile those who are in go on.
+    let start = std::time::Instant::now();
+    while start.elapsed() < Duration::from_secs(3) {
+        let ping = within("ping", controller.ping(&id("node-1"), Duration::from_secs(5))).await;
+        assert!(ping.is_ok(), "{ping:?}");
+    }
+    assert_eq!(hop.status().links.len(), 2, "nobody who has not said hello is a neighbour");
+    // Places are free again once the silent ones have been shown out.
+    drop(strangers);
+    let late = world.leaf(Role::Execution, "latecomer", at).await;
+    reachable(&hop, "latecomer", true).await;
+    drop(late);
+    dials.shutdown().await;
+}
+
+/// Rules of a policy hold at the near end, before a word is sent, and at the far end, whatever the near end thinks.
+#[tokio::test]
+async fn rules_are_kept_at_both_ends() {
+    use plexus_mesh::{ConnectError, Refusal, StreamError};
+    use tokio::io::AsyncReadExt;
+
+    let rule = |from: &str| -> plexus_mesh::Policy {
+        let text =
+            format!(r#"{{"services": [{{"service": "diary", "from": ["{from}"], "to": ["node-*"]}}]}}"#);
+        serde_json::from_str(&text).unwrap()
+    };
+    // (at the controller, at the node)
+    for (near, far) in
+        [("controller/*", "hop/*"), ("hop/*", "controller/*"), ("controller/*", "controller/*")]
+    {
+        let world = World::new();
+        let hop = world.hop(any()).await;
+        let at = hop.listen_addresses()[0];
+        let start = async |role, name, policy| {
+            let config = world.config(role, name, &[], &[at]);
+            Mesh::start(plexus_mesh::Config { policy, ..config }).await.unwrap()
+        };
+        let controller = start(Role::Controller, "controller", rule(near)).await;
+        let node = start(Role::Execution, "node-1", rule(far)).await;
+        reachable(&controller, "node-1", true).await;
+        let mut listener = node.listen("diary", crate::world::ANYONE).unwrap();
+        let opened = within("connect", controller.connect(&id("node-1"), "diary", Class::Control)).await;
+        match (near, far) {
+            ("hop/*", _) => assert!(matches!(opened, Err(ConnectError::Denied(_))), "{opened:?}"),
+            (_, "hop/*") => {
+                let error = within("refusal", opened.unwrap().read_u8()).await.unwrap_err();
+                let refused = StreamError::of(&error);
+                assert!(matches!(refused, Some(StreamError::Refused(Refusal::NotAllowed))), "{error:?}");
+            }
+            _ => {
+                use tokio::io::AsyncWriteExt;
+                opened.unwrap().write_all(b"x").await.unwrap();
+                crate::world::accept(&mut listener).await;
+            }
+        }
+    }
+}
