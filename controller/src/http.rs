@@ -18,6 +18,7 @@ mod generic;
 mod grep;
 mod inventories;
 mod jobs;
+mod labels;
 mod later;
 mod launch;
 mod live;
@@ -29,6 +30,7 @@ mod root;
 mod rules;
 mod settings;
 mod stdout;
+mod survey;
 mod templates;
 mod tokens;
 mod websocket;
@@ -246,6 +248,7 @@ async fn below_object(call: &Call, resource: &'static registry::Resource, id: &s
     }
     match (resource.path, name) {
         ("job_templates", "launch") => launch::launch(call, id).await,
+        ("job_templates", "survey_spec") => survey::spec(call, id).await,
         ("jobs", "job_events") => events::of_job(call, id).await,
         ("jobs", "stdout") => stdout::of_job(call, id).await,
         ("jobs", "cancel") => jobs::cancel(call, id).await,

@@ -24,7 +24,7 @@ pub use field::{Field, Kind, Mode};
 pub use fleet::{INSTANCE_GROUPS, INSTANCES};
 pub use inventories::{GROUPS, HOSTS, INVENTORIES};
 pub use jobs::{JOB_HOST_SUMMARIES, JOBS, UNIFIED_JOBS};
-pub use people::{ORGANIZATIONS, TOKENS, USERS};
+pub use people::{LABELS, ORGANIZATIONS, TOKENS, USERS};
 pub use templates::{JOB_TEMPLATES, PROJECTS, UNIFIED_JOB_TEMPLATES};
 
 /// One family of objects of the API.
@@ -239,6 +239,7 @@ pub static ALL: &[&Resource] = &[
     &HOSTS,
     &JOB_TEMPLATES,
     &JOBS,
+    &LABELS,
     &UNIFIED_JOB_TEMPLATES,
     &UNIFIED_JOBS,
 ];

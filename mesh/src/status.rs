@@ -88,6 +88,8 @@ pub struct PacketCounts {
     pub expired: u64,
     /// Dropped because nobody here wanted them, or had room.
     pub unwanted: u64,
+    /// Messages of neighbours that their role may not say; each has cost its sender the link.
+    pub refused: u64,
     /// Dropped because the link that they had to take was full, or too narrow; live links only.
     pub congested: u64,
 }

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use plexus_tests::{Replay, Seen, wait_for};
-use tokio::io::{AsyncReadExt, BufReader};
+use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 
 /// The captured stream: 423 events, of which about half come before the gate.
@@ -32,7 +32,7 @@ fn plexus(replay: &Replay, args: &[&str]) -> Command {
 
 /// Reads until `wanted` events came, one JSON document on a line each.
 async fn events(child: &mut Child, wanted: usize) -> Vec<u8> {
-    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let out = child.stdout.as_mut().unwrap();
     let mut text = Vec::new();
     let read = async {
         while text.iter().filter(|&&byte| byte == b'\n').count() < wanted {
@@ -43,7 +43,6 @@ async fn events(child: &mut Child, wanted: usize) -> Vec<u8> {
         }
     };
     tokio::time::timeout(DEADLINE, read).await.unwrap();
-    child.stdout = Some(out.into_inner());
     text
 }
 

@@ -4,7 +4,8 @@ use super::field::{choice, flag, float, id, int, int_choice, json, long_text, te
 use super::templates::{JOB_TYPES, VERBOSITY};
 use super::{
     Access, By, CREDENTIALS, Duplicate, EXECUTION_ENVIRONMENTS, Field, HOSTS, INSTANCE_GROUPS, INVENTORIES,
-    JOB_TEMPLATES, ORGANIZATIONS, Owner, PROJECTS, Resource, SubList, Table, UNIFIED_JOB_TEMPLATES, Verbs,
+    JOB_TEMPLATES, LABELS, ORGANIZATIONS, Owner, PROJECTS, Resource, SubList, Table, UNIFIED_JOB_TEMPLATES,
+    Verbs,
 };
 
 /// States of a job, in the order it goes through them.
@@ -150,6 +151,16 @@ pub static JOBS: Resource = Resource {
                 table: "unified_job_credentials",
                 here: "unified_job_id",
                 there: "credential_id",
+                writable: false,
+            },
+        },
+        SubList {
+            name: "labels",
+            of: &LABELS,
+            by: By::Pairs {
+                table: "unified_job_labels",
+                here: "unified_job_id",
+                there: "label_id",
                 writable: false,
             },
         },
