@@ -10,6 +10,7 @@ mod fleet;
 mod inventories;
 mod jobs;
 mod people;
+mod system;
 mod templates;
 
 pub mod field;
@@ -25,6 +26,7 @@ pub use fleet::{INSTANCE_GROUPS, INSTANCES};
 pub use inventories::{GROUPS, HOSTS, INVENTORIES};
 pub use jobs::{JOB_HOST_SUMMARIES, JOBS, UNIFIED_JOBS};
 pub use people::{LABELS, ORGANIZATIONS, TOKENS, USERS};
+pub use system::{SYSTEM_JOB_TEMPLATES, SYSTEM_JOBS};
 pub use templates::{JOB_TEMPLATES, PROJECTS, UNIFIED_JOB_TEMPLATES};
 
 /// One family of objects of the API.
@@ -239,6 +241,8 @@ pub static ALL: &[&Resource] = &[
     &HOSTS,
     &JOB_TEMPLATES,
     &JOBS,
+    &SYSTEM_JOB_TEMPLATES,
+    &SYSTEM_JOBS,
     &LABELS,
     &UNIFIED_JOB_TEMPLATES,
     &UNIFIED_JOBS,

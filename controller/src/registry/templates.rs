@@ -5,7 +5,7 @@ use super::field::{
 };
 use super::{
     Access, By, CREDENTIALS, Duplicate, EXECUTION_ENVIRONMENTS, Field, INVENTORIES, JOBS, LABELS,
-    ORGANIZATIONS, Owner, Resource, SubList, Table, UNIFIED_JOBS, Verbs,
+    ORGANIZATIONS, Owner, Resource, SYSTEM_JOB_TEMPLATES, SubList, Table, UNIFIED_JOBS, Verbs,
 };
 
 /// What ansible-playbook does: change things, or say what it would change.
@@ -239,7 +239,7 @@ pub static UNIFIED_JOB_TEMPLATES: Resource = Resource {
     type_name: "unified_job_template",
     model: "UnifiedJobTemplate",
     label: "Unified Job Template",
-    table: Table::own("unified_job_templates").shared_by(&[&PROJECTS, &JOB_TEMPLATES]),
+    table: Table::own("unified_job_templates").shared_by(&[&PROJECTS, &JOB_TEMPLATES, &SYSTEM_JOB_TEMPLATES]),
     fields: &[
         name(),
         description(),

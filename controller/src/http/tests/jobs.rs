@@ -367,6 +367,49 @@ async fn a_job_is_launched_again_for_all_or_for_the_failed_hosts() {
 }
 
 #[tokio::test]
+async fn old_jobs_are_cleaned_up_by_the_management_job() {
+    let api = Api::new().await;
+    let job = super::events::ran(&api, "ok-2-hosts").await;
+    let list = api.get("/api/v2/system_job_templates/").await.json;
+    assert_eq!(
+        (&list["count"], &list["results"][0]["job_type"]),
+        (&json!(1), &json!("cleanup_jobs")),
+        "{list}"
+    );
+    let launch = list["results"][0]["related"]["launch"].as_str().unwrap().to_owned();
+    let wrong = api.post(&launch, json!({"extra_vars": {"days": -1}})).await;
+    assert_eq!(wrong.json, json!({"extra_vars": ["days must be a positive integer."]}));
+    let other = api.ordinary("someone").await;
+    let refused = api.by(&other, "POST", &launch, json!({})).await;
+    assert!(refused.status.is_client_error(), "{}", refused.text);
+    let made = api.post(&launch, json!({"extra_vars": "{\"days\": 0}"})).await;
+    assert_eq!(
+        (made.status, &made.json["status"]),
+        (StatusCode::CREATED, &json!("pending")),
+        "{}",
+        made.text
+    );
+    let mut update = sea_query::Query::update();
+    update.table("unified_jobs").values([("status", "successful".into()), ("finished", 1.into())]);
+    update.and_where(sea_query::ExprTrait::eq(sea_query::Expr::col("id"), job));
+    let mut tx = api.app.db.begin(crate::store::core::Class::Intent).await.unwrap();
+    tx.execute(&update).await.unwrap();
+    tx.commit().await.unwrap();
+    crate::store::retention::run_asked(&api.app.db, &api.app.events).await.unwrap();
+    let done = api.get(made.json["url"].as_str().unwrap()).await.json;
+    assert_eq!(
+        (&done["status"], &done["type"], &done["result_stdout"]),
+        (&json!("successful"), &json!("system_job"), &json!("1 jobs and 0 months of events removed.\n")),
+        "{done}"
+    );
+    assert_eq!(api.get(&format!("/api/v2/jobs/{job}/")).await.status, StatusCode::NOT_FOUND);
+    let template = api.get("/api/v2/system_job_templates/").await.json;
+    assert_eq!(template["results"][0]["status"], "successful");
+    let cancel = done["related"]["cancel"].as_str().unwrap().to_owned();
+    assert_eq!(api.post(&cancel, json!({})).await.status, StatusCode::METHOD_NOT_ALLOWED);
+}
+
+#[tokio::test]
 async fn labels_may_be_asked_for_at_launch() {
     let api = Api::new().await;
     let template = api.template("web").await;
