@@ -300,7 +300,8 @@ impl Egress {
     }
 
     fn pump_sealed(&self, queues: &mut Queues, lane: &mut SealedLane) -> Option<Stop> {
-        if lane.wakes() {
+        // Probes of the link itself are its watch already; asking after each of them would wake both ends once more.
+        if queues.carries() && lane.wakes() {
             self.active.notify_one();
         }
         loop {
@@ -355,6 +356,12 @@ struct Queue {
 }
 
 impl Queues {
+    /// Whether packets of sessions wait here.
+    fn carries(&self) -> bool {
+        !self.bulk.batches.is_empty()
+            || self.control.batches.iter().any(|batch| batch.header().class != Class::Probe)
+    }
+
     fn has_room(&self, class: Class) -> bool {
         let full = match class {
             Class::Bulk => self.bulk.bytes >= BULK_BYTES,

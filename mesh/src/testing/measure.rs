@@ -86,9 +86,10 @@ pub fn measure(seed: u64, nodes: usize) -> Report {
             world.kill(node, AT_ONCE);
             world.run(Duration::from_millis(5000 / some.len() as u64));
         }
+        // Settling counts from the last of them.
         for &node in &some {
-            world.boot(node, false);
             world.run(Duration::from_millis(5000 / some.len() as u64));
+            world.boot(node, false);
         }
     });
     report.heal = world.heal(report.hops);
