@@ -7,6 +7,7 @@ mod first;
 mod live;
 mod machine;
 mod mesh;
+mod work;
 
 use std::fs;
 use std::process::ExitCode;
@@ -18,7 +19,7 @@ use serde::Serialize;
 /// Which suite.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Suite to run: first, mesh, live.
+    /// Suite to run: first, mesh, live, work.
     #[arg(long, default_value = "first")]
     suite: String,
     /// Rows whose name contains this text, only.
@@ -70,7 +71,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         "first" => runtime.block_on(first::run(only))?,
         "mesh" => runtime.block_on(mesh::run(only)),
         "live" => runtime.block_on(live::run(only)),
-        other => bail!("no such suite: {other} (there are: first, mesh, live)"),
+        "work" => runtime.block_on(work::run(only)),
+        other => bail!("no such suite: {other} (there are: first, mesh, live, work)"),
     };
     print(&rows);
     let dir = target_dir().join("bench");

@@ -7,7 +7,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use plexus_tests::{Api, Binaries, Cluster, JobOptions, Samples, demo_image, podman_command, runtime_root};
+use plexus_tests::{
+    Api, Binaries, Builder, Cluster, JobOptions, Samples, demo_image, podman_command, runtime_root,
+};
 use serde_json::{Value, json};
 
 use super::machine::{conditions, private_mb};
@@ -63,7 +65,7 @@ fn small_stream() -> PathBuf {
 }
 
 /// A template whose playbook is `facts.yml` on no host in particular: the probe does not look.
-async fn probe_template(cluster: &Cluster, inventory: &str) -> anyhow::Result<i64> {
+pub(super) async fn probe_template(cluster: &Cluster, inventory: &str) -> anyhow::Result<i64> {
     let samples = Samples::new(&demo_image())?;
     samples.copy_project(&cluster.layout.projects())?;
     let api = cluster.api();
@@ -72,17 +74,34 @@ async fn probe_template(cluster: &Cluster, inventory: &str) -> anyhow::Result<i6
     samples.template(api, loaded, "bench", "facts.yml", inventory, &JobOptions::default()).await
 }
 
-async fn launch(api: &Api, template: i64) -> anyhow::Result<i64> {
+pub(super) async fn launch(api: &Api, template: i64) -> anyhow::Result<i64> {
     api.launch(template, &json!({})).await?["id"].as_i64().context("job has no id")
 }
 
 // ---------------------------------------------------------------- submit to start
 
 async fn submit_to_start() -> anyhow::Result<Row> {
-    note(&format!(
-        "submit to start: {STARTS} process units over one hop, and as many bare spawns of the same probe"
-    ));
     let conditions = conditions();
+    let (ours, bare) = starts(Cluster::builder("bench-start")).await?;
+    Ok(Row {
+        name: "first.submit_to_start_ms",
+        value: median(&ours),
+        unit: "ms",
+        better: Better::Lower,
+        bar: 25.0,
+        samples: ours,
+        baseline_samples: bare,
+        command: "make bench SUITE=first".into(),
+        conditions: format!("{conditions}; one job at a time; baseline: bare spawn of the same probe"),
+    })
+}
+
+/// Milliseconds from the API's POST to the child's first instruction, and of bare spawns of the same probe.
+///
+/// # Errors
+/// When a job fails or the cluster does not come up.
+pub(super) async fn starts(builder: Builder) -> anyhow::Result<(Vec<f64>, Vec<f64>)> {
+    note(&format!("submit to start: {STARTS} process units, and as many bare spawns of the same probe"));
     let binaries = Binaries::of_this_build()?;
     let scratch = tempfile::Builder::new()
         .prefix("plexus-bench-")
@@ -92,7 +111,7 @@ async fn submit_to_start() -> anyhow::Result<Row> {
     let stream = small_stream();
     let text = |path: &Path| path.display().to_string();
     let command = vec![text(&binaries.xtask()), "probe".into(), text(&out), text(&stream), "{dir}".into()];
-    let cluster = Cluster::builder("bench-start").process(command).start().await?;
+    let cluster = builder.process(command).start().await?;
     let template = probe_template(&cluster, "two-hosts.ini").await?;
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     for round in 0..WARM + STARTS {
@@ -115,17 +134,7 @@ async fn submit_to_start() -> anyhow::Result<Row> {
         }
     }
     cluster.finish().await?;
-    Ok(Row {
-        name: "first.submit_to_start_ms",
-        value: median(&ours),
-        unit: "ms",
-        better: Better::Lower,
-        bar: 25.0,
-        samples: ours,
-        baseline_samples: bare,
-        command: "make bench SUITE=first".into(),
-        conditions: format!("{conditions}; one job at a time; baseline: bare spawn of the same probe"),
-    })
+    Ok((ours, bare))
 }
 
 fn spawn_probe(binaries: &Binaries, out: &Path, stream: &Path) -> anyhow::Result<()> {
@@ -156,10 +165,33 @@ fn ms_since(began: u64, out: &Path) -> anyhow::Result<f64> {
 // ---------------------------------------------------------------- first event in the execution environment
 
 async fn ee_first_event() -> anyhow::Result<Row> {
+    let conditions = conditions();
+    let image = demo_image();
+    let (ours, bare) = ee_first_events().await?;
+    Ok(Row {
+        name: "first.ee_first_event_ratio",
+        value: median(&ours) / median(&bare),
+        unit: "ratio",
+        better: Better::Lower,
+        bar: 1.15,
+        samples: ours,
+        baseline_samples: bare,
+        command: "make bench SUITE=first".into(),
+        conditions: format!(
+            "{conditions}; samples in ms; value is the ratio of the medians; {image}, facts.yml on two hosts"
+        ),
+    })
+}
+
+/// Milliseconds from the API's POST to the first event stored, of jobs in the execution environment, and of bare podman runs of
+/// their payload to the first event printed.
+///
+/// # Errors
+/// When a job fails or the cluster does not come up.
+pub(super) async fn ee_first_events() -> anyhow::Result<(Vec<f64>, Vec<f64>)> {
     note(&format!(
         "first event in the execution environment: {CONTAINERS} jobs, and as many bare podman runs of their payload"
     ));
-    let conditions = conditions();
     let image = demo_image();
     let scratch = tempfile::Builder::new()
         .prefix("plexus-bench-")
@@ -184,19 +216,7 @@ async fn ee_first_event() -> anyhow::Result<Row> {
         }
     }
     cluster.finish().await?;
-    Ok(Row {
-        name: "first.ee_first_event_ratio",
-        value: median(&ours) / median(&bare),
-        unit: "ratio",
-        better: Better::Lower,
-        bar: 1.15,
-        samples: ours,
-        baseline_samples: bare,
-        command: "make bench SUITE=first".into(),
-        conditions: format!(
-            "{conditions}; samples in ms; value is the ratio of the medians; {image}, facts.yml on two hosts"
-        ),
-    })
+    Ok((ours, bare))
 }
 
 /// The very files and input that the node gives a worker for a job of the template: taken from a job run by a copying worker.
@@ -402,13 +422,16 @@ fn numbers(value: &Value) -> anyhow::Result<Vec<f64>> {
     Ok(numbers)
 }
 
+/// Whose turn it is.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Turn {
+pub(super) enum Turn {
+    /// What is measured.
     Ours,
+    /// What it stands beside.
     Other,
 }
 
 /// Who goes first alternates, so that a drift of the machine meets both.
-fn abba(round: usize) -> [Turn; 2] {
+pub(super) fn abba(round: usize) -> [Turn; 2] {
     if round.is_multiple_of(2) { [Turn::Ours, Turn::Other] } else { [Turn::Other, Turn::Ours] }
 }
