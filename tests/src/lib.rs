@@ -10,6 +10,7 @@ mod binaries;
 mod cluster;
 mod daemon;
 pub mod flow;
+pub mod history;
 mod layout;
 mod leftovers;
 pub mod net;
@@ -32,7 +33,7 @@ pub use newcomer::Newcomer;
 pub use ports::ReservedPort;
 pub use postgres::Postgres;
 pub use recap::{HostRecap, Recap, plain};
-pub use replay::Replay;
+pub use replay::{Replay, essence};
 pub use samples::{JobOptions, Loaded, Samples, cache_dir, demo_image};
 pub use wait::{Seen, wait_for};
 

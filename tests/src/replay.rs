@@ -212,7 +212,7 @@ impl Drop for Gate {
 }
 
 /// What of an event is the same in every job that replays the same stream.
-fn essence(event: &Value) -> Value {
+pub fn essence(event: &Value) -> Value {
     let fields = [
         "counter",
         "event",

@@ -1,0 +1,262 @@
+//! A seeded nemesis over real processes: kills, stops and cuts at random while jobs run, and a pure judge over what is left.
+//!
+//! `PLEXUS_SEED` and `PLEXUS_MINUTES` choose another run; the seed is printed.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on stops there")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use plexus_tests::history::{Ended, History, check};
+use plexus_tests::wire::{Direction, Shape, Wire};
+use plexus_tests::{Api, Cluster, Daemon, JobOptions, Samples, essence};
+use reqwest::Method;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+
+/// Trouble in every run, and in the longer proofs.
+const SHORT: Duration = Duration::from_secs(45);
+const LONG: Duration = Duration::from_secs(600);
+/// Longest time from the end of all faults until every job is over.
+const SETTLED: Duration = Duration::from_secs(60);
+/// Jobs that are on their way at the same time.
+const JOBS: usize = 3;
+
+/// Numbers from a seed (splitmix64): the same seed chooses the same faults.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n
+    }
+}
+
+/// The system in trouble, and what is known of its jobs.
+struct Arena {
+    cluster: Cluster,
+    wire: Wire,
+    template: i64,
+    dice: Dice,
+    accepted: Vec<i64>,
+    canceled: BTreeSet<i64>,
+    shim_killed: BTreeSet<i64>,
+    said: Vec<String>,
+}
+
+#[tokio::test]
+async fn what_a_nemesis_does_for_a_while_loses_nothing() {
+    let from_env = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seed = from_env("PLEXUS_SEED").unwrap_or(1);
+    let usual = if plexus_tests::is_verify() { LONG } else { SHORT };
+    let length = from_env("PLEXUS_MINUTES").map_or(usual, |minutes| Duration::from_secs(60 * minutes));
+
+    let effects = tempfile::NamedTempFile::new().unwrap();
+    let mut arena = Arena::start(seed, effects.path()).await;
+    let first = arena.launch().await.unwrap();
+    arena.cluster.api().finished(first, SETTLED).await.unwrap();
+    let expected = events(arena.cluster.api(), first).await;
+    assert_eq!(expected.len(), 423, "an undisturbed job");
+
+    let end = Instant::now() + length;
+    while Instant::now() < end {
+        arena.keep_jobs_coming().await;
+        arena.fault().await;
+    }
+    arena.heal().await;
+    let history = arena.history(effects.path(), expected).await;
+    let broken = check(&history);
+    let tally = |status: &str| history.ended.iter().filter(|ended| ended.status == status).count();
+    // Not println!, which the test harness keeps to itself when all is well.
+    let line = format!(
+        "chaos: seed {seed}, {} faults, {} jobs: {} successful, {} canceled, {} error\n",
+        arena.said.len(),
+        history.ended.len(),
+        tally("successful"),
+        tally("canceled"),
+        tally("error"),
+    );
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
+    assert!(broken.is_empty(), "seed {seed}:\n{}\nfaults:\n{}", broken.join("\n"), arena.said.join("\n"));
+    arena.cluster.finish().await.unwrap();
+}
+
+impl Arena {
+    async fn start(seed: u64, effects: &Path) -> Self {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+        let stream = fixtures.join("runner-streams/ten-hosts/worker.bin");
+        let words = [fixtures.join("chaos.sh"), stream, effects.to_owned()];
+        let mut command: Vec<String> = words.iter().map(|path| path.display().to_string()).collect();
+        command.push("{dir}".to_owned());
+        let mut cluster = Cluster::builder("chaos").process(command).prepare().unwrap();
+        // The execution node reaches its hop over a wire that can be cut.
+        let hop = cluster.layout.mesh_port;
+        let wire = Wire::to(([127, 0, 0, 1], hop).into(), Shape::default(), seed).unwrap();
+        let config = cluster.layout.config("node-1");
+        let text = fs::read_to_string(&config).unwrap();
+        let wired = text.replace(&format!("127.0.0.1:{hop}"), &wire.address().to_string());
+        assert_ne!(text, wired);
+        fs::write(&config, wired).unwrap();
+        for daemon in [&mut cluster.hop, &mut cluster.controller, &mut cluster.node] {
+            daemon.start().unwrap();
+        }
+        cluster.api_up().await.unwrap();
+        cluster.node_ready().await.unwrap();
+        let samples = Samples::new("localhost/plexus-ee:demo").unwrap();
+        samples.copy_project(&cluster.layout.projects()).unwrap();
+        let api = cluster.api();
+        let loaded = samples.load(api).await.unwrap();
+        let inventory = samples.load_inventory(api, loaded, "two-hosts.ini").await.unwrap();
+        let options = JobOptions::default();
+        let template =
+            samples.template(api, loaded, "chaos", "webapp.yml", inventory, &options).await.unwrap();
+        Self {
+            cluster,
+            wire,
+            template,
+            dice: Dice(seed),
+            accepted: Vec::new(),
+            canceled: BTreeSet::new(),
+            shim_killed: BTreeSet::new(),
+            said: Vec::new(),
+        }
+    }
+
+    /// Launches one job; none when the controller is down or too slow, which is no promise broken.
+    async fn launch(&mut self) -> Option<i64> {
+        let body = json!({"allow_simultaneous": true});
+        let made = self.cluster.api().launch(self.template, &body).await.ok()?;
+        let job = made["id"].as_i64()?;
+        self.accepted.push(job);
+        Some(job)
+    }
+
+    async fn open_jobs(&self) -> Vec<i64> {
+        let mut open = Vec::new();
+        for &job in self.accepted.iter().rev().take(3 * JOBS) {
+            match self.cluster.api().job(job).await {
+                Ok(found) if found["finished"].is_null() => open.push(job),
+                Ok(_) => {}
+                Err(_) => open.push(job),
+            }
+        }
+        open
+    }
+
+    async fn keep_jobs_coming(&mut self) {
+        let open = self.open_jobs().await;
+        if open.len() < JOBS {
+            self.launch().await;
+        } else if self.dice.below(4) == 0 {
+            let answer =
+                self.cluster.api().send(Method::POST, &format!("jobs/{}/cancel/", open[0]), None).await;
+            // An answer that was lost may have been a yes.
+            if answer.map_or(true, |answer| answer.status == 202) {
+                self.canceled.insert(open[0]);
+            }
+        }
+    }
+
+    /// One fault, lived through for up to a second and a half.
+    async fn fault(&mut self) {
+        let pause = Duration::from_millis(100 + self.dice.below(1_400));
+        let kind = self.dice.below(10);
+        let name = match kind {
+            0..=2 => "kill -9, then start",
+            3..=5 => "SIGSTOP, then SIGCONT",
+            6 => "both ways cut",
+            7 => "cut from node to hop",
+            8 => "cut from hop to node",
+            _ => "shim killed",
+        };
+        self.said.push(format!("{name} ({kind}) for {pause:?}"));
+        match kind {
+            0..=2 => {
+                self.victim(kind).kill();
+                tokio::time::sleep(pause).await;
+                self.victim(kind).start().unwrap();
+            }
+            3..=5 => {
+                self.victim(kind - 3).signal(Signal::STOP).unwrap();
+                tokio::time::sleep(pause).await;
+                self.victim(kind - 3).signal(Signal::CONT).unwrap();
+            }
+            6..=8 => {
+                let ways: &[Direction] = match kind {
+                    6 => &[Direction::There, Direction::Back],
+                    7 => &[Direction::There],
+                    _ => &[Direction::Back],
+                };
+                for &way in ways {
+                    self.wire.change_one(way, |shape| shape.cut = true);
+                }
+                tokio::time::sleep(pause).await;
+                self.wire.cut(false);
+            }
+            _ => self.kill_a_shim().await,
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+
+    fn victim(&mut self, number: u64) -> &mut Daemon {
+        match number {
+            0 => &mut self.cluster.controller,
+            1 => &mut self.cluster.hop,
+            _ => &mut self.cluster.node,
+        }
+    }
+
+    async fn kill_a_shim(&mut self) {
+        let open = self.open_jobs().await;
+        let found = self.cluster.leftovers().processes;
+        let shims: Vec<u32> =
+            found.iter().filter(|(_, line)| line.contains("shim")).map(|(pid, _)| *pid).collect();
+        if let Some(&pid) = shims.first() {
+            kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).ok();
+            self.shim_killed.extend(open);
+        }
+    }
+
+    /// Everything runs and every wire is whole again.
+    async fn heal(&mut self) {
+        self.wire.cut(false);
+        for number in 0..3 {
+            if !self.victim(number).is_running() {
+                self.victim(number).start().unwrap();
+            }
+        }
+        self.cluster.api_up().await.unwrap();
+        self.cluster.node_ready().await.unwrap();
+    }
+
+    async fn history(&self, effects: &Path, expected: Vec<serde_json::Value>) -> History {
+        let api = self.cluster.api();
+        let settled = Instant::now() + SETTLED;
+        let mut ended = Vec::new();
+        for &job in &self.accepted {
+            let left = settled.saturating_duration_since(Instant::now());
+            api.finished(job, left).await.ok();
+            let found = api.job(job).await.unwrap();
+            ended.push(Ended {
+                job,
+                status: found["status"].as_str().unwrap_or_default().to_owned(),
+                explanation: found["job_explanation"].as_str().unwrap_or_default().to_owned(),
+                canceled: self.canceled.contains(&job),
+                shim_killed: self.shim_killed.contains(&job),
+                events: events(api, job).await,
+            });
+        }
+        let starts = fs::read_to_string(effects).unwrap().lines().map(str::to_owned).collect();
+        History { accepted: self.accepted.clone(), ended, starts, expected }
+    }
+}
+
+async fn events(api: &Api, job: i64) -> Vec<serde_json::Value> {
+    api.events(job).await.unwrap().iter().map(essence).collect()
+}
