@@ -5,6 +5,7 @@
 mod dsl;
 mod m0001_first_light;
 mod m0002_enrolment;
+mod m0003_roles;
 
 use dsl::Schema;
 
@@ -32,4 +33,5 @@ impl Migration {
 pub(super) const ALL: &[Migration] = &[
     Migration { version: 1, name: "first light", build: m0001_first_light::build },
     Migration { version: 2, name: "enrolment", build: m0002_enrolment::build },
+    Migration { version: 3, name: "roles", build: m0003_roles::build },
 ];
