@@ -4,6 +4,7 @@ mod ingest_bench;
 mod parse_bench;
 pub mod tally;
 mod varied;
+mod wide_rows;
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -37,6 +38,25 @@ enum Command {
     CrashPoints,
     /// Measures records in memory to events on disk: unseal, parse, compress, commit with full sync
     IngestBench(ingest_bench::Args),
+    /// Measures a bare loop that writes the same events as plain wide rows, with the same durability
+    WideRows(wide_rows::Args),
+    /// Writes a worker's stream whose events are captured ones with other values
+    Vary {
+        /// Captured stream, or folder of cases
+        file: PathBuf,
+        /// File to write; with several, the jobs' files are OUT.1, OUT.2, …
+        #[arg(long)]
+        out: PathBuf,
+        /// Events of each file
+        #[arg(long)]
+        events: usize,
+        /// Mean bytes of an event; 0 for as long as they were captured
+        #[arg(long, default_value_t = 0)]
+        event_bytes: usize,
+        /// How many files
+        #[arg(long, default_value_t = 1)]
+        files: u64,
+    },
     /// Measures the stream parser on one core, beside the same lines only split and checked by serde_json
     ParseBench {
         /// Captured stream whose values are varied
@@ -63,6 +83,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             Ok(())
         }
         Command::IngestBench(args) => ingest_bench::run(&args),
+        Command::WideRows(args) => wide_rows::run(&args),
+        Command::Vary { file, out, events, event_bytes, files } => {
+            vary(&file, &out, (events, event_bytes), files)
+        }
         Command::ParseBench { file, seconds, json } => parse_bench::run(&file, seconds, json),
     }
 }
@@ -96,5 +120,35 @@ fn stream(path: &std::path::Path, json: bool) -> anyhow::Result<()> {
     writeln!(out, "artifacts    {}", report.artifacts.map_or("none".to_owned(), |names| names.join(" ")))?;
     writeln!(out, "rc           {}", report.rc_file.as_deref().unwrap_or("none"))?;
     writeln!(out, "eof          {}", if report.eof { "yes" } else { "no" })?;
+    Ok(())
+}
+
+/// What a worker says before its events, and after them.
+const BEFORE: &str = "{\"status\": \"starting\", \"runner_ident\": \"1\", \"command\": [\"ansible-playbook\", \"site.yml\"], \
+    \"env\": {}, \"cwd\": \"/runner/project\"}\n{\"status\": \"running\", \"runner_ident\": \"1\"}\n";
+const AFTER: &str = "{\"status\": \"successful\", \"runner_ident\": \"1\"}\n{\"eof\": true}\n";
+
+fn vary(
+    file: &std::path::Path,
+    out: &std::path::Path,
+    (events, bytes): (usize, usize),
+    files: u64,
+) -> anyhow::Result<()> {
+    let source = varied::Source::events(file, bytes)?;
+    for number in 1..=files {
+        let mut source = source.other(number);
+        let path = if files == 1 { out.to_owned() } else { out.with_extension(number.to_string()) };
+        let made = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        let mut made = std::io::BufWriter::with_capacity(1 << 20, made);
+        made.write_all(BEFORE.as_bytes())?;
+        let mut line = Vec::new();
+        for _ in 0..events {
+            line.clear();
+            source.line(&mut line);
+            made.write_all(&line)?;
+        }
+        made.write_all(AFTER.as_bytes())?;
+        made.flush()?;
+    }
     Ok(())
 }

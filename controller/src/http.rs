@@ -9,6 +9,7 @@
 mod access;
 mod ansi;
 mod call;
+mod children;
 mod credentials;
 mod enrolment;
 mod environments;
@@ -19,11 +20,13 @@ mod generic;
 mod grep;
 mod inventories;
 mod jobs;
+mod labels;
 mod later;
 mod launch;
 mod live;
 mod login;
 mod mesh;
+mod metrics;
 mod people;
 mod projects;
 mod roles;
@@ -31,6 +34,8 @@ mod root;
 mod rules;
 mod settings;
 mod stdout;
+mod survey;
+mod system;
 mod templates;
 mod tokens;
 mod websocket;
@@ -61,6 +66,7 @@ use crate::live::Live;
 use crate::registry;
 use crate::store::core::CoreDb;
 use crate::store::events::EventStore;
+use crate::store::retention;
 use crate::vault::Vault;
 use call::Call;
 
@@ -108,6 +114,7 @@ impl App {
         shutdown: CancellationToken,
     ) -> Result<Self, crate::auth::Error> {
         registry::seed(&db).await?;
+        retention::seed(&db).await?;
         let install = root::installation(&db).await?;
         let auth = Auth::new(db.clone())?;
         let live = Live::start(db.clone(), events.clone(), shutdown);
@@ -202,6 +209,7 @@ async fn dispatch(call: &Call) -> Answer {
         {
             enrolment::serve(call, rest).await
         }
+        ["metrics"] => metrics::serve(call).await,
         ["api", "plexus", "v1", "grep"] => grep::serve(call).await,
         ["api", "plexus", "v1", "work", id, "abandon"] => work::abandon(call, id).await,
         ["api", "plexus", "v1", "mesh", rest @ ..] => mesh::serve(call, rest).await,
@@ -214,6 +222,7 @@ async fn version_two(call: &Call, segments: &[&str]) -> Answer {
         ["ping"] => root::ping(call).await,
         ["config"] => root::config(call).await,
         ["me"] => root::me(call).await,
+        ["metrics"] => metrics::serve(call).await,
         ["mesh_visualizer"] => fleet::mesh_visualizer(call).await,
         ["job_events", id] => events::event(call, id).await,
         ["job_events", id, "children"] => events::children(call, id).await,
@@ -233,6 +242,7 @@ async fn version_two(call: &Call, segments: &[&str]) -> Answer {
             Some(resource) => below_object(call, resource, id, below).await,
             None => Err(ApiError::no_such_page()),
         },
+        ["jobs", id, "job_events", "children_summary"] => children::summary(call, id).await,
         ["jobs", id, "events", "stream"] => live::of_job(call, id).await,
         _ => Err(ApiError::no_such_page()),
     }
@@ -248,9 +258,12 @@ async fn below_object(call: &Call, resource: &'static registry::Resource, id: &s
     }
     match (resource.path, name) {
         ("job_templates", "launch") => launch::launch(call, id).await,
+        ("job_templates", "survey_spec") => survey::spec(call, id).await,
         ("jobs", "job_events") => events::of_job(call, id).await,
         ("jobs", "stdout") => stdout::of_job(call, id).await,
         ("jobs", "cancel") => jobs::cancel(call, id).await,
+        ("system_job_templates", "launch") => system::launch(call, id).await,
+        ("system_jobs", "cancel") => system::cancel(call, id).await,
         ("jobs", "relaunch") => launch::relaunch(call, id).await,
         ("projects", "playbooks") => projects::playbooks(call, id).await,
         ("projects", "inventories") => projects::inventories(call, id).await,

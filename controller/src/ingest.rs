@@ -319,6 +319,15 @@ impl Session {
     }
 }
 
+impl Drop for Session {
+    /// A record that was taken and never handed over is sent again to the next session.
+    fn drop(&mut self) {
+        if let Some((Some(_), _)) = self.waiting {
+            self.store.counters().undone.add(1);
+        }
+    }
+}
+
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Session")

@@ -211,15 +211,36 @@ pub async fn start_passwords(
     vault: &Vault,
     job: i64,
 ) -> Result<BTreeMap<String, Secret>, CredentialError> {
+    unsealed(db, vault, job, "start_args").await
+}
+
+/// The answers to a survey that do not show, by variable.
+///
+/// # Errors
+/// As [`credentials`].
+pub async fn survey_passwords(
+    db: &CoreDb,
+    vault: &Vault,
+    job: i64,
+) -> Result<BTreeMap<String, Secret>, CredentialError> {
+    unsealed(db, vault, job, "survey_passwords").await
+}
+
+async fn unsealed(
+    db: &CoreDb,
+    vault: &Vault,
+    job: i64,
+    column: &'static str,
+) -> Result<BTreeMap<String, Secret>, CredentialError> {
     let store = |source| CredentialError::Store { job, source };
     let mut query = Query::select();
-    query.column("start_args").from("unified_jobs").and_where(Expr::col("id").eq(job));
+    query.column(column).from("unified_jobs").and_where(Expr::col("id").eq(job));
     let row = db.optional(&query).await.map_err(store)?;
     let sealed = row.map(|row| row.at::<Option<String>>(0)).transpose().map_err(store)?.flatten();
-    let Some(sealed) = sealed else { return Ok(BTreeMap::new()) };
-    let open = vault.decrypt("unified_jobs", job, "start_args", &sealed).map_err(|source| {
-        CredentialError::Sealed { credential: 0, field: "start_args".to_owned(), source }
-    })?;
+    let Some(sealed) = sealed.filter(|sealed| !sealed.is_empty()) else { return Ok(BTreeMap::new()) };
+    let open = vault
+        .decrypt("unified_jobs", job, column, &sealed)
+        .map_err(|source| CredentialError::Sealed { credential: 0, field: column.to_owned(), source })?;
     let passwords: BTreeMap<String, String> = serde_json::from_str(open.expose()).unwrap_or_default();
     Ok(passwords.into_iter().map(|(name, text)| (name, Secret::from(text))).collect())
 }

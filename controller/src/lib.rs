@@ -25,4 +25,5 @@ pub mod service;
 pub mod shown_mesh;
 pub mod store;
 pub mod stream;
+pub mod survey;
 pub mod vault;

@@ -14,6 +14,7 @@ mod news;
 mod ring;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::broadcast;
@@ -66,6 +67,8 @@ struct Inner {
     feeds: Mutex<HashMap<i64, Arc<Feed>>>,
     news: broadcast::Sender<News>,
     stop: CancellationToken,
+    /// Times a watcher was given events from the store, because it had fallen behind or asked for the past.
+    behind: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for Live {
@@ -78,7 +81,8 @@ impl Live {
     /// Begins to listen; ends with `stop`, and everything that is watched with it.
     pub fn start(db: CoreDb, events: EventStore, stop: CancellationToken) -> Self {
         let (news, _) = broadcast::channel(NEWS);
-        let inner = Arc::new(Inner { db, events, feeds: Mutex::default(), news, stop });
+        let inner =
+            Arc::new(Inner { db, events, feeds: Mutex::default(), news, stop, behind: Arc::default() });
         tokio::spawn(news::tell(Arc::clone(&inner)));
         Self { inner }
     }
@@ -86,6 +90,17 @@ impl Live {
     /// Jobs that get another status, from now on.
     pub(crate) fn news(&self) -> broadcast::Receiver<News> {
         self.inner.news.subscribe()
+    }
+
+    /// How many jobs are watched, and by how many watchers.
+    pub(crate) fn watched(&self) -> (usize, usize) {
+        let feeds = self.inner.feeds();
+        (feeds.len(), feeds.values().map(|feed| feed.watchers()).sum())
+    }
+
+    /// Times a watcher was given events from the store instead of the ring.
+    pub(crate) fn behind(&self) -> u64 {
+        self.inner.behind.load(Ordering::Relaxed)
     }
 
     /// When nobody shall watch any longer.

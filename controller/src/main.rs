@@ -10,7 +10,9 @@ use plexus_controller::store::units;
 use plexus_controller::{debug, service};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Places Ansible jobs on nodes of the mesh, collects their events, and serves AWX's API.
 #[derive(Debug, Parser)]
@@ -112,12 +114,12 @@ fn run(file: &std::path::Path) -> anyhow::Result<()> {
 }
 
 fn init_log(config: &Config) -> anyhow::Result<()> {
-    let filter = EnvFilter::builder().parse(&config.log.level)?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let log = log.with_ansi(std::io::stderr().is_terminal());
+    let filter: Targets = config.log.level.parse()?;
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let log_to = tracing_subscriber::registry().with(filter);
     match config.log.format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().init(),
+        LogFormat::Text => log_to.with(lines.with_ansi(std::io::stderr().is_terminal())).init(),
+        LogFormat::Json => log_to.with(lines.json()).init(),
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ mod fleet;
 mod inventories;
 mod jobs;
 mod people;
+mod system;
 mod templates;
 
 pub mod access;
@@ -26,7 +27,8 @@ pub use field::{Field, Kind, Mode};
 pub use fleet::{INSTANCE_GROUPS, INSTANCES};
 pub use inventories::{GROUPS, HOSTS, INVENTORIES};
 pub use jobs::{JOB_HOST_SUMMARIES, JOBS, UNIFIED_JOBS};
-pub use people::{ORGANIZATIONS, ROLES, TEAMS, TOKENS, USERS};
+pub use people::{LABELS, ORGANIZATIONS, ROLES, TEAMS, TOKENS, USERS};
+pub use system::{SYSTEM_JOB_TEMPLATES, SYSTEM_JOBS};
 pub use templates::{JOB_TEMPLATES, PROJECTS, UNIFIED_JOB_TEMPLATES};
 
 /// One family of objects of the API.
@@ -247,6 +249,9 @@ pub static ALL: &[&Resource] = &[
     &HOSTS,
     &JOB_TEMPLATES,
     &JOBS,
+    &SYSTEM_JOB_TEMPLATES,
+    &SYSTEM_JOBS,
+    &LABELS,
     &UNIFIED_JOB_TEMPLATES,
     &UNIFIED_JOBS,
     &ROLES,

@@ -111,11 +111,7 @@ pub async fn run(config: Config, file: &Path, shutdown: CancellationToken) -> an
     let retention = tokio::spawn({
         let (core, events, stop) = (core.clone(), events.clone(), ours.clone());
         let days = config.database.keep_jobs_days;
-        async move {
-            if let Some(days) = days {
-                retention::run(core, events, days, stop).await;
-            }
-        }
+        retention::run(core, events, days, stop)
     });
     let reloading = tokio::spawn({
         let (mesh, stop) = (mesh.clone(), ours.clone());

@@ -120,6 +120,8 @@ pub(crate) struct Drops {
     pub(crate) unroutable: Counter,
     pub(crate) expired: Counter,
     pub(crate) unwanted: Counter,
+    /// Messages of neighbours that their role may not say.
+    pub(crate) refused: Counter,
 }
 
 /// This node's place in the overlay.

@@ -13,6 +13,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 const READ_CHUNK: usize = 16 * 1024;
 /// Fed frames leave by themselves once this much waits.
 const WRITE_CHUNK: usize = 64 * 1024;
+/// Kept for further frames by a writer at rest.
+const WRITE_KEPT: usize = 1024;
 
 /// A framed conversation that broke.
 #[derive(Debug, thiserror::Error)]
@@ -126,6 +128,13 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
             self.stream.write_buf(&mut self.buffer).await?;
         }
         Ok(self.stream.flush().await?)
+    }
+
+    /// Gives the memory of large messages back, where the next is long in coming. Everything has been flushed.
+    pub(crate) fn rest(&mut self) {
+        if self.buffer.is_empty() && self.buffer.capacity() > WRITE_KEPT {
+            self.buffer = BytesMut::new();
+        }
     }
 
     /// Writes out what was fed and ends the stream: the peer reads `None` after the last message.

@@ -14,6 +14,8 @@ pub(crate) mod extension;
 mod tls;
 mod verifier;
 
+pub(crate) use tls::{KEY_EXCHANGE, provider};
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -225,7 +227,7 @@ impl Credentials {
 
     /// As [`server_config`](Self::server_config), with a say on peers that have expired.
     pub fn server_config_for(&self, alpn: &[&[u8]], expired: Expired) -> rustls::ServerConfig {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let provider = tls::provider();
         let mut config = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&rustls::version::TLS13])
             .expect("aws-lc-rs speaks TLS 1.3")
@@ -246,7 +248,7 @@ impl Credentials {
 
     /// As [`client_config`](Self::client_config), with a say on peers that have expired.
     pub fn client_config_for(&self, alpn: &[&[u8]], expired: Expired) -> rustls::ClientConfig {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let provider = tls::provider();
         let mut config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&rustls::version::TLS13])
             .expect("aws-lc-rs speaks TLS 1.3")
@@ -263,7 +265,7 @@ impl Credentials {
     /// Accepting side of the enrolment door: TLS 1.3 without a certificate of the caller. Shows the roots behind our
     /// own chain, so that a caller who knows but a root's fingerprint can judge it.
     pub(crate) fn enrolment_config(&self, alpn: &[u8]) -> rustls::ServerConfig {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let provider = tls::provider();
         let mut chain = self.chain().to_vec();
         chain.extend(self.0.verifier.roots());
         let certified = CertifiedKey::new(chain, self.0.key.clone());

@@ -39,7 +39,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::authorization;
+use crate::authorization::{self, Sent, Verdict, message_name};
 use crate::batch::Gather;
 use crate::config::LinkKind;
 use crate::driver::{DriverHandle, Event};
@@ -86,7 +86,7 @@ pub(crate) mod code {
     /// The neighbour did not read its control stream.
     pub(crate) const SLOW: VarInt = VarInt::from_u32(5);
     /// The neighbour's certificate was revoked.
-    pub(crate) const REVOKED: VarInt = VarInt::from_u32(8);
+    pub(crate) const REVOKED: VarInt = VarInt::from_u32(10);
     /// A certificate has expired while the link was up.
     pub(crate) const EXPIRED: VarInt = VarInt::from_u32(9);
     /// Both ends dialed; the other link stays.
@@ -94,7 +94,7 @@ pub(crate) mod code {
     /// The neighbour's configuration no longer has this link.
     pub(crate) const REMOVED: VarInt = VarInt::from_u32(7);
     /// Nothing is heard from the neighbour any more.
-    pub(crate) const SILENT: VarInt = VarInt::from_u32(8);
+    pub(crate) const SILENT: VarInt = VarInt::from_u32(10);
 }
 
 /// A connection that has not said hello yet.
@@ -414,7 +414,15 @@ pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, origin: Origin) -> E
     node.driver.send(Event::LinkUp(Box::new(handle))).await;
 
     let ready = Arc::new(Notify::new());
-    let ears = Ears { link: id, wire: wire.clone(), driver: node.driver.clone(), replies: control, ready };
+    let ears = Ears {
+        link: id,
+        neighbor: neighbor.clone(),
+        wire: wire.clone(),
+        driver: node.driver.clone(),
+        replies: control,
+        ready,
+        overlay: node.overlay.clone(),
+    };
     let mut tasks = JoinSet::new();
     let mut writer = None;
     match channel {
@@ -509,6 +517,7 @@ async fn write_control(
             debug!(error = &error as &dyn std::error::Error, "control stream failed");
             return connection.close(code::PROTOCOL, b"control stream failed");
         }
+        writer.rest();
     }
 }
 
@@ -528,11 +537,13 @@ async fn write_all(
 /// What listens to the neighbour's messages.
 struct Ears {
     link: LinkId,
+    neighbor: Identity,
     wire: Wire,
     driver: DriverHandle,
     replies: mpsc::Sender<LinkMessage>,
     /// Told when the neighbour is ready for sealed packets.
     ready: Arc<Notify>,
+    overlay: Arc<Overlay>,
 }
 
 impl Ears {
@@ -561,31 +572,39 @@ impl Ears {
         }
     }
 
+    /// The one place that every message of a link comes through: here the table of roles is kept.
     async fn hear(&self, heard: LinkMessage) -> ControlFlow<()> {
-        match heard.kind {
-            Some(LinkMessageKind::Probe(probe)) => {
+        // A message of a later version: nothing it says is needed here.
+        let Some(kind) = heard.kind else { return ControlFlow::Continue(()) };
+        let name = message_name(&kind);
+        match authorization::verdict(Sent::Message(name), self.neighbor.role) {
+            Verdict::Taken | Verdict::Signed | Verdict::SignedByController | Verdict::Own => {}
+            Verdict::First | Verdict::Refused => {
+                self.overlay.drops.refused.add(1);
+                let (peer, role) = (&self.neighbor.node, self.neighbor.role);
+                warn!(%peer, %role, message = name, "neighbour says what it may not; link closed");
+                self.wire.close(code::PROTOCOL, &format!("{name} is not for this neighbour to say now"));
+                return ControlFlow::Break(());
+            }
+        }
+        match kind {
+            LinkMessageKind::Probe(probe) => {
                 // A neighbour that probes faster than it reads gets fewer answers.
                 let reply = LinkMessageKind::ProbeReply(ProbeReply { nonce: probe.nonce });
                 let _ = self.replies.try_send(message(reply));
             }
-            Some(LinkMessageKind::Hello(_)) => {
-                self.wire.close(code::PROTOCOL, "second hello");
-                return ControlFlow::Break(());
-            }
-            Some(LinkMessageKind::Close(close)) => {
+            LinkMessageKind::Close(close) => {
                 debug!(code = close.code, reason = close.reason, "neighbour closes the link");
                 self.wire.close(code::SHUTDOWN, "as you say");
                 return ControlFlow::Break(());
             }
-            Some(LinkMessageKind::ProbeReply(reply)) => {
+            LinkMessageKind::ProbeReply(reply) => {
                 if let (Wire::Tcp(wire), Some(took)) = (&self.wire, frames::round_trip(reply.nonce)) {
                     wire.measured(took);
                 }
             }
-            Some(LinkMessageKind::SealedReady(SealedReady {})) => self.ready.notify_one(),
-            Some(kind) => self.driver.send(Event::Heard(self.link, kind)).await,
-            // A message of a later version: nothing it says is needed here.
-            None => {}
+            LinkMessageKind::SealedReady(SealedReady {}) => self.ready.notify_one(),
+            kind => self.driver.send(Event::Heard(self.link, kind)).await,
         }
         ControlFlow::Continue(())
     }

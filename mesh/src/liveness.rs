@@ -1,7 +1,9 @@
 //! Whether neighbours live: probes as often as something is at stake, and silence noticed.
 //!
 //! A link on which packets flow is probed every 100 ms and left after three that went unanswered; where sessions are
-//! open, and so units may be attached, it is a second, otherwise five. What is heard in any way counts as an answer.
+//! open, and so units may be attached, it is a second, otherwise ten: each probe wakes both ends. One that goes
+//! unanswered for a second there raises a doubt, and the link is probed as if packets flowed, so that rest costs little
+//! and a cut in it is found in seconds all the same. What is heard in any way counts as an answer.
 //! A silent link is first left (its [`Pulse`] says so, and the forwarding table takes the backup at once), then, if it
 //! stays silent, closed. [`Liveness`] decides, and knows no clock; [`watch`] is the task that acts, one for all links.
 //!
@@ -30,7 +32,7 @@ pub(crate) const NEIGHBOR: Address = Address(0);
 /// Between two probes: while packets flow, while something is at stake, otherwise. In milliseconds.
 const FLOWING: u64 = 100;
 const STAKED: u64 = 1000;
-const IDLE: u64 = 5000;
+const IDLE: u64 = 10_000;
 /// How long packets are taken to flow after the last, and how long a link is taken to be at stake: longer than a
 /// session is quiet.
 const FLOWS_FOR: u64 = 2000;
@@ -39,6 +41,8 @@ const STAKED_FOR: u64 = 15_000;
 const FLOW: u32 = 8;
 /// Probes that may go unanswered before a link is silent.
 const MISSES: u64 = 3;
+/// How long a probe may go unanswered at leisure before the neighbour is doubted, unless its round trip is longer.
+const DOUBTED_AFTER: u64 = 1000;
 /// Least silence after which a link is closed.
 const CLOSED_AFTER: u64 = 3000;
 /// How long a link that was silent has to be heard before it is taken back.
@@ -159,10 +163,14 @@ impl Liveness {
         if carried >= FLOW || (carried > 0 && now < self.flows_until) {
             self.flows_until = now + FLOWS_FOR;
         }
-        self.pace(now);
         if self.unanswered.is_some_and(|at| heard >= at) {
             self.unanswered = None;
         }
+        let doubted_after = DOUBTED_AFTER.max(2 * rtt);
+        if self.interval != FLOWING && self.unanswered.is_some_and(|at| now >= at + doubted_after) {
+            self.doubt(now);
+        }
+        self.pace(now);
         let mut verdict = Verdict::default();
         // At leisure it is enough that one of both ends asks.
         if self.interval != FLOWING && !self.silent {
@@ -185,7 +193,8 @@ impl Liveness {
         if self.silent {
             self.regain(now, heard, &mut verdict);
         }
-        let due = [silent_at.filter(|_| !self.silent), dead_at].into_iter().flatten();
+        let doubted_at = self.unanswered.filter(|_| self.interval != FLOWING).map(|at| at + doubted_after);
+        let due = [silent_at.filter(|_| !self.silent), dead_at, doubted_at].into_iter().flatten();
         verdict.next = due.chain([self.probe_at]).min().unwrap_or(self.probe_at).max(now + 1);
         verdict
     }
@@ -344,9 +353,33 @@ mod tests {
     fn an_idle_link_is_probed_seldom_and_lost_late() {
         let (turns, dead, probes) = check(120_000, u64::MAX, 0);
         assert_eq!((turns, dead), (vec![], None));
-        assert!(probes <= 15 + 105 / 5 + 1, "{probes}");
-        let (turns, dead, _) = check(120_000, 60_000, 0);
-        assert!(turns[0].0 <= 60_000 + 20_000 && dead.unwrap() <= 60_000 + 20_000, "{turns:?} {dead:?}");
+        assert!(probes <= 15 + 105 / 10 + 1, "{probes}");
+        for cut in [60_000, 63_000, 69_999] {
+            let (turns, dead, _) = check(120_000, cut, 0);
+            assert!(turns[0].0 <= cut + 12_000 && dead.unwrap() <= cut + 15_000, "{turns:?} {dead:?}");
+        }
+    }
+
+    #[test]
+    fn one_lost_probe_at_leisure_is_no_silence() {
+        let mut life = Liveness::new(0);
+        let (mut heard, mut lost, mut next, mut answer) = (0, false, 0, None);
+        for now in 0..120_000 {
+            if answer == Some(now) {
+                heard = now;
+            }
+            if now < next {
+                continue;
+            }
+            let verdict = life.look(now, heard, 0, 10);
+            next = verdict.next;
+            if verdict.probe {
+                answer =
+                    if now > 50_000 && !std::mem::replace(&mut lost, true) { None } else { Some(now + 10) };
+            }
+            assert_eq!((verdict.silent, verdict.dead), (None, false), "at {now}");
+        }
+        assert!(lost);
     }
 
     #[test]

@@ -30,11 +30,11 @@ const INNER_MTU_AGAIN: Duration = Duration::from_secs(60);
 
 /// Longest silence of an outer connection. Whether the neighbour lives is `liveness`'s to find out, much sooner where
 /// it matters; the connection only must not end under packets that leave sealed beside it.
-pub(crate) const LINK_IDLE: Duration = Duration::from_secs(30);
-const LINK_KEEPALIVE: Duration = Duration::from_secs(10);
+pub(crate) const LINK_IDLE: Duration = Duration::from_secs(60);
+const LINK_KEEPALIVE: Duration = Duration::from_secs(20);
 /// The same on TCP, whose writer also measures the round trip with it.
-pub(crate) const TCP_IDLE: Duration = Duration::from_secs(3);
-pub(crate) const TCP_KEEPALIVE: Duration = Duration::from_secs(1);
+pub(crate) const TCP_IDLE: Duration = Duration::from_secs(30);
+pub(crate) const TCP_KEEPALIVE: Duration = Duration::from_secs(10);
 /// Longest silence that an end-to-end connection survives: a hop may be gone for the time of its restart, and open
 /// streams go on when it is back.
 pub(crate) const SESSION_IDLE: Duration = Duration::from_secs(60);

@@ -88,6 +88,8 @@ pub struct PacketCounts {
     pub expired: u64,
     /// Dropped because nobody here wanted them, or had room.
     pub unwanted: u64,
+    /// Messages of neighbours that their role may not say; each has cost its sender the link.
+    pub refused: u64,
     /// Dropped because the link that they had to take was full, or too narrow; live links only.
     pub congested: u64,
 }
@@ -442,7 +444,7 @@ pub(crate) mod tests {
 
     #[test]
     fn shapes_are_stable() {
-        let text = r#"{"schema_version":1,"node":"node-1","role":"execution","mesh":"demo","cluster":"main","address":"00100002","software":"plexus-node 0.1.0","certificate_expires":"1970-01-31T00:00:00Z","listen":["127.0.0.1:7323"],"peers":[{"address":"hop.example.org:7323","node":"hop-1","linked":true,"error":null}],"links":[{"peer":"hop-1","role":"hop","address":"00100001","remote":"[::1]:7323","dialed":true,"cost":10,"rtt_ms":0.25,"software":"plexus-node 0.1.0","since":"1970-01-01T00:00:00Z"}],"nodes":[{"node":"hop-1","role":"hop","cluster":"main","address":"00100001","this":false,"reachable":true,"cost":10,"hops":1,"next_hop":null,"software":"plexus-node 0.1.0","since":"1970-01-01T00:00:00Z","neighbors":{}}],"packets":{"forwarded":0,"malformed":0,"forged":0,"unroutable":0,"expired":0,"unwanted":0,"congested":0},"problems":[]}"#;
+        let text = r#"{"schema_version":1,"node":"node-1","role":"execution","mesh":"demo","cluster":"main","address":"00100002","software":"plexus-node 0.1.0","certificate_expires":"1970-01-31T00:00:00Z","listen":["127.0.0.1:7323"],"peers":[{"address":"hop.example.org:7323","node":"hop-1","linked":true,"error":null}],"links":[{"peer":"hop-1","role":"hop","address":"00100001","remote":"[::1]:7323","dialed":true,"cost":10,"rtt_ms":0.25,"software":"plexus-node 0.1.0","since":"1970-01-01T00:00:00Z"}],"nodes":[{"node":"hop-1","role":"hop","cluster":"main","address":"00100001","this":false,"reachable":true,"cost":10,"hops":1,"next_hop":null,"software":"plexus-node 0.1.0","since":"1970-01-01T00:00:00Z","neighbors":{}}],"packets":{"forwarded":0,"malformed":0,"forged":0,"unroutable":0,"expired":0,"unwanted":0,"refused":0,"congested":0},"problems":[]}"#;
         assert_eq!(serde_json::to_string(&status()).unwrap(), text);
         assert_eq!(serde_json::from_str::<Status>(text).unwrap(), status());
 

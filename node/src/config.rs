@@ -74,6 +74,8 @@ pub struct WorkSection {
     pub spool_quota_mib: u64,
     /// MiB of project trees kept between units.
     pub cache_mib: u64,
+    /// Cores that the controller reckons with, instead of those its control group allows: for work that hardly computes.
+    pub cores: Option<u16>,
     /// Of runtime podman.
     pub podman: ContainerSection,
     /// Of runtime docker.
@@ -188,6 +190,7 @@ impl Default for WorkSection {
             // A day of a busy job (100 events/s of 1 kB) would be 8 GiB; half a day without its controller is enough.
             spool_quota_mib: 4096,
             cache_mib: 10 * 1024,
+            cores: None,
             podman: ContainerSection::default(),
             docker: ContainerSection::default(),
             images: ImagesSection::default(),

@@ -507,10 +507,12 @@ impl Supervisor {
             .get_or_init(|| async { self.0.blocking(move || runtime.version()).await })
             .await;
         let capacity = capacity::measure();
+        let cpu_millis =
+            self.0.options.work.cores.map_or(capacity.cpu_millis, |cores| u32::from(cores) * 1000);
         NodeInfo {
             store_id: self.0.store.0.as_bytes().to_vec().into(),
             software: crate::SOFTWARE.to_owned(),
-            cpu_millis: capacity.cpu_millis,
+            cpu_millis,
             memory_bytes: capacity.memory_bytes,
             runtime: self.0.runtime.kind().as_str().to_owned(),
             runtime_version: version.clone(),

@@ -135,6 +135,14 @@ impl Api {
         self.expect(Method::POST, path, Some(body), &[201]).await
     }
 
+    /// Changes some fields of an object and gives it back.
+    ///
+    /// # Errors
+    /// When the answer is not 200.
+    pub async fn change(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        self.expect(Method::PATCH, path, Some(body), &[200]).await
+    }
+
     /// Posts something that is not a creation: association, cancel.
     ///
     /// # Errors

@@ -40,6 +40,8 @@ pub struct Builder {
     runtime: Runtime,
     start_node: bool,
     database: Option<String>,
+    direct: bool,
+    cores: Option<u16>,
 }
 
 /// A running cluster in a folder and on ports of its own.
@@ -75,6 +77,18 @@ impl Builder {
         self
     }
 
+    /// Lets the execution node dial the controller itself, without a hop between them.
+    pub fn direct(mut self) -> Self {
+        self.direct = true;
+        self
+    }
+
+    /// Lets the execution node say that it has this many cores, so that many jobs run at once.
+    pub fn cores(mut self, cores: u16) -> Self {
+        self.cores = Some(cores);
+        self
+    }
+
     /// Leaves the execution node down at first.
     pub fn without_node(mut self) -> Self {
         self.start_node = false;
@@ -103,6 +117,8 @@ impl Builder {
             http_port: ports[2].port(),
             runtime: self.runtime,
             database: self.database,
+            direct: self.direct,
+            cores: self.cores,
         };
         layout.make_dirs()?;
         layout.certify()?;
@@ -129,7 +145,9 @@ impl Builder {
     pub async fn start(self) -> anyhow::Result<Cluster> {
         let start_node = self.start_node;
         let mut cluster = self.prepare()?;
-        cluster.hop.start()?;
+        if !cluster.layout.direct {
+            cluster.hop.start()?;
+        }
         cluster.controller.start()?;
         if start_node {
             cluster.node.start()?;
@@ -145,7 +163,14 @@ impl Builder {
 impl Cluster {
     /// A cluster of controller, hop and execution node; `name` shows in its folder's name.
     pub fn builder(name: &str) -> Builder {
-        Builder { name: name.to_owned(), runtime: Runtime::Podman, start_node: true, database: None }
+        Builder {
+            name: name.to_owned(),
+            runtime: Runtime::Podman,
+            start_node: true,
+            database: None,
+            direct: false,
+            cores: None,
+        }
     }
 
     /// The API as the administrator.
@@ -283,13 +308,43 @@ impl Cluster {
         .await
     }
 
+    /// Waits until everything that the controller received since its start is stored, was stored before, or is named: refused,
+    /// undone and sent again.
+    ///
+    /// # Errors
+    /// When the sum does not balance.
+    pub async fn balanced(&self) -> anyhow::Result<()> {
+        wait_for("the records to balance", Duration::from_secs(15), async || {
+            let text = match self.api.get("/metrics").await {
+                Ok(Value::String(text)) => text,
+                Ok(other) => return Seen::NotYet(format!("/metrics answered {other}")),
+                Err(error) => return Seen::NotYet(format!("{error:#}")),
+            };
+            let of = |name: &str| {
+                let line =
+                    text.lines().find_map(|line| line.strip_prefix(&format!("plexus_records_{name}_total ")));
+                line.and_then(|value| value.parse::<u64>().ok())
+            };
+            let parts = ["stored", "repeated", "refused", "undone"].map(of);
+            let sum: Option<u64> = parts.into_iter().sum();
+            let received = of("received");
+            Seen::when(received.is_some() && received == sum, || {
+                format!("{received:?} received; stored, repeated, refused, undone: {parts:?}")
+            })
+        })
+        .await
+    }
+
     /// Ends the daemons in order and checks that nothing is left behind.
     ///
     /// # Errors
-    /// When a daemon does not end well, or something is left; then the folder is kept.
+    /// When a daemon does not end well, records do not balance, or something is left; then the folder is kept.
     pub async fn finish(mut self) -> anyhow::Result<()> {
         self.clean().await?;
         self.node.stop().await?;
+        if self.controller.is_running() {
+            self.balanced().await?;
+        }
         self.controller.stop().await?;
         self.hop.stop().await?;
         let found = self.leftovers();

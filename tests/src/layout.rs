@@ -34,6 +34,10 @@ pub struct Layout {
     pub runtime: Runtime,
     /// Address of the controller's PostgreSQL database; none: SQLite.
     pub database: Option<String>,
+    /// The execution node dials the controller itself; the hop is not started.
+    pub direct: bool,
+    /// Cores that the execution node says it has; none: what it finds.
+    pub cores: Option<u16>,
 }
 
 impl Layout {
@@ -135,17 +139,18 @@ impl Layout {
     }
 
     fn controller_config(&self) -> String {
+        let mesh = if self.direct {
+            format!("listen = [\"127.0.0.1:{}\"]\n", self.mesh_port)
+        } else {
+            format!("listen = []\n\n[[mesh.peers]]\naddress = \"127.0.0.1:{}\"\n", self.mesh_port)
+        };
         format!(
             r#"data_dir = {data}
 socket = {socket}
 identity_dir = {identity}
 
 [mesh]
-listen = []
-
-[[mesh.peers]]
-address = "127.0.0.1:{mesh}"
-
+{mesh}
 [enrolment]
 ca_dir = {ca}
 
@@ -160,7 +165,6 @@ root = {projects}
             data = quoted(&self.data_dir("controller")),
             socket = quoted(&self.socket("controller")),
             identity = quoted(&self.identity_dir("controller")),
-            mesh = self.mesh_port,
             https = self.https_port,
             http = self.http_port,
             projects = quoted(&self.projects()),
@@ -195,6 +199,7 @@ listen = ["127.0.0.1:{mesh}"]
                 format!("runtime = \"process\"\n\n[work.process]\ncommand = {}\n", list(command))
             }
         };
+        let cores = self.cores.map(|cores| format!("cores = {cores}\n")).unwrap_or_default();
         format!(
             r#"data_dir = {data}
 runtime_dir = {runtime_dir}
@@ -210,7 +215,7 @@ address = "127.0.0.1:{mesh}"
 [work]
 # Secrets of a job lie on tmpfs; this machine's swap, if it has one, may take them.
 allow_swap = true
-{runtime}"#,
+{cores}{runtime}"#,
             data = quoted(&self.data_dir("node-1")),
             runtime_dir = quoted(&self.runtime_dir.join("node-1")),
             socket = quoted(&self.socket("node-1")),

@@ -149,8 +149,85 @@ async fn unmodified_awx_command_logs_in_creates_launches_and_watches() {
     assert_eq!(failed.status.code(), Some(1), "{}\n{}", text(&failed.stdout), text(&failed.stderr));
     assert!(text(&failed.stdout).contains("failed=1"), "{}", text(&failed.stdout));
 
+    survey_and_labels(&cluster, &awx, inventory).await;
+
     // Names that do not exist are a message and an exit code.
     let unknown = awx.run(&["job_templates", "launch", "No such template"]).await;
     assert!(!unknown.status.success());
     cluster.finish().await.unwrap();
+}
+
+/// A template with a survey and a label, launched with answers: they reach the playbook, and the secret one nothing else.
+async fn survey_and_labels(cluster: &Cluster, awx: &Awx, inventory: i64) {
+    let api = cluster.api();
+    let project = cluster.layout.projects().join("survey");
+    std::fs::create_dir_all(&project).expect("project directory");
+    let playbook = r#"
+- hosts: web1
+  connection: local
+  gather_facts: false
+  tasks:
+    - ansible.builtin.debug:
+        msg: "{{ who }} {{ color }} {{ secret | length }}"
+"#;
+    std::fs::write(project.join("survey.yml"), playbook).expect("playbook written");
+    let organization = awx.json(&["organizations", "get", "Default"]).await["id"].to_string();
+    let made = awx
+        .json(&[
+            "projects",
+            "create",
+            "--name",
+            "Survey",
+            "--organization",
+            &organization,
+            "--local_path",
+            "survey",
+        ])
+        .await;
+    let template = awx
+        .json(&[
+            "job_templates",
+            "create",
+            "--name",
+            "With survey",
+            "--project",
+            &made["id"].to_string(),
+            "--playbook",
+            "survey.yml",
+            "--inventory",
+            &inventory.to_string(),
+            "--execution_environment",
+            "Demo EE",
+            "--survey_enabled",
+            "true",
+        ])
+        .await["id"]
+        .to_string();
+    let question = |kind: &str, name: &str, default: &str| {
+        serde_json::json!({"type": kind, "question_name": name, "variable": name, "required": true,
+            "default": default, "choices": ["red", "blue"]})
+    };
+    let spec = serde_json::json!({"name": "ask", "description": "", "spec": [
+        question("text", "who", ""), question("multiplechoice", "color", "blue"), question("password", "secret", "")]});
+    api.post(&format!("job_templates/{template}/survey_spec/"), &spec).await.expect("survey taken");
+    let label = awx.json(&["labels", "create", "--name", "asked", "--organization", &organization]).await;
+    let label = label["id"].to_string();
+    let worn = awx.run(&["job_templates", "associate", &template, "--label", &label]).await;
+    if !worn.status.success() {
+        // This command associates credentials and notifications only; the API is the way for labels.
+        let body = serde_json::json!({"id": label.parse::<i64>().expect("id of a label")});
+        api.post(&format!("job_templates/{template}/labels/"), &body).await.expect("label taken");
+    }
+    let refused = awx.run(&["job_templates", "launch", &template]).await;
+    let said = text(&refused.stdout) + &text(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("'who' value missing"), "{said}");
+    let answers = r#"{"who": "ada", "secret": "correct horse"}"#;
+    let launched =
+        awx.run(&["job_templates", "launch", &template, "--monitor", "--extra_vars", answers]).await;
+    assert!(launched.status.success(), "{}\n{}", text(&launched.stdout), text(&launched.stderr));
+    let shown = text(&launched.stdout);
+    assert!(shown.contains("ada blue 13") && !shown.contains("correct horse"), "{shown}");
+    let job = api.get("jobs/?labels__name=asked").await.expect("list of jobs")["results"][0].clone();
+    assert_eq!(job["summary_fields"]["labels"]["results"][0]["name"], "asked", "{job}");
+    assert!(!job.to_string().contains("correct horse"), "{job}");
 }

@@ -2,17 +2,20 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on stops there")]
 
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use plexus_tests::{Replay, Seen, wait_for};
-use tokio::io::{AsyncReadExt, BufReader};
+use plexus_tests::{Postgres, Replay, Seen, wait_for};
+use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 
 /// The captured stream: 423 events, of which about half come before the gate.
 const CASE: &str = "ten-hosts";
 const LINES: u64 = 202;
 const DEADLINE: Duration = Duration::from_secs(60);
+/// Options of a server that keeps its promises.
+const DURABLE: &str = "-c fsync=on -c synchronous_commit=on";
 
 fn plexus(replay: &Replay, args: &[&str]) -> Command {
     let mut command = Command::new(replay.cluster.layout.binaries.cli());
@@ -32,7 +35,7 @@ fn plexus(replay: &Replay, args: &[&str]) -> Command {
 
 /// Reads until `wanted` events came, one JSON document on a line each.
 async fn events(child: &mut Child, wanted: usize) -> Vec<u8> {
-    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let out = child.stdout.as_mut().unwrap();
     let mut text = Vec::new();
     let read = async {
         while text.iter().filter(|&&byte| byte == b'\n').count() < wanted {
@@ -43,7 +46,6 @@ async fn events(child: &mut Child, wanted: usize) -> Vec<u8> {
         }
     };
     tokio::time::timeout(DEADLINE, read).await.unwrap();
-    child.stdout = Some(out.into_inner());
     text
 }
 
@@ -128,5 +130,83 @@ async fn jobs_are_launched_listed_explained_and_canceled() {
     })
     .await
     .unwrap();
+    replay.finish().await.unwrap();
+}
+
+/// The server goes as in a power cut while a job's output is on its way, twice, and the controller between: whatever was
+/// acknowledged is there, and nothing is there twice.
+#[tokio::test]
+async fn a_database_server_that_dies_in_mid_ingest_loses_and_doubles_nothing() {
+    let mut server =
+        tokio::task::spawn_blocking(|| Postgres::start_in(Path::new("/var/tmp"), DURABLE)).await.unwrap();
+    let mut replay = Replay::start_on(server.database(), "postgres-dies", CASE, LINES).await.unwrap();
+    let expected = replay.undisturbed().await.unwrap();
+    let job = replay.launch().await.unwrap();
+    replay.at_gate(job).await.unwrap();
+    server = tokio::task::spawn_blocking(move || {
+        server.stop();
+        server
+    })
+    .await
+    .unwrap();
+    // The rest of the output comes while there is no server at all.
+    replay.open_gate().unwrap();
+    server = tokio::task::spawn_blocking(move || {
+        server.restart();
+        server
+    })
+    .await
+    .unwrap();
+    assert_eq!(replay.successful(job).await.unwrap(), expected);
+    replay.close_gate();
+
+    let job = replay.launch().await.unwrap();
+    replay.at_gate(job).await.unwrap();
+    replay.open_gate().unwrap();
+    server = tokio::task::spawn_blocking(move || {
+        server.restart();
+        server
+    })
+    .await
+    .unwrap();
+    replay.cluster.restart_controller().await.unwrap();
+    assert_eq!(replay.successful(job).await.unwrap(), expected);
+    replay.finish().await.unwrap();
+    drop(server);
+}
+
+/// What a node spooled while nobody could be reached is all taken when it is back; of a job that was given up meanwhile,
+/// nothing is taken any more, and the node forgets it.
+#[tokio::test]
+async fn a_node_that_was_away_brings_its_spool_unless_its_job_was_given_up() {
+    let mut replay = Replay::start("away", CASE, LINES).await.unwrap();
+    let expected = replay.undisturbed().await.unwrap();
+    let kept = replay.launch().await.unwrap();
+    let given_up = replay.launch().await.unwrap();
+    for job in [kept, given_up] {
+        replay.at_gate(job).await.unwrap();
+    }
+    replay.cluster.hop.kill();
+    replay.open_gate().unwrap();
+    replay
+        .api()
+        .post(&format!("/api/plexus/v1/work/{given_up}/abandon/"), &serde_json::json!({}))
+        .await
+        .unwrap();
+    let over = replay.api().finished(given_up, DEADLINE).await.unwrap();
+    assert_eq!(over["status"], "error", "{over}");
+    let known = replay.api().event_count(given_up).await.unwrap();
+    // Both workers end on the far side, whole spools behind them.
+    replay.cluster.node.kill();
+    replay.cluster.node.start().unwrap();
+    replay.cluster.hop.start().unwrap();
+    assert_eq!(replay.successful(kept).await.unwrap(), expected);
+    replay.cluster.clean().await.unwrap();
+    assert_eq!(
+        replay.api().event_count(given_up).await.unwrap(),
+        known,
+        "a job that is over stays as it was"
+    );
+    assert_eq!(replay.api().job(given_up).await.unwrap()["status"], "error");
     replay.finish().await.unwrap();
 }

@@ -4,38 +4,45 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use bytes::Bytes;
 use clap::Args as ClapArgs;
 use plexus_proto::id::{Attempt, OwnerEpoch, UnitId};
 use plexus_proto::seal::SpoolKey;
 use plexus_proto::work::{Output, Record, RecordKind, SealedRecord, Stream};
 use prost::Message;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::parse_bench::median;
-use super::varied;
+use super::varied::Source;
 use crate::ingest::{Ingest, UnitContext};
-use crate::store::events::{EventQuery, EventStore, JobKey};
+use crate::store::events::{EventQuery, EventStore, JobKey, Numbers};
 
 /// Arguments of `ingest-bench`.
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
-    /// Captured stream whose values are varied
+    /// Captured stream, or folder of cases, whose events are varied
     file: PathBuf,
     /// Directory for the event files; they stay
     #[arg(long)]
     dir: PathBuf,
-    /// Millions of bytes of output
-    #[arg(long, default_value_t = 200)]
-    megabytes: usize,
+    /// Events
+    #[arg(long, default_value_t = 200_000)]
+    events: usize,
+    /// Mean bytes of an event; 0 for as long as they were captured
+    #[arg(long, default_value_t = 0)]
+    event_bytes: usize,
     /// Jobs at the same time
     #[arg(long, default_value_t = 1)]
     jobs: u32,
     /// Bytes of output in a record
     #[arg(long, default_value_t = 64 * 1024)]
     record: usize,
-    /// Events to store one by one afterwards, to see how long one takes
+    /// Makes records while they are stored instead of before, so that memory does not bound their number
+    #[arg(long)]
+    streamed: bool,
+    /// Events to store one by one afterwards, to see how long one takes and what it takes of the disk
     #[arg(long, default_value_t = 200)]
     single: usize,
     /// Print JSON
@@ -45,52 +52,68 @@ pub(super) struct Args {
 
 #[tokio::main]
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let stream = std::fs::read(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
     ensure!(args.jobs > 0 && args.record > 0, "there must be a job, and something in its records");
+    let source = Source::events(&args.file, args.event_bytes)?;
     let key = SpoolKey::new([7; 32]);
-    let pieces = varied::pieces(&stream, args.megabytes * 1_000_000, args.record);
-    let mut spools: Vec<Vec<SealedRecord>> = vec![Vec::new(); args.jobs as usize];
-    for (index, piece) in pieces.iter().enumerate() {
-        let job = index % spools.len();
-        let number = spools[job].len() as u64 + 1;
-        spools[job].push(seal(&key, attempt(job), number, piece));
+    let each = args.events / args.jobs as usize;
+    let mut makers = Vec::new();
+    for job in 0..args.jobs as usize {
+        let mut maker =
+            Maker { source: source.other(job as u64 + 1), job, key: key.clone(), left: each, number: 0 };
+        let (records, ready) = mpsc::channel(if args.streamed { 16 } else { each + 1 });
+        let size = args.record;
+        let make = tokio::task::spawn_blocking(move || {
+            while let Some(record) = maker.record(size) {
+                if records.blocking_send(record).is_err() {
+                    break;
+                }
+            }
+        });
+        if !args.streamed {
+            make.await?;
+        }
+        makers.push(ready);
     }
-    let bytes: usize = pieces.iter().map(Bytes::len).sum();
-    drop(pieces);
     let store = EventStore::open(&args.dir).await?;
     let cpu = cpu_time();
     let start = Instant::now();
     let mut tasks = JoinSet::new();
-    for (job, records) in spools.into_iter().enumerate() {
+    for (job, mut records) in makers.into_iter().enumerate() {
         let (store, key) = (store.clone(), key.clone());
         tasks.spawn(async move {
             let mut session = open(&store, job, key).await?;
-            let last = records.len() as u64;
-            for record in records {
+            let (mut last, mut bytes) = (0, 0);
+            while let Some((record, length)) = records.recv().await {
+                (last, bytes) = (record.number, bytes + length);
                 session.push(record).await?;
             }
             session.acked().wait_for(|&stored| stored >= last).await?;
-            anyhow::Ok(())
+            anyhow::Ok(bytes)
         });
     }
+    let mut bytes = 0;
     while let Some(task) = tasks.join_next().await {
-        task??;
+        bytes += task??;
     }
     let (elapsed, cpu) = (start.elapsed(), cpu_time() - cpu);
     let mut events = 0;
     for job in 0..args.jobs {
         events += store.summary(key_of(job as usize)).await?.events;
     }
-    let singles = singles(&store, &stream, args, &key).await?;
     let page = page(&store).await?;
     store.close().await;
+    let disk = folder_size(&args.dir)?;
+    let store = EventStore::open(&args.dir).await?;
+    let singles = singles(&store, &source, args, &key).await?;
+    store.close().await;
+    let single_disk = folder_size(&args.dir)?.saturating_sub(disk);
     let rate = events as f64 / elapsed.as_secs_f64();
-    let disk: u64 =
-        std::fs::read_dir(&args.dir)?.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len())).sum();
     let report = serde_json::json!({
         "events": events, "bytes": bytes, "seconds": elapsed.as_secs_f64(), "events_s": rate.round(),
         "mb_s": bytes as f64 / elapsed.as_secs_f64() / 1e6, "cpu_s_per_100k": cpu.as_secs_f64() / events as f64 * 1e5,
-        "bytes_per_event_on_disk": disk as f64 / events as f64, "single_ms": singles, "page_of_200_ms": page,
+        "bytes_per_event_on_disk": disk as f64 / events as f64, "single_ms": [median(&singles), worst(&singles)],
+        "bytes_per_single_on_disk": single_disk as f64 / args.single.max(1) as f64,
+        "page_of_200_ms": [median(&page), worst(&page)], "page_samples_ms": page,
         "jobs": args.jobs, "record": args.record,
     });
     let mut out = std::io::stdout().lock();
@@ -102,35 +125,77 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Median and worst milliseconds from a record with one event to its commit, alone.
-async fn singles(store: &EventStore, stream: &[u8], args: &Args, key: &SpoolKey) -> anyhow::Result<[f64; 2]> {
+/// Makes the records of one job.
+struct Maker {
+    source: Source,
+    job: usize,
+    key: SpoolKey,
+    /// Events still to come.
+    left: usize,
+    number: u64,
+}
+
+impl Maker {
+    /// The next record, of about `size` bytes of output, and how much output it holds.
+    fn record(&mut self, size: usize) -> Option<(SealedRecord, usize)> {
+        let mut piece = Vec::with_capacity(size + 4096);
+        while self.left > 0 && piece.len() < size {
+            self.source.line(&mut piece);
+            self.left -= 1;
+        }
+        self.number += 1;
+        let length = piece.len();
+        (length > 0).then(|| (seal(&self.key, attempt(self.job), self.number, &piece.into()), length))
+    }
+}
+
+fn folder_size(dir: &std::path::Path) -> anyhow::Result<u64> {
+    Ok(std::fs::read_dir(dir)?.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len())).sum())
+}
+
+fn worst(samples: &[f64]) -> f64 {
+    samples.iter().copied().fold(0.0, f64::max)
+}
+
+/// Milliseconds from a record with one event to its commit, alone.
+async fn singles(
+    store: &EventStore,
+    source: &Source,
+    args: &Args,
+    key: &SpoolKey,
+) -> anyhow::Result<Vec<f64>> {
     let job = args.jobs as usize;
-    let pieces = varied::pieces(stream, args.single * stream.len().min(2000), 1);
     let mut session = open(store, job, key.clone()).await?;
     let mut acked = session.acked();
     let mut samples = Vec::new();
-    for (number, piece) in (1..).zip(pieces.iter().take(args.single)) {
-        let record = seal(key, attempt(job), number, piece);
+    let source = source.other(0);
+    let mut maker = Maker { source, job, key: key.clone(), left: args.single, number: 0 };
+    while let Some((record, _)) = maker.record(1) {
+        let number = record.number;
         let start = Instant::now();
         session.push(record).await?;
         acked.wait_for(|&stored| stored >= number).await?;
         samples.push(start.elapsed().as_secs_f64() * 1e3);
     }
-    Ok([median(&samples), samples.iter().copied().fold(0.0, f64::max)])
+    Ok(samples)
 }
 
-/// Median and worst milliseconds to read 200 events from somewhere in the first job.
-async fn page(store: &EventStore) -> anyhow::Result<[f64; 2]> {
+/// Milliseconds to read 200 events by counter, from places all over the first job.
+async fn page(store: &EventStore) -> anyhow::Result<Vec<f64>> {
     let job = key_of(0);
-    let events = store.summary(job).await?.events;
+    let events = i64::try_from(store.summary(job).await?.events)?;
     let mut samples = Vec::new();
-    for step in 0..100 {
-        let query = EventQuery { limit: 200, offset: events * step / 100, ..EventQuery::default() };
+    for step in 0..1000 {
+        // A stride without a common divisor: neighbours in time are none in the file.
+        let from = 1 + (step * 617 % 1000) * (events - 200).max(1) / 1000;
+        let counter = Numbers { from: Some(from), to: Some(from + 199) };
+        let query = EventQuery { limit: 200, counter, total: false, ..EventQuery::default() };
         let start = Instant::now();
-        store.events(job, query).await?;
+        let found = store.events(job, query).await?;
         samples.push(start.elapsed().as_secs_f64() * 1e3);
+        ensure!(found.events.len() == 200 || events < 200, "a page of {} events", found.events.len());
     }
-    Ok([median(&samples), samples.iter().copied().fold(0.0, f64::max)])
+    Ok(samples)
 }
 
 async fn open(store: &EventStore, job: usize, key: SpoolKey) -> anyhow::Result<crate::ingest::Session> {

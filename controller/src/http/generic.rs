@@ -8,14 +8,14 @@ use serde_json::{Map, Value, json};
 use super::call::{Call, encode};
 use super::error::{ApiError, json_response};
 use super::rules::{self, Rules};
-use super::{Answer, access, done, ok, roles};
+use super::{Answer, access, done, labels, ok, roles};
 use crate::auth::User;
 use crate::job;
 use crate::registry::access::condition;
 use crate::registry::read::{self, BASE, Record};
 use crate::registry::roles::{ADMIN, READ, family};
 use crate::registry::write::Draft;
-use crate::registry::{By, Kind, Resource, SubList, filter, options};
+use crate::registry::{By, Kind, LABELS, Resource, SubList, filter, options};
 use crate::store::core::{Class, Error as StoreError, WriteTx};
 
 /// Objects on a page that asks for no number.
@@ -505,7 +505,12 @@ async fn attach(
     access::need(call, resource, id, ADMIN).await?;
     let body = call.object()?;
     let (table, here, there) = pair;
-    let Some(member) = body.get("id") else {
+    let named = match (list.of == &LABELS, body.get("name").and_then(Value::as_str)) {
+        // A label that there is already is the one that is meant.
+        (true, Some(name)) if body.get("id").is_none() => labels::named(call, name, &body).await?,
+        _ => None,
+    };
+    let Some(member) = body.get("id").or(named.as_ref()) else {
         // A member that does not exist yet; it lives in the same inventory as what it joins.
         let mut preset = Vec::new();
         if list.of.field("inventory").is_some() && resource.field("inventory").is_some() {
@@ -530,6 +535,9 @@ async fn attach(
         let mut gone = Query::delete();
         gone.from_table(table).and_where(Expr::col(here).eq(id)).and_where(Expr::col(there).eq(member));
         tx.execute(&gone).await?;
+        if list.of == &LABELS {
+            labels::sweep(&mut tx, member).await?;
+        }
     } else {
         let mut exists = read::source(list.of, BASE);
         exists.column((BASE, "id")).and_where(Expr::col((BASE, "id")).eq(member));

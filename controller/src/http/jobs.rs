@@ -12,7 +12,7 @@ use super::call::Call;
 use super::error::ApiError;
 use super::rules::{Rule, Rules};
 use super::templates::{Attached, attached};
-use super::{Answer, access, generic, ok};
+use super::{Answer, access, generic, labels, ok};
 use crate::job;
 use crate::registry::JOBS;
 use crate::registry::access::CANCEL;
@@ -27,6 +27,7 @@ impl Rules for Jobs {
             let db = &call.app.db;
             let ids: Vec<i64> = records.iter().map(|record| record.id).collect();
             let mut credentials = attached(db, "unified_job_credentials", "unified_job_id", &ids).await?;
+            let mut worn = labels::worn(db, &labels::JOBS, &ids).await?;
             let mut units: HashMap<i64, String> = HashMap::new();
             let mut counts: HashMap<i64, (i64, i64)> = HashMap::new();
             if !ids.is_empty() {
@@ -52,7 +53,7 @@ impl Rules for Jobs {
                 let shown: Vec<Value> =
                     credentials.remove(&record.id).unwrap_or_default().iter().map(Attached::shown).collect();
                 record.summary.insert("credentials".to_owned(), shown.into());
-                record.summary.insert("labels".to_owned(), json!({"count": 0, "results": []}));
+                record.summary.insert("labels".to_owned(), labels::shown(worn.remove(&record.id)));
                 record.set("launched_by", launched_by(record));
                 record.set("work_unit_id", units.remove(&record.id));
                 if record.fields.contains_key("passwords_needed_to_start") {

@@ -6,7 +6,7 @@
 
 mod image;
 
-use axum::http::Method;
+use axum::http::{Method, StatusCode};
 use image::{Chain, add_chain, by_id, inventory_default, resolve};
 use sea_query::{Expr, ExprTrait, InsertStatement, Order, Query};
 use serde_json::{Map, Value, json};
@@ -14,16 +14,18 @@ use serde_json::{Map, Value, json};
 use super::call::Call;
 use super::error::ApiError;
 use super::templates::{Attached, MAX_CREDENTIALS, attached, known, one_of_a_kind};
-use super::{Answer, access, generic, ok};
-use crate::project;
+use super::{Answer, access, generic, labels, ok, survey};
 use crate::registry::field::Kind;
 use crate::registry::read::{self, BASE, Record};
 use crate::registry::roles::{EXECUTE, READ, USE};
 use crate::registry::write::{self, parse_variables, taken};
 use crate::registry::{
-    CREDENTIALS, EXECUTION_ENVIRONMENTS, Field, INSTANCE_GROUPS, INVENTORIES, JOB_TEMPLATES, JOBS, options,
+    CREDENTIALS, EXECUTION_ENVIRONMENTS, Field, INSTANCE_GROUPS, INVENTORIES, JOB_TEMPLATES, JOBS, LABELS,
+    options,
 };
 use crate::store::core::{Class, CoreDb, Error as StoreError};
+use crate::survey::Survey;
+use crate::{job, project};
 
 pub(super) use image::resolved;
 
@@ -65,20 +67,32 @@ pub(super) async fn launch(call: &Call, id: &str) -> Answer {
         return ok(options::action("Launch Job Template", prompts()));
     }
     let template = template(call, id).await?;
+    let worn = template.record.id;
     let credentials =
         attached(&call.app.db, "job_template_credentials", "job_template_id", &[template.record.id]).await?;
     let credentials = credentials.into_values().next().unwrap_or_default();
     if call.method != Method::POST {
-        return ok(question(&template, &credentials));
+        let labels = labels::worn(&call.app.db, &labels::TEMPLATES, &[worn]).await?.remove(&worn);
+        let survey = survey_of(call, &template).await?;
+        return ok(question(&template, &credentials, &labels.unwrap_or_default(), &survey));
     }
     access::need(call, &JOB_TEMPLATES, template.record.id, EXECUTE).await?;
     let mut body = call.object()?;
     if let Some(inventory) = body.shift_remove("inventory_id") {
         body.entry("inventory").or_insert(inventory);
     }
-    let answers = Answers::read(&template.record, &body)?;
+    let survey = survey_of(call, &template).await?;
+    let answers = Answers::read(&template.record, &survey, &body)?;
     may_choose(call, &answers.taken, &credentials).await?;
-    start(call, template, credentials, answers, &body).await
+    start(call, template, survey, credentials, answers, &body).await
+}
+
+/// The questions that the template asks.
+async fn survey_of(call: &Call, template: &Template) -> Result<Survey, ApiError> {
+    if !template.record.flag("survey_enabled") {
+        return Ok(Survey::default());
+    }
+    Ok(Survey::read(&survey::stored(&call.app.db, template.record.id).await?))
 }
 
 /// What is chosen at launch must be the launcher's to use; what the template brings is not asked about.
@@ -88,6 +102,7 @@ async fn may_choose(call: &Call, taken: &Map<String, Value>, own: &[Attached]) -
         ("credentials", &CREDENTIALS, USE),
         ("execution_environment", &EXECUTION_ENVIRONMENTS, READ),
         ("instance_groups", &INSTANCE_GROUPS, USE),
+        ("labels", &LABELS, READ),
     ] {
         let Some(value) = taken.get(name) else { continue };
         let mut ids = ids(value).unwrap_or_default();
@@ -132,14 +147,34 @@ async fn may_repeat(call: &Call, job: &Record, credentials: &[Attached]) -> Resu
 struct Answers {
     taken: Map<String, Value>,
     ignored: Map<String, Value>,
+    /// Variables that answer the survey.
+    survey: Map<String, Value>,
 }
 
 impl Answers {
-    fn read(template: &Record, body: &Map<String, Value>) -> Result<Self, ApiError> {
+    fn read(template: &Record, survey: &Survey, body: &Map<String, Value>) -> Result<Self, ApiError> {
         let mut errors = write::Errors::default();
-        let mut answers = Self { taken: Map::new(), ignored: Map::new() };
+        let mut answers = Self { taken: Map::new(), ignored: Map::new(), survey: Map::new() };
+        // What the survey asks for is taken, whether other variables are or not.
+        let mut rest = body.get("extra_vars").cloned();
+        if !survey.is_empty()
+            && let Some(given) = &mut rest
+        {
+            let mut variables = match given {
+                Value::Object(variables) => std::mem::take(variables),
+                Value::String(text) => {
+                    parse_variables(text).map_err(|words| ApiError::field("extra_vars", words))?
+                }
+                _ => Map::new(),
+            };
+            let (asked, others) =
+                std::mem::take(&mut variables).into_iter().partition(|(name, _)| survey.asks(name));
+            answers.survey = asked;
+            *given = Value::Object(others);
+        }
         for (name, flag) in PROMPTS {
-            let Some(value) = body.get(*name) else { continue };
+            let value = if *name == "extra_vars" { rest.as_ref() } else { body.get(*name) };
+            let Some(value) = value else { continue };
             if value.is_null() {
                 errors.add(name, "This field may not be null.");
                 continue;
@@ -190,6 +225,7 @@ impl Answers {
 async fn start(
     call: &Call,
     mut template: Template,
+    survey: Survey,
     own: Vec<Attached>,
     answers: Answers,
     body: &Map<String, Value>,
@@ -224,10 +260,23 @@ async fn start(
         },
         None => resolve(db, template.chain).await?,
     };
+    let open = |variable: &str, sealed: &str| survey::opened(&call.app.vault, record.id, variable, sealed);
+    let survey = survey.answer(&answers.survey, open).map_err(|words| {
+        let words = words.into_iter().map(Value::from).collect();
+        ApiError::Body(StatusCode::BAD_REQUEST, json!({"variables_needed_to_start": Value::Array(words)}))
+    })?;
     let mut variables = parse_variables(record.text("extra_vars")).unwrap_or_default();
+    variables.extend(survey.variables);
     if let Some(given) = answers.taken.get("extra_vars").and_then(Value::as_str) {
         variables.extend(parse_variables(given).map_err(|words| ApiError::field("extra_vars", words))?);
     }
+    let labels = match answers.taken.get("labels") {
+        Some(chosen) => labels::chosen(db, chosen).await?,
+        None => {
+            let mut worn = labels::worn(db, &labels::TEMPLATES, &[record.id]).await?;
+            worn.remove(&record.id).unwrap_or_default().into_iter().map(|(id, _)| id).collect()
+        }
+    };
     let text = |name: &str| answers.text(name, record);
     let int = |name: &str| answers.int(name, record).unwrap_or(0);
     let now = jiff::Timestamp::now().as_microsecond();
@@ -275,15 +324,25 @@ async fn start(
         .values_panic(columns.into_iter().map(|(_, value)| Expr::val(value)))
         .take();
     let credentials: Vec<i64> = credentials.iter().map(|credential| credential.id).collect();
-    stored(call, insert, &credentials, passwords, answers.ignored).await
+    let beside = Beside { credentials, labels, passwords, survey: survey.secrets };
+    stored(call, insert, beside, answers.ignored).await
+}
+
+/// What a job has beside its row.
+struct Beside {
+    credentials: Vec<i64>,
+    labels: Vec<i64>,
+    /// For what credentials ask at launch.
+    passwords: Option<Value>,
+    /// Answers to a survey that do not show.
+    survey: Map<String, Value>,
 }
 
 /// Keeps the job; what follows is the reconciler's.
 async fn stored(
     call: &Call,
     mut insert: InsertStatement,
-    credentials: &[i64],
-    passwords: Option<Value>,
+    beside: Beside,
     ignored: Map<String, Value>,
 ) -> Answer {
     let mut tx = call.app.db.begin(Class::Intent).await?;
@@ -291,21 +350,27 @@ async fn stored(
         Err(StoreError::Reference) => return Err(ApiError::bad("What the job needs was deleted meanwhile.")),
         other => other?,
     };
-    if !credentials.is_empty() {
+    for (table, column, members) in [
+        ("unified_job_credentials", "credential_id", beside.credentials),
+        (labels::JOBS.0, "label_id", beside.labels),
+    ] {
+        if members.is_empty() {
+            continue;
+        }
         let mut pairs = Query::insert();
-        pairs.into_table("unified_job_credentials").columns(["unified_job_id", "credential_id"]);
-        for credential in credentials {
-            pairs.values_panic([id.into(), (*credential).into()]);
+        pairs.into_table(table).columns(["unified_job_id", column]);
+        for member in members {
+            pairs.values_panic([id.into(), member.into()]);
         }
         tx.execute(&pairs).await?;
     }
-    if let Some(passwords) = passwords {
-        let sealed = call.app.vault.encrypt("unified_jobs", id, "start_args", &passwords.to_string());
+    let survey = (!beside.survey.is_empty()).then(|| Value::Object(beside.survey));
+    for (column, secrets) in [("start_args", beside.passwords), ("survey_passwords", survey)] {
+        let Some(secrets) = secrets else { continue };
+        let sealed = call.app.vault.encrypt("unified_jobs", id, column, &secrets.to_string());
         let mut update = Query::update();
-        tx.execute(
-            update.table("unified_jobs").value("start_args", sealed).and_where(Expr::col("id").eq(id)),
-        )
-        .await?;
+        update.table("unified_jobs").value(column, sealed).and_where(Expr::col("id").eq(id));
+        tx.execute(&update).await?;
     }
     tx.wake();
     tx.job_changed(id, "pending");
@@ -443,19 +508,29 @@ fn prompts() -> Map<String, Value> {
     post
 }
 
-fn question(template: &Template, credentials: &[Attached]) -> Map<String, Value> {
+fn question(
+    template: &Template,
+    credentials: &[Attached],
+    labels: &[(i64, String)],
+    survey: &Survey,
+) -> Map<String, Value> {
     let record = &template.record;
     let passwords: Vec<String> = credentials.iter().flat_map(Attached::passwords).collect();
     let inventory_needed = record.int("inventory").is_none();
     let mut question = Map::new();
-    let ready = passwords.is_empty() && !inventory_needed && record.int("project").is_some();
+    let needed = survey.needed();
+    let ready = passwords.is_empty()
+        && needed.is_empty()
+        && !inventory_needed
+        && record.int("project").is_some()
+        && !PROMPTS.iter().any(|(_, flag)| record.flag(flag));
     question.insert("can_start_without_user_input".to_owned(), ready.into());
     question.insert("passwords_needed_to_start".to_owned(), passwords.into());
     for (_, flag) in PROMPTS {
         question.insert((*flag).to_owned(), record.flag(flag).into());
     }
     question.insert("survey_enabled".to_owned(), record.flag("survey_enabled").into());
-    question.insert("variables_needed_to_start".to_owned(), json!([]));
+    question.insert("variables_needed_to_start".to_owned(), needed.into());
     question.insert("credential_needed_to_start".to_owned(), false.into());
     question.insert("inventory_needed_to_start".to_owned(), inventory_needed.into());
     question.insert(
@@ -466,7 +541,8 @@ fn question(template: &Template, credentials: &[Attached]) -> Map<String, Value>
     for (name, _) in PROMPTS {
         let value = match *name {
             "credentials" => credentials.iter().map(Attached::as_default).collect::<Vec<_>>().into(),
-            "labels" | "instance_groups" => json!([]),
+            "labels" => labels.iter().map(|(id, name)| json!({"id": id, "name": name})).collect(),
+            "instance_groups" => json!([]),
             _ => match JOB_TEMPLATES.field(name).map(|field| field.kind) {
                 Some(Kind::Id(_)) => {
                     let shown = record.summary.get(*name);
@@ -594,5 +670,11 @@ pub(super) async fn relaunch(call: &Call, id: &str) -> Answer {
         ApiError::internal("a job was not copied", std::io::Error::other(error.to_string()))
     })?;
     let credentials: Vec<i64> = credentials.iter().map(|credential| credential.id).collect();
-    stored(call, insert, &credentials, passwords, Map::new()).await
+    let labels = labels::worn(db, &labels::JOBS, &[job.id]).await?.remove(&job.id).unwrap_or_default();
+    let labels = labels.into_iter().map(|(id, _)| id).collect();
+    let survey = job::survey_passwords(db, &call.app.vault, job.id)
+        .await
+        .map_err(|error| ApiError::internal("answers to the survey of the job before do not open", error))?;
+    let survey = survey.iter().map(|(name, secret)| (name.clone(), secret.expose().into())).collect();
+    stored(call, insert, Beside { credentials, labels, passwords, survey }, Map::new()).await
 }

@@ -78,7 +78,7 @@ pub(super) fn csrf_cookie() -> Result<String, ApiError> {
 pub(super) fn version_two(call: &Call) -> Answer {
     call.allow(READS)?;
     let mut map = Map::new();
-    for name in ["ping", "config", "settings", "me"] {
+    for name in ["ping", "config", "settings", "me", "metrics"] {
         map.insert(name.to_owned(), format!("/api/v2/{name}/").into());
     }
     for resource in ALL {

@@ -69,6 +69,8 @@ pub(super) fn of(resource: &Resource) -> &'static dyn Rules {
         "job_templates" => &super::templates::JobTemplates,
         "unified_job_templates" => &super::templates::UnifiedTemplates,
         "jobs" | "unified_jobs" => &super::jobs::Jobs,
+        "system_job_templates" => &super::system::Templates,
+        "system_jobs" => &super::system::Jobs,
         "instances" => &super::fleet::Instances,
         "instance_groups" => &super::fleet::InstanceGroups,
         _ => &Plain,

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::call::Call;
 use super::error::ApiError;
 use super::rules::{Rule, Rules};
-use super::{access, launch};
+use super::{access, labels, launch, survey};
 use crate::project;
 use crate::registry::read::{Record, time_json};
 use crate::registry::roles::USE;
@@ -121,8 +121,11 @@ impl Rules for JobTemplates {
         fields.shift_remove("credentials");
     }
 
-    fn may_attach<'a>(&'a self, tx: &'a mut WriteTx, _: &'a str, id: i64, member: i64) -> Rule<'a> {
+    fn may_attach<'a>(&'a self, tx: &'a mut WriteTx, list: &'a str, id: i64, member: i64) -> Rule<'a> {
         Box::pin(async move {
+            if list != "credentials" {
+                return Ok(());
+            }
             let mut query = shown_credentials();
             let mut attached = Query::select();
             attached.column("credential_id").from("job_template_credentials");
@@ -310,12 +313,17 @@ async fn fill(call: &Call, records: &mut [&mut Record], detail: bool) -> Result<
     let ids: Vec<i64> =
         records.iter().filter(|record| *record.resource == JOB_TEMPLATES).map(|record| record.id).collect();
     let mut credentials = attached(db, "job_template_credentials", "job_template_id", &ids).await?;
+    let mut worn = labels::worn(db, &labels::TEMPLATES, &ids).await?;
+    let mut surveys = survey::titles(db, &ids).await?;
     let mut recent = recent_jobs(db, &ids).await?;
     for record in records.iter_mut() {
         let shown: Vec<Value> =
             credentials.remove(&record.id).unwrap_or_default().iter().map(Attached::shown).collect();
         record.summary.insert("credentials".to_owned(), shown.into());
-        record.summary.insert("labels".to_owned(), json!({"count": 0, "results": []}));
+        record.summary.insert("labels".to_owned(), labels::shown(worn.remove(&record.id)));
+        if let Some(title) = surveys.remove(&record.id) {
+            record.summary.insert("survey".to_owned(), title);
+        }
         let jobs = recent.remove(&record.id).unwrap_or_default();
         if let Some(last) = jobs.first() {
             record.related.insert("last_job".to_owned(), format!("/api/v2/jobs/{}/", last["id"]).into());

@@ -162,6 +162,28 @@ async fn a_clock_ten_years_off_changes_nothing(place: Place) {
     store.close().await;
 }
 
+async fn a_month_that_ends_in_mid_job_divides_nothing(place: Place) {
+    let store = place.events().await;
+    let key = JobKey { id: 1, created: "2026-11-30T23:59:59.999999Z".parse().unwrap() };
+    let next = JobKey { id: 2, created: "2026-12-01T00:00:00Z".parse().unwrap() };
+    let records = Spool::lines(attempt(1, 1), &captured("flow"), 5);
+    let mut session = open(&store, UnitContext { job: key, ..context(1, 1) }, 1).await;
+    feed(&mut session, &records[..4]).await;
+    // A job of the new month comes between, and a controller that starts in it.
+    let mut other = open(&store, UnitContext { job: next, ..context(2, 2) }, 1).await;
+    feed(&mut other, &Spool::lines(attempt(2, 1), &captured("flow"), 5)).await;
+    drop(session);
+    let mut session = open(&store, UnitContext { job: key, ..context(1, 1) }, 2).await;
+    feed(&mut session, &records[4..]).await;
+    for key in [key, next] {
+        let counters: Vec<_> = events(&store, key).await.iter().map(|event| event.counter).collect();
+        assert!(counters.iter().copied().eq(1..=65), "{counters:?}");
+    }
+    assert_eq!(store.months().await.unwrap().len(), 2);
+    check_balance(&store);
+    store.close().await;
+}
+
 async fn watchers_hear_of_what_is_stored_and_of_nothing_else(place: Place) {
     let store = place.events().await;
     let mut session = open(&store, context(1, 1), 1).await;
@@ -248,6 +270,7 @@ on_each_engine![
     counters_of_the_runner_that_jump_repeat_and_restart_are_noted,
     an_event_of_fifty_megabytes_is_cut_and_named,
     a_clock_ten_years_off_changes_nothing,
+    a_month_that_ends_in_mid_job_divides_nothing,
     watchers_hear_of_what_is_stored_and_of_nothing_else,
     one_job_can_go_alone,
     what_is_sent_again_is_counted_and_stored_once,

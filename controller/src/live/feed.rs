@@ -1,6 +1,7 @@
 //! One watched job: the task that reads its new events, and those who follow.
 
 use std::cmp;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sea_query::{Expr, ExprTrait, Query};
@@ -42,6 +43,7 @@ pub(super) struct Feed {
     events: EventStore,
     ring: Mutex<Ring>,
     progress: watch::Sender<Progress>,
+    behind: Arc<AtomicU64>,
 }
 
 /// A feed whose task does not run yet.
@@ -96,13 +98,24 @@ impl Feed {
         let ready = end.as_ref().map_or(ready, |end| cmp::max(ready, end.last));
         let progress = watch::Sender::new(Progress { ready, end, broken: false });
         let ring = Mutex::new(Ring::new(RING));
-        Ok(Opened { feed: Self { job, events: inner.events.clone(), ring, progress }, head, news })
+        let behind = Arc::clone(&inner.behind);
+        Ok(Opened { feed: Self { job, events: inner.events.clone(), ring, progress, behind }, head, news })
     }
 
     pub(super) fn subscribe(self: &Arc<Self>, after: Option<i64>) -> Subscription {
         let progress = self.progress.subscribe();
         let last = cmp::max(after.unwrap_or_else(|| progress.borrow().ready), 0);
         Subscription { feed: Arc::clone(self), progress, last }
+    }
+
+    pub(super) fn watchers(&self) -> usize {
+        self.progress.receiver_count()
+    }
+
+    /// As [`Self::read`], for one watcher alone.
+    async fn read_behind(&self, from: i64, to: i64) -> Option<Piece> {
+        self.behind.fetch_add(1, Ordering::Relaxed);
+        self.read(from, to).await
     }
 
     async fn read(&self, from: i64, to: i64) -> Option<Piece> {
@@ -237,7 +250,7 @@ impl Subscription {
                 };
                 let piece = match shared {
                     Some(piece) => piece,
-                    None => match self.feed.read(self.last + 1, ready).await {
+                    None => match self.feed.read_behind(self.last + 1, ready).await {
                         Some(piece) => piece,
                         None => return Next::Closed,
                     },

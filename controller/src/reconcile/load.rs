@@ -90,6 +90,9 @@ pub(super) async fn shown(context: &Context, job: i64) -> Result<Shown, Error> {
     let (machine, vaults) = passwords(context, job).await?;
     let mut secrets = machine.map(|machine| machine.secrets()).unwrap_or_default();
     secrets.extend(vaults.iter().map(|vault| vault.password.clone()).filter(|secret| !secret.is_empty()));
+    let survey = job::survey_passwords(&context.core, &context.vault, job).await?;
+    secrets
+        .extend(survey.values().map(|secret| secret.expose().to_owned()).filter(|secret| !secret.is_empty()));
     Ok(Shown { image, secrets })
 }
 
@@ -134,6 +137,9 @@ pub(super) async fn everything(context: &Context, id: i64) -> Result<Loaded, Err
     };
     let mut extra_vars = meta_variables(id, &row)?;
     extra_vars.extend(variables("extra_vars of the job", &row.value::<String>("extra_vars")?)?);
+    for (name, secret) in job::survey_passwords(&context.core, &context.vault, id).await? {
+        extra_vars.insert(name, secret.expose().into());
+    }
     let image: Option<String> = row.value("image")?;
     let (machine, vaults) = passwords(context, id).await?;
     let organization: Option<i64> = row.value("organization_id")?;

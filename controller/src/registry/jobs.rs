@@ -4,7 +4,8 @@ use super::field::{choice, flag, float, id, int, int_choice, json, long_text, te
 use super::templates::{JOB_TYPES, VERBOSITY};
 use super::{
     Access, By, CREDENTIALS, Duplicate, EXECUTION_ENVIRONMENTS, Field, HOSTS, INSTANCE_GROUPS, INVENTORIES,
-    JOB_TEMPLATES, ORGANIZATIONS, Owner, PROJECTS, Resource, SubList, Table, UNIFIED_JOB_TEMPLATES, Verbs,
+    JOB_TEMPLATES, LABELS, ORGANIZATIONS, Owner, PROJECTS, Resource, SYSTEM_JOBS, SubList, Table,
+    UNIFIED_JOB_TEMPLATES, Verbs,
 };
 
 /// States of a job, in the order it goes through them.
@@ -153,6 +154,16 @@ pub static JOBS: Resource = Resource {
                 writable: false,
             },
         },
+        SubList {
+            name: "labels",
+            of: &LABELS,
+            by: By::Pairs {
+                table: "unified_job_labels",
+                here: "unified_job_id",
+                there: "label_id",
+                writable: false,
+            },
+        },
     ],
     actions: &["job_events", "stdout", "cancel", "relaunch"],
     search: &["name", "description", "playbook"],
@@ -173,7 +184,7 @@ pub static UNIFIED_JOBS: Resource = Resource {
     type_name: "unified_job",
     model: "UnifiedJob",
     label: "Unified Job",
-    table: Table::own("unified_jobs").shared_by(&[&JOBS]),
+    table: Table::own("unified_jobs").shared_by(&[&JOBS, &SYSTEM_JOBS]),
     fields: &[
         NAME,
         DESCRIPTION,

@@ -69,6 +69,31 @@ pub static ORGANIZATIONS: Resource = Resource {
     access: Access::Roles,
 };
 
+/// Labels: words to find templates and jobs by. One that nothing wears any more goes by itself.
+pub static LABELS: Resource = Resource {
+    key: "labels",
+    path: "labels",
+    type_name: "label",
+    model: "Label",
+    label: "Label",
+    table: Table::own("labels"),
+    fields: &[
+        name().help("Name of this label."),
+        id("organization", &ORGANIZATIONS).required().help("Organization this label belongs to."),
+    ],
+    lists: &[],
+    actions: &[],
+    search: &["name"],
+    summary: &["name"],
+    capabilities: &[],
+    order: &["name"],
+    natural_key: &["name", "organization"],
+    duplicate: Duplicate::Together(&["name", "organization"]),
+    verbs: Verbs { create: true, update: true, delete: false },
+    owner: Owner::Field("organization"),
+    access: Access::Roles,
+};
+
 /// Users.
 pub static USERS: Resource = Resource {
     key: "users",

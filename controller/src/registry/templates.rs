@@ -4,8 +4,8 @@ use super::field::{
     Preset, choice, description, flag, id, int, int_choice, json, name, text, time, variables,
 };
 use super::{
-    Access, By, CREDENTIALS, Duplicate, EXECUTION_ENVIRONMENTS, Field, INVENTORIES, JOBS, ORGANIZATIONS,
-    Owner, Resource, SubList, Table, UNIFIED_JOBS, Verbs,
+    Access, By, CREDENTIALS, Duplicate, EXECUTION_ENVIRONMENTS, Field, INVENTORIES, JOBS, LABELS,
+    ORGANIZATIONS, Owner, Resource, SYSTEM_JOB_TEMPLATES, SubList, Table, UNIFIED_JOBS, Verbs,
 };
 
 /// What ansible-playbook does: change things, or say what it would change.
@@ -209,8 +209,18 @@ pub static JOB_TEMPLATES: Resource = Resource {
                 writable: true,
             },
         },
+        SubList {
+            name: "labels",
+            of: &LABELS,
+            by: By::Pairs {
+                table: "job_template_labels",
+                here: "job_template_id",
+                there: "label_id",
+                writable: true,
+            },
+        },
     ],
-    actions: &["launch", "object_roles", "access_list"],
+    actions: &["launch", "survey_spec", "object_roles", "access_list"],
     search: &["name", "description"],
     summary: &["name", "description"],
     capabilities: &["edit", "delete", "start", "schedule", "copy"],
@@ -229,7 +239,7 @@ pub static UNIFIED_JOB_TEMPLATES: Resource = Resource {
     type_name: "unified_job_template",
     model: "UnifiedJobTemplate",
     label: "Unified Job Template",
-    table: Table::own("unified_job_templates").shared_by(&[&PROJECTS, &JOB_TEMPLATES]),
+    table: Table::own("unified_job_templates").shared_by(&[&PROJECTS, &JOB_TEMPLATES, &SYSTEM_JOB_TEMPLATES]),
     fields: &[
         name(),
         description(),

@@ -16,6 +16,7 @@ mod engine;
 mod heads;
 mod id;
 mod intake;
+mod meters;
 mod postgres;
 mod query;
 mod read;
@@ -41,6 +42,7 @@ use self::assemble::{Assembler, Request};
 use self::commit::Committer;
 use self::engine::{Engine, Reader};
 use self::heads::Heads;
+use self::meters::Meters;
 
 use super::postgres::Server;
 
@@ -48,8 +50,9 @@ pub(crate) use self::counts::Counters;
 pub use self::counts::Counts;
 pub use self::id::EventId;
 pub(crate) use self::intake::{Batch, Commits, NewEvent, NewGap, OpenRequest, Opened, Slot, Staged};
+pub use self::meters::{Histogram, Reading};
 pub use self::query::{EventQuery, Numbers, Order, TextMatch};
-pub use self::read::{Event, EventPage, EventSummary, Gap};
+pub use self::read::{Event, EventPage, EventSummary, Gap, Outline};
 
 /// Requests of sessions that wait for the assembler of a month. Full, it makes sessions wait, and through them nodes.
 const REQUESTS: usize = 64;
@@ -242,6 +245,7 @@ struct Inner {
     intakes: Mutex<BTreeMap<Month, Intake>>,
     heads: Arc<Heads>,
     counters: Arc<Counters>,
+    meters: Arc<Meters>,
     stop: CancellationToken,
 }
 
@@ -286,8 +290,8 @@ impl EventStore {
     fn with(engine: Engine) -> Self {
         let stop = CancellationToken::new();
         let (readers, intakes) = (Mutex::default(), Mutex::default());
-        let (heads, counters) = (Arc::default(), Arc::default());
-        Self { inner: Arc::new(Inner { engine, readers, intakes, heads, counters, stop }) }
+        let (heads, counters, meters) = (Arc::default(), Arc::default(), Arc::default());
+        Self { inner: Arc::new(Inner { engine, readers, intakes, heads, counters, meters, stop }) }
     }
 
     /// Stops taking records, waits for what was taken, and folds the logs into the files. Sessions still open fail.
@@ -399,7 +403,9 @@ impl EventStore {
             Arc::clone(&counters),
         );
         let heads = Arc::clone(&self.inner.heads);
-        let committer = Committer { writer, work: todo, generation, heads, counters, stop: stop.clone() };
+        let meters = Arc::clone(&self.inner.meters);
+        let committer =
+            Committer { writer, work: todo, generation, heads, counters, meters, stop: stop.clone() };
         let tasks = [tokio::spawn(assembler.run()), tokio::spawn(committer.run())];
         Ok(Intake { requests, room: Arc::new(Semaphore::new(ROOM)), tasks, stop })
     }

@@ -1,4 +1,5 @@
-//! Keeps what is young: jobs whose time is over go, and with the last job of a month all its events at once.
+//! Keeps what is young: jobs whose time is over go, and with the last job of a month all its events at once. By the hour
+//! where the configuration says so, and whenever somebody launches the management job.
 //!
 //! A job's time is counted from when it ended; one that is not over never goes. Rows go in small transactions, so that
 //! nobody waits for the writer. A month's events go as a whole, by unlinking its file or dropping its schema; a single job
@@ -84,28 +85,175 @@ pub async fn sweep(core: &CoreDb, events: &EventStore, before: Timestamp) -> Res
     Ok(removed)
 }
 
-/// Sweeps now and every hour, until it is stopped: jobs that ended more than `days` days ago go.
-pub async fn run(core: CoreDb, events: EventStore, days: u32, stop: CancellationToken) {
+/// What a management job was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked {
+    /// Jobs that ended longer ago than this go.
+    pub days: u32,
+    /// Only says what would go.
+    pub dry_run: bool,
+}
+
+/// AWX's word for what the management job does.
+pub const JOB_TYPE: &str = "cleanup_jobs";
+/// Its name, as AWX has it.
+pub const NAME: &str = "Cleanup Job Details";
+/// What people read of it.
+pub const DESCRIPTION: &str = "Remove job history";
+/// Days of a launch that names none.
+pub const DAYS: u32 = 60;
+
+/// Makes the template of the management job, once.
+///
+/// # Errors
+/// A database that cannot be read or written.
+pub async fn seed(core: &CoreDb) -> Result<(), CoreError> {
+    let mut there = Query::select();
+    there.column("id").from("unified_job_templates").and_where(Expr::col("kind").eq("system_job_template"));
+    if core.optional(&there).await?.is_some() {
+        return Ok(());
+    }
+    let now = Timestamp::now().as_microsecond();
+    let mut insert = Query::insert();
+    insert
+        .into_table("unified_job_templates")
+        .columns(["kind", "name", "description", "status", "created", "modified"])
+        .values_panic([
+            "system_job_template".into(),
+            NAME.into(),
+            DESCRIPTION.into(),
+            "ok".into(),
+            now.into(),
+            now.into(),
+        ]);
+    let mut tx = core.begin(Class::Bulk).await?;
+    tx.insert(&mut insert).await?;
+    tx.commit().await
+}
+
+/// Sweeps now and every hour where `days` is given: jobs that ended more than so many days ago go. Runs management jobs as
+/// they are launched, and those that a death left behind. Until it is stopped.
+pub async fn run(core: CoreDb, events: EventStore, days: Option<u32>, stop: CancellationToken) {
     let mut hours = tokio::time::interval(Duration::from_secs(3600));
+    let mut changed = core.changed();
     loop {
+        changed.mark_unchanged();
+        if let Err(error) = run_asked(&core, &events).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a management job does not go on");
+        }
         tokio::select! {
-            _ = hours.tick() => {}
+            _ = hours.tick(), if days.is_some() => {}
+            alive = changed.changed() => match alive {
+                Ok(()) => continue,
+                Err(_) => return,
+            },
             () = stop.cancelled() => return,
         }
-        let Ok(before) = Timestamp::now().checked_sub(SignedDuration::from_hours(i64::from(days) * 24))
-        else {
-            continue; // longer ago than time reaches
-        };
+        let Some(before) = days.and_then(ago) else { continue };
         match sweep(&core, &events, before).await {
             Ok(Removed { jobs: 0, months: 0 }) => {}
             Ok(removed) => {
-                tracing::info!(jobs = removed.jobs, months = removed.months, "jobs past their time are gone")
+                tracing::info!(jobs = removed.jobs, months = removed.months, "jobs past their time are gone");
             }
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "jobs past their time stay for now");
             }
         }
     }
+}
+
+/// So many days ago; `None` for longer ago than time reaches.
+fn ago(days: u32) -> Option<Timestamp> {
+    Timestamp::now().checked_sub(SignedDuration::from_hours(i64::from(days) * 24)).ok()
+}
+
+/// Runs management jobs that wait, or that a death interrupted: to sweep again does no harm.
+///
+/// # Errors
+/// A database that cannot be read or written. The job goes on at the next look.
+pub async fn run_asked(core: &CoreDb, events: &EventStore) -> Result<(), Error> {
+    let mut query = Query::select();
+    query
+        .columns(["id", "extra_vars"])
+        .from("unified_jobs")
+        .and_where(Expr::col("kind").eq("system_job"))
+        .and_where(Expr::col("status").is_in(ACTIVE))
+        .order_by("id", Order::Asc);
+    for row in core.all(&query).await? {
+        let id: i64 = row.at(0)?;
+        let vars: serde_json::Value = serde_json::from_str(&row.at::<String>(1)?).unwrap_or_default();
+        let days = vars["days"].as_u64().and_then(|days| u32::try_from(days).ok()).unwrap_or(DAYS);
+        let began = Timestamp::now();
+        let status = Expr::col("status");
+        note(
+            core,
+            id,
+            "running",
+            [("status", "running".into()), ("started", began.as_microsecond().into())],
+            status.is_in(ACTIVE),
+        )
+        .await?;
+        let done = match (ago(days), vars["dry_run"] == true) {
+            (None, _) => Ok(Removed::default()),
+            (Some(before), true) => count(core, before).await.map(|jobs| Removed { jobs, months: 0 }),
+            (Some(before), false) => sweep(core, events, before).await,
+        };
+        let (status, said) = match &done {
+            Ok(removed) if vars["dry_run"] == true => {
+                ("successful", format!("{} jobs would be removed.\n", removed.jobs))
+            }
+            Ok(Removed { jobs, months }) => {
+                ("successful", format!("{jobs} jobs and {months} months of events removed.\n"))
+            }
+            Err(error) => ("failed", format!("{error}\n")),
+        };
+        let now = Timestamp::now();
+        let values = [
+            ("status", status.into()),
+            ("failed", done.is_err().into()),
+            ("finished", now.as_microsecond().into()),
+            ("elapsed", now.duration_since(began).as_secs_f64().into()),
+            ("job_explanation", said.into()),
+            ("event_processing_finished", true.into()),
+        ];
+        note(core, id, status, values, Expr::col("status").eq("running")).await?;
+        tracing::info!(job = id, status, "management job is over");
+    }
+    Ok(())
+}
+
+/// Jobs that [`sweep`] would remove.
+async fn count(core: &CoreDb, before: Timestamp) -> Result<u64, Error> {
+    let mut query = Query::select();
+    query.expr(Expr::col("id").count()).from("unified_jobs");
+    query
+        .and_where(Expr::col("status").is_not_in(ACTIVE))
+        .and_where(Expr::col("finished").lt(before.as_microsecond()));
+    let row = core.optional(&query).await?;
+    let jobs: i64 = row.map(|row| row.at(0)).transpose()?.unwrap_or(0);
+    Ok(jobs.unsigned_abs())
+}
+
+async fn note<const N: usize>(
+    core: &CoreDb,
+    job: i64,
+    status: &str,
+    values: [(&'static str, Expr); N],
+    holds: Expr,
+) -> Result<(), Error> {
+    let mut update = Query::update();
+    update.table("unified_jobs").values(values).value("modified", Timestamp::now().as_microsecond());
+    update.and_where(Expr::col("id").eq(job)).and_where(holds);
+    let mut tx = core.begin(Class::Intent).await?;
+    if tx.execute(&update).await? > 0 {
+        if crate::job::is_active(status) {
+            tx.job_changed(job, status);
+        } else {
+            crate::job::conclude(&mut tx, job).await?;
+        }
+    }
+    tx.commit().await?;
+    Ok(())
 }
 
 /// First moment of a month and of the next.
@@ -198,5 +346,45 @@ mod tests {
         core.close().await;
     }
 
-    on_each_engine![months_go_when_the_time_of_all_their_jobs_is_over,];
+    async fn a_management_job_sweeps_when_it_is_launched(place: Place) {
+        let (core, events) = (place.core().await, place.events().await);
+        seed(&core).await.unwrap();
+        seed(&core).await.unwrap();
+        let old = job(&core, "2020-03-10T00:00:00Z", Some("2020-03-11T00:00:00Z")).await;
+        store_events(&events, old).await;
+        let launch = async |vars: &str| {
+            let mut insert = Query::insert();
+            let values = ["system_job".into(), "pending".into(), vars.into(), 1.into(), 1.into()];
+            insert
+                .into_table("unified_jobs")
+                .columns(["kind", "status", "extra_vars", "created", "modified"])
+                .values_panic(values);
+            let mut tx = core.begin(Class::Intent).await.unwrap();
+            let id = tx.insert(&mut insert).await.unwrap();
+            tx.commit().await.unwrap();
+            run_asked(&core, &events).await.unwrap();
+            let mut query = Query::select();
+            query
+                .columns(["status", "job_explanation"])
+                .from("unified_jobs")
+                .and_where(Expr::col("id").eq(id));
+            let row = core.optional(&query).await.unwrap().unwrap();
+            (row.at::<String>(0).unwrap(), row.at::<String>(1).unwrap())
+        };
+        let done = |said: &str| ("successful".to_owned(), said.to_owned());
+        // Whenever this runs, the job ended more than zero days ago, and less than ten thousand.
+        assert_eq!(launch(r#"{"days": 10000}"#).await, done("0 jobs and 0 months of events removed.\n"));
+        assert_eq!(launch(r#"{"days": 0, "dry_run": true}"#).await, done("2 jobs would be removed.\n"));
+        assert_eq!(events.summary(old).await.unwrap().events, 18);
+        let (status, said) = launch(r#"{"days": 0}"#).await;
+        assert!(status == "successful" && said.starts_with("3 jobs and 1 months"), "{status} {said}");
+        assert_eq!(events.summary(old).await.unwrap().events, 0);
+        events.close().await;
+        core.close().await;
+    }
+
+    on_each_engine![
+        a_management_job_sweeps_when_it_is_launched,
+        months_go_when_the_time_of_all_their_jobs_is_over,
+    ];
 }

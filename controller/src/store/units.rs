@@ -174,6 +174,7 @@ pub async fn active_jobs(core: &CoreDb) -> Result<Vec<ActiveJob>, Error> {
         .from("unified_jobs")
         .join(JoinType::LeftJoin, "units", Expr::col(("units", "job_id")).equals(("unified_jobs", "id")))
         .and_where(Expr::col(("unified_jobs", "status")).is_in(ACTIVE))
+        .and_where(Expr::col(("unified_jobs", "kind")).eq("job"))
         .order_by(("unified_jobs", "id"), Order::Asc);
     let rows = core.all(select).await?;
     let job = |row: &Row| -> Result<ActiveJob, Error> {

@@ -434,7 +434,7 @@ impl Pinned {
         Self {
             roots: token.roots.clone(),
             mesh: token.mesh.clone(),
-            provider: Arc::new(rustls::crypto::aws_lc_rs::default_provider()),
+            provider: identity::provider(),
             judged: Mutex::new(None),
         }
     }

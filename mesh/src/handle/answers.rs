@@ -10,6 +10,7 @@ use super::{Mesh, ReloadError};
 use crate::config::LinkKind;
 use crate::driver::Sought;
 use crate::error::ConnectError;
+use crate::identity::KEY_EXCHANGE;
 use crate::link::LinkHandle;
 use crate::local::{ActError, Answers};
 use crate::node::Neighbors;
@@ -164,6 +165,7 @@ impl Mesh {
             unroutable: overlay.drops.unroutable.value(),
             expired: overlay.drops.expired.value(),
             unwanted: overlay.drops.unwanted.value(),
+            refused: overlay.drops.refused.value(),
             congested: self.0.links.load().values().map(|link| link.egress.dropped.value()).sum(),
         }
     }
@@ -234,6 +236,9 @@ fn link(link: &LinkHandle, neighbors: &Neighbors) -> LinkStatus {
             kind: Some(link.kind().to_string()),
             mtu: link.mtu().and_then(|mtu| mtu.try_into().ok()),
             loss: link.lost(),
+            // Nothing else is offered or taken.
+            key_exchange: KEY_EXCHANGE.as_str().map(str::to_owned),
+            certificate_expires: Some(link.expires),
             bandwidth: link.bandwidth,
             last_error: neighbors.last_loss(&link.neighbor.node),
             ..LinkFacts::default()

@@ -6,13 +6,25 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, PeerIncompatible, SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, NamedGroup, OtherError, PeerIncompatible,
+    SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::Expired;
 use super::error::Error;
 use super::verifier::Verifier;
+
+/// The one key exchange of every link, session and call for a certificate: safe as long as either half of it is. With
+/// a single group there is nothing that an attacker could make two nodes fall back to.
+pub(crate) const KEY_EXCHANGE: NamedGroup = NamedGroup::X25519MLKEM768;
+
+/// What TLS computes with.
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    let all = rustls::crypto::aws_lc_rs::default_provider();
+    let kx_groups = all.kx_groups.iter().copied().filter(|group| group.name() == KEY_EXCHANGE).collect();
+    Arc::new(CryptoProvider { kx_groups, ..all })
+}
 
 #[derive(Debug)]
 pub(super) struct PeerVerifier {

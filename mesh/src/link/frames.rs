@@ -7,8 +7,7 @@
 //! ```
 //!
 //! A slot is a packet with the room that a [`Batch`] leaves around it, so that a hop passes a frame on as it lies in
-//! memory. The stream is watched by probes: one in each second without another word, and an end after
-//! [`TCP_IDLE`] of silence.
+//! memory. The stream is watched by probes, one in [`TCP_KEEPALIVE`], and ends after [`TCP_IDLE`] of silence.
 
 use std::io;
 use std::net::SocketAddr;

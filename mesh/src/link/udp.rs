@@ -5,16 +5,19 @@
 
 use std::collections::HashMap;
 use std::io::{self, IoSliceMut};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
 use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
 use quinn::{AsyncUdpSocket, UdpPoller};
 use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use super::sealed::Inlet;
 use crate::forward::Drops;
@@ -24,10 +27,17 @@ const TRANSMIT_MAX: usize = 65_000;
 /// Rounds of nothing but sealed packets before other tasks of the thread get their turn.
 const ROUNDS: usize = 8;
 
+/// Pause until a full buffer is tried again when it cannot be watched.
+const NO_WATCH: Duration = Duration::from_millis(1);
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct SharedSocket {
-    io: tokio::net::UdpSocket,
+    /// Watched for packets that come, and not for room to send: the kernel would tell of that after each packet sent,
+    /// and wake this process for nothing.
+    io: AsyncFd<UdpSocket>,
+    /// The kernel has taken no more when it was asked last.
+    full: AtomicBool,
     state: UdpSocketState,
     inlets: ArcSwap<Inlets>,
     /// Taken while `inlets` is replaced.
@@ -43,10 +53,12 @@ impl SharedSocket {
     ///
     /// # Errors
     /// What the system says.
-    pub(crate) fn new(socket: std::net::UdpSocket, drops: Arc<Drops>) -> io::Result<Self> {
+    pub(crate) fn new(socket: UdpSocket, drops: Arc<Drops>) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
         Ok(Self {
             state: UdpSocketState::new((&socket).into())?,
-            io: tokio::net::UdpSocket::from_std(socket)?,
+            io: watch(socket, Interest::READABLE)?,
+            full: AtomicBool::new(false),
             inlets: ArcSwap::default(),
             changing: Mutex::new(()),
             drops,
@@ -86,8 +98,14 @@ impl SharedSocket {
 
     /// Resolves when the kernel may take more.
     pub(crate) async fn writable(&self) {
-        // An error shows at the next send.
-        let _ = self.io.writable().await;
+        let watched = self.io.get_ref().try_clone();
+        match watched.and_then(|socket| watch(socket, Interest::WRITABLE)) {
+            // An error shows at the next send.
+            Ok(socket) => drop(socket.writable().await),
+            // No descriptor is left to watch with; the kernel's buffer drains in less.
+            Err(_) => tokio::time::sleep(NO_WATCH).await,
+        }
+        self.full.store(false, Ordering::Relaxed);
     }
 
     /// Takes what is sealed out of `count` received buffers; those for quinn move to the front. Returns how many.
@@ -146,6 +164,14 @@ impl SharedSocket {
     }
 }
 
+#[expect(
+    deprecated,
+    reason = "safe for a socket of the standard library: its descriptor is its own for life"
+)]
+fn watch(socket: UdpSocket, interest: Interest) -> io::Result<AsyncFd<UdpSocket>> {
+    AsyncFd::with_interest(socket, interest)
+}
+
 /// Whether a packet is none of QUIC's.
 fn is_sealed(packet: &[u8]) -> bool {
     packet.first().is_some_and(|first| first & 0x40 == 0)
@@ -158,7 +184,11 @@ impl AsyncUdpSocket for SharedSocket {
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let send = |transmit: &Transmit<'_>| {
-            self.io.try_io(Interest::WRITABLE, || self.state.send((&self.io).into(), transmit))
+            let sent = self.state.send(self.io.get_ref().into(), transmit);
+            if matches!(&sent, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+                self.full.store(true, Ordering::Relaxed);
+            }
+            sent
         };
         let Some(segment) = transmit.segment_size else { return send(transmit) };
         let most = (TRANSMIT_MAX / segment.max(1)).max(1) * segment;
@@ -189,10 +219,9 @@ impl AsyncUdpSocket for SharedSocket {
         metas: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         for _ in 0..ROUNDS {
-            ready!(self.io.poll_recv_ready(context))?;
-            let received =
-                self.io.try_io(Interest::READABLE, || self.state.recv((&self.io).into(), buffers, metas));
-            if let Ok(count) = received {
+            let mut ready = ready!(self.io.poll_read_ready(context))?;
+            let received = ready.try_io(|socket| self.state.recv(socket.get_ref().into(), buffers, metas));
+            if let Ok(Ok(count)) = received {
                 let kept = self.sift(buffers, metas, count);
                 if kept > 0 {
                     return Poll::Ready(Ok(kept));
@@ -204,7 +233,7 @@ impl AsyncUdpSocket for SharedSocket {
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.io.local_addr()
+        self.io.get_ref().local_addr()
     }
 
     fn may_fragment(&self) -> bool {
@@ -237,6 +266,9 @@ impl std::fmt::Debug for Poller {
 impl UdpPoller for Poller {
     fn poll_writable(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut waiting = self.waiting.lock().expect("no code panics under this lock");
+        if waiting.is_none() && !self.socket.full.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
         let future = waiting.get_or_insert_with(|| {
             let socket = self.socket.clone();
             Box::pin(async move { socket.writable().await })

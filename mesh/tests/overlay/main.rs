@@ -8,6 +8,7 @@ mod forwarding;
 mod hostile;
 mod intruder;
 mod links;
+mod mallory;
 mod probes;
 mod streams;
 mod trouble;

@@ -4,6 +4,7 @@
 //! neighbours lies least. Samples are kept as they were measured.
 
 mod first;
+mod live;
 mod machine;
 mod mesh;
 
@@ -17,7 +18,7 @@ use serde::Serialize;
 /// Which suite.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Suite to run: first, mesh.
+    /// Suite to run: first, mesh, live.
     #[arg(long, default_value = "first")]
     suite: String,
     /// Rows whose name contains this text, only.
@@ -68,7 +69,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let rows = match options.suite.as_str() {
         "first" => runtime.block_on(first::run(only))?,
         "mesh" => runtime.block_on(mesh::run(only)),
-        other => bail!("no such suite: {other} (there are: first, mesh)"),
+        "live" => runtime.block_on(live::run(only)),
+        other => bail!("no such suite: {other} (there are: first, mesh, live)"),
     };
     print(&rows);
     let dir = target_dir().join("bench");
@@ -127,7 +129,7 @@ pub(crate) fn median(samples: &[f64]) -> f64 {
     }
 }
 
-fn target_dir() -> std::path::PathBuf {
+pub(crate) fn target_dir() -> std::path::PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| crate::repository().join("target"), Into::into)
 }
 

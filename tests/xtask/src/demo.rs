@@ -215,6 +215,8 @@ impl System {
             http_port: ports[2].port(),
             runtime: Runtime::Podman,
             database: None,
+            direct: false,
+            cores: None,
         };
         layout.make_dirs()?;
         Running::of_this_process().write(dir)?;

@@ -4,6 +4,7 @@
 
 mod bench;
 mod demo;
+mod feed;
 mod pages;
 mod probe;
 mod report;
@@ -41,6 +42,9 @@ enum Command {
     /// What a bench starts in place of a worker: copies its payload.
     #[command(hide = true)]
     Capture(probe::Capture),
+    /// What a bench starts in place of a worker: prints a prepared stream, as fast as it can or at a rate.
+    #[command(hide = true)]
+    Feed(feed::Options),
 }
 
 fn main() -> ExitCode {
@@ -55,6 +59,7 @@ fn main() -> ExitCode {
         Command::Bench(options) => bench::run(&options),
         Command::Probe(options) => probe::run(&options, began),
         Command::Capture(options) => probe::capture(&options),
+        Command::Feed(options) => feed::run(&options),
     };
     match result {
         Ok(code) => code,

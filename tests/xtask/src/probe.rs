@@ -84,7 +84,7 @@ pub(crate) fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
 }
 
 /// Everything up to and with the line that ends a worker's input.
-fn drain_input() -> std::io::Result<Vec<u8>> {
+pub(crate) fn drain_input() -> std::io::Result<Vec<u8>> {
     let mut input = Vec::new();
     let mut reader = stdin().lock();
     loop {

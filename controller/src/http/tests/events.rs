@@ -228,3 +228,102 @@ async fn whoever_may_not_see_the_job_does_not_see_what_it_did() {
     }
     assert_eq!(api.call("POST", &format!("/api/v2/jobs/{job}/job_events/"), json!({})).await.status, 405);
 }
+
+#[tokio::test]
+async fn children_are_summed_up_once_the_job_is_over() {
+    let api = Api::new().await;
+    let (key, _, _session) = launched(&api).await;
+    let path = |job: i64| format!("/api/v2/jobs/{job}/job_events/children_summary/");
+    let running = api.get(&path(key.id)).await;
+    assert_eq!(
+        running.json,
+        json!({
+            "children_summary": {}, "meta_event_nested_uuid": {}, "event_processing_finished": false, "is_tree": true,
+        })
+    );
+    let job = ran(&api, "ten-hosts").await;
+    let mut update = sea_query::Query::update();
+    update.table("unified_jobs").value("event_processing_finished", true);
+    let mut tx = api.app.db.begin(crate::store::core::Class::Intent).await.unwrap();
+    tx.execute(&update).await.unwrap();
+    tx.commit().await.unwrap();
+    let summary = api.get(&path(job)).await.json;
+    assert_eq!((&summary["is_tree"], &summary["event_processing_finished"]), (&json!(true), &json!(true)));
+    let events = api.get(&format!("/api/v2/jobs/{job}/job_events/?no_truncate=1")).await.json;
+    let events = events["results"].as_array().unwrap();
+    // What stands below an event is what the tree of uuids says.
+    let parent = |event: &serde_json::Value| {
+        let uuid = event["parent_uuid"].as_str().unwrap();
+        events.iter().find(|other| other["uuid"] == uuid)
+    };
+    let mut below = std::collections::BTreeMap::new();
+    for event in events {
+        let mut above = parent(event);
+        while let Some(event) = above {
+            *below.entry(event["counter"].to_string()).or_insert(0) += 1;
+            above = parent(event);
+        }
+    }
+    let told: std::collections::BTreeMap<_, _> = summary["children_summary"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .map(|(counter, told)| (counter.clone(), told["numChildren"].as_i64().unwrap()))
+        .collect();
+    assert_eq!(told, below);
+    assert!(told["1"] > 400, "{told:?}");
+}
+
+#[tokio::test]
+async fn a_counter_nobody_reached_is_no_event_and_no_error() {
+    let api = Api::new().await;
+    let job = ran(&api, "ok-2-hosts").await;
+    for counter in [1_000_000_000_000_000_000_i64, i64::MAX] {
+        for query in [
+            format!("counter__gte={counter}"),
+            format!("counter={counter}"),
+            format!("counter__gt={counter}&order_by=-counter"),
+        ] {
+            let list = api.get(&format!("/api/v2/jobs/{job}/job_events/?{query}")).await;
+            assert_eq!(
+                (list.status, &list.json["count"]),
+                (StatusCode::OK, &json!(0)),
+                "{query}: {}",
+                list.text
+            );
+        }
+        let list = api.get(&format!("/api/v2/jobs/{job}/job_events/?counter__lte={counter}")).await;
+        assert_eq!(list.json["count"], 18);
+        assert_eq!(api.get(&format!("/api/v2/job_events/{counter}/")).await.status, StatusCode::NOT_FOUND);
+        assert_eq!(
+            api.get(&format!("/api/v2/jobs/{counter}/job_events/")).await.status,
+            StatusCode::NOT_FOUND
+        );
+    }
+}
+
+#[tokio::test]
+async fn metrics_count_what_came_and_balance() {
+    let api = Api::new().await;
+    ran(&api, "ok-2-hosts").await;
+    let text = api.get("/metrics").await.text;
+    let of = |name: &str| -> f64 {
+        let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
+        line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+    };
+    assert_eq!(of("plexus_events_stored_total"), 18.0);
+    let sum: f64 = ["stored", "repeated", "refused", "undone"]
+        .iter()
+        .map(|part| of(&format!("plexus_records_{part}_total")))
+        .sum();
+    assert_eq!(of("plexus_records_received_total"), sum);
+    assert!(of("plexus_event_commit_seconds_count") >= 1.0 && of("plexus_event_commit_events_sum") == 18.0);
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let (_, value) = line.rsplit_once(' ').unwrap();
+        assert!(value.parse::<f64>().is_ok(), "{line}");
+    }
+    assert_eq!(api.get("/api/v2/metrics/").await.status, StatusCode::OK);
+    let other = api.ordinary("someone").await;
+    let refused = api.by(&other, "GET", "/metrics", serde_json::Value::Null).await;
+    assert_eq!(refused.status, StatusCode::FORBIDDEN);
+}

@@ -365,3 +365,138 @@ async fn a_job_is_launched_again_for_all_or_for_the_failed_hosts() {
     let url = summaries["results"][0]["url"].as_str().unwrap();
     assert_eq!(api.get(url).await.json["type"], "job_host_summary");
 }
+
+#[tokio::test]
+async fn old_jobs_are_cleaned_up_by_the_management_job() {
+    let api = Api::new().await;
+    let job = super::events::ran(&api, "ok-2-hosts").await;
+    let list = api.get("/api/v2/system_job_templates/").await.json;
+    assert_eq!(
+        (&list["count"], &list["results"][0]["job_type"]),
+        (&json!(1), &json!("cleanup_jobs")),
+        "{list}"
+    );
+    let launch = list["results"][0]["related"]["launch"].as_str().unwrap().to_owned();
+    let wrong = api.post(&launch, json!({"extra_vars": {"days": -1}})).await;
+    assert_eq!(wrong.json, json!({"extra_vars": ["days must be a positive integer."]}));
+    let other = api.ordinary("someone").await;
+    let refused = api.by(&other, "POST", &launch, json!({})).await;
+    assert!(refused.status.is_client_error(), "{}", refused.text);
+    let made = api.post(&launch, json!({"extra_vars": "{\"days\": 0}"})).await;
+    assert_eq!(
+        (made.status, &made.json["status"]),
+        (StatusCode::CREATED, &json!("pending")),
+        "{}",
+        made.text
+    );
+    let mut update = sea_query::Query::update();
+    update.table("unified_jobs").values([("status", "successful".into()), ("finished", 1.into())]);
+    update.and_where(sea_query::ExprTrait::eq(sea_query::Expr::col("id"), job));
+    let mut tx = api.app.db.begin(crate::store::core::Class::Intent).await.unwrap();
+    tx.execute(&update).await.unwrap();
+    tx.commit().await.unwrap();
+    crate::store::retention::run_asked(&api.app.db, &api.app.events).await.unwrap();
+    let done = api.get(made.json["url"].as_str().unwrap()).await.json;
+    assert_eq!(
+        (&done["status"], &done["type"], &done["result_stdout"]),
+        (&json!("successful"), &json!("system_job"), &json!("1 jobs and 0 months of events removed.\n")),
+        "{done}"
+    );
+    assert_eq!(api.get(&format!("/api/v2/jobs/{job}/")).await.status, StatusCode::NOT_FOUND);
+    let template = api.get("/api/v2/system_job_templates/").await.json;
+    assert_eq!(template["results"][0]["status"], "successful");
+    let cancel = done["related"]["cancel"].as_str().unwrap().to_owned();
+    assert_eq!(api.post(&cancel, json!({})).await.status, StatusCode::METHOD_NOT_ALLOWED);
+}
+
+#[tokio::test]
+async fn labels_may_be_asked_for_at_launch() {
+    let api = Api::new().await;
+    let template = api.template("web").await;
+    let first = api.make("labels", json!({"name": "a", "organization": 1})).await;
+    let second = api.make("labels", json!({"name": "b", "organization": 1})).await;
+    api.post(&format!("/api/v2/job_templates/{template}/labels/"), json!({"id": first})).await;
+    let reply = launch(&api, template, json!({"labels": [second]})).await;
+    assert_eq!(reply.json["ignored_fields"], json!({"labels": [second]}));
+    assert_eq!(reply.json["summary_fields"]["labels"]["results"], json!([{"id": first, "name": "a"}]));
+    let url = format!("/api/v2/job_templates/{template}/");
+    api.call("PATCH", &url, json!({"ask_labels_on_launch": true})).await;
+    let question = api.get(&format!("{url}launch/")).await.json;
+    assert_eq!(question["defaults"]["labels"], json!([{"id": first, "name": "a"}]));
+    assert_eq!(question["can_start_without_user_input"], false);
+    let reply = launch(&api, template, json!({"labels": [second]})).await;
+    assert_eq!(reply.json["summary_fields"]["labels"]["results"], json!([{"id": second, "name": "b"}]));
+    let reply = launch(&api, template, json!({"labels": [99]})).await;
+    assert_eq!(reply.json, json!({"labels": ["Invalid pk \"99\" - object does not exist."]}));
+}
+
+#[tokio::test]
+async fn a_survey_is_asked_answered_and_kept_secret() {
+    let api = Api::new().await;
+    let template = api.template("web").await;
+    let url = format!("/api/v2/job_templates/{template}/");
+    let spec_url = format!("{url}survey_spec/");
+    assert_eq!(api.get(&spec_url).await.json, json!({}));
+    let question = |kind: &str, variable: &str, required: bool, default: serde_json::Value| {
+        json!({"type": kind, "question_name": variable, "question_description": "", "variable": variable,
+               "required": required, "default": default, "choices": "x\ny", "min": null, "max": null})
+    };
+    let spec = json!({"name": "ask", "description": "much", "spec": [
+        question("text", "who", true, json!("")),
+        question("multiplechoice", "which", false, json!("x")),
+        question("password", "secret", true, json!("geheim-default")),
+    ]});
+    let reply = api.post(&spec_url, spec.clone()).await;
+    assert_eq!((reply.status.as_u16(), &reply.json), (200, &json!({})));
+    let reply = api.post(&spec_url, json!({"name": "", "description": "", "spec": []})).await;
+    assert_eq!(
+        (reply.status.as_u16(), &reply.json["error"]),
+        (400, &json!("'spec' doesn't contain any items."))
+    );
+    let shown = api.get(&spec_url).await;
+    assert!(!shown.text.contains("geheim"), "{}", shown.text);
+    assert_eq!(shown.json["spec"][2]["default"], "$encrypted$");
+    // What was shown may come back, and means what it was.
+    assert_eq!(api.post(&spec_url, shown.json.clone()).await.status, 200);
+
+    // Not asked before it is switched on.
+    assert_eq!(api.get(&format!("{url}launch/")).await.json["variables_needed_to_start"], json!([]));
+    api.call(
+        "PATCH",
+        &url,
+        json!({"survey_enabled": true, "extra_vars": "{\"who\": \"template\", \"z\": 1}"}),
+    )
+    .await;
+    assert_eq!(
+        api.get(&url).await.json["summary_fields"]["survey"],
+        json!({"title": "ask", "description": "much"})
+    );
+    let question = api.get(&format!("{url}launch/")).await.json;
+    assert_eq!(question["variables_needed_to_start"], json!(["who"]));
+    assert_eq!(question["can_start_without_user_input"], false);
+    let reply = launch(&api, template, json!({})).await;
+    let missing = json!({"variables_needed_to_start": ["'who' value missing"]});
+    assert_eq!((reply.status.as_u16(), reply.json), (400, missing));
+
+    let body = json!({"extra_vars": {"who": "me", "other": 1}});
+    let reply = launch(&api, template, body).await;
+    assert_eq!(reply.status, 201, "{}", reply.text);
+    assert_eq!(reply.json["ignored_fields"], json!({"extra_vars": {"other": 1}}));
+    let variables: serde_json::Value =
+        serde_json::from_str(reply.json["extra_vars"].as_str().unwrap()).unwrap();
+    assert_eq!(variables, json!({"who": "me", "z": 1, "which": "x", "secret": "$encrypted$"}));
+    let secret = async |job: &serde_json::Value| {
+        let job = job["id"].as_i64().unwrap();
+        let found = crate::job::survey_passwords(&api.app.db, &api.app.vault, job).await.unwrap();
+        found["secret"].expose().to_owned()
+    };
+    assert_eq!(secret(&reply.json).await, "geheim-default");
+    let given = launch(&api, template, json!({"extra_vars": "who: me\nsecret: other-secret\n"})).await.json;
+    assert!(!given.to_string().contains("other-secret"), "{given}");
+    let again = api.post(&format!("/api/v2/jobs/{}/relaunch/", given["id"]), json!({})).await.json;
+    assert_eq!(secret(&again).await, "other-secret", "a job started again has the same answers");
+
+    assert_eq!(api.call("DELETE", &spec_url, json!(null)).await.status, 200);
+    assert_eq!(api.get(&spec_url).await.json, json!({}));
+    assert_eq!(launch(&api, template, json!({})).await.status, 201);
+}

@@ -203,6 +203,40 @@ async fn a_stalled_watcher_holds_nobody_up_and_misses_nothing() {
     }
 }
 
+#[tokio::test]
+async fn five_hundred_watchers_see_every_event_and_share_one_reader() {
+    const EVENTS: usize = 3000;
+    const WATCHERS: usize = 500;
+    let api = Api::new().await;
+    let run = Run::of(&api, &printed(EVENTS)).await;
+    let mut watchers = tokio::task::JoinSet::new();
+    for _ in 0..WATCHERS {
+        let mut watching = api.app.live.watch(run.key, Some(0)).await.unwrap();
+        watchers.spawn(async move {
+            let mut last = 0;
+            loop {
+                match soon("events", watching.next()).await {
+                    Next::Events(events) => {
+                        for event in events.iter() {
+                            assert_eq!(event.counter, last + 1);
+                            last = event.counter;
+                        }
+                    }
+                    Next::End(end) => return (last, end.last),
+                    Next::Closed => panic!("closed"),
+                }
+            }
+        });
+    }
+    assert_eq!(api.app.live.watched(), (1, WATCHERS));
+    run.end(&api).await;
+    while let Some(seen) = watchers.join_next().await {
+        assert_eq!(seen.unwrap(), (EVENTS as i64, EVENTS as i64));
+    }
+    // All of it fits the ring: nobody had to read the store alone.
+    assert_eq!(api.app.live.behind(), 0);
+}
+
 type Socket = WebSocketStream<TcpStream>;
 
 /// The API on a real port: websockets need a connection of their own.

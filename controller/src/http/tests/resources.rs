@@ -449,3 +449,40 @@ async fn settings_choose_the_default_image() {
     assert!(reply.json["DEFAULT_EXECUTION_ENVIRONMENT"].is_array() && reply.json["CUSTOM_LOGO"].is_array());
     assert_eq!(api.get("/api/v2/settings/nosuch/").await.status, 404);
 }
+
+#[tokio::test]
+async fn labels_come_with_who_wears_them_and_go_with_the_last() {
+    let api = Api::new().await;
+    let template = api.template("web").await;
+    let url = format!("/api/v2/job_templates/{template}/labels/");
+    let made = api.post(&url, json!({"name": "prod", "organization": 1})).await;
+    assert_eq!(made.status, 201, "{}", made.text);
+    let label = made.json["id"].as_i64().unwrap();
+    // The same name again is the same label, on another template too.
+    assert_eq!(api.post(&url, json!({"name": "prod", "organization": 1})).await.status, 204);
+    let other = api.template("db").await;
+    let others = format!("/api/v2/job_templates/{other}/labels/");
+    assert_eq!(api.post(&others, json!({"name": "prod", "organization": 1})).await.status, 204);
+    let shown = api.get(&format!("/api/v2/job_templates/{template}/")).await.json;
+    let expected = json!({"count": 1, "results": [{"id": label, "name": "prod"}]});
+    assert_eq!(shown["summary_fields"]["labels"], expected);
+    assert_eq!(api.get("/api/v2/job_templates/?labels__name=prod").await.json["count"], 2);
+    let twice = api.post("/api/v2/labels/", json!({"name": "prod", "organization": 1})).await;
+    assert_eq!(twice.json, json!({"__all__": ["Label with this Name and Organization already exists."]}));
+
+    let job = api.post(&format!("/api/v2/job_templates/{template}/launch/"), json!({})).await.json;
+    assert_eq!(job["summary_fields"]["labels"], expected);
+    let again = api.post(&format!("/api/v2/jobs/{}/relaunch/", job["id"]), json!({})).await.json;
+    assert_eq!(again["summary_fields"]["labels"], expected);
+
+    let leave = json!({"id": label, "disassociate": true});
+    assert_eq!(api.post(&url, leave.clone()).await.status, 204);
+    assert_eq!(api.post(&others, leave).await.status, 204);
+    assert_eq!(api.get("/api/v2/labels/").await.json["count"], 1, "the jobs still wear it");
+    assert_eq!(api.call("DELETE", &format!("/api/v2/labels/{label}/"), json!(null)).await.status, 405);
+
+    let url = format!("/api/v2/job_templates/{other}/labels/");
+    let brief = api.post(&url, json!({"name": "brief", "organization": 1})).await.json["id"].clone();
+    assert_eq!(api.post(&url, json!({"id": brief, "disassociate": true})).await.status, 204);
+    assert_eq!(api.get("/api/v2/labels/?name=brief").await.json["count"], 0, "nothing wears it");
+}

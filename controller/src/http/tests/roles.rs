@@ -47,6 +47,7 @@ impl Tenant {
         let body = json!({"name": name, "project": project, "inventory": inventory, "playbook": "site.yml"});
         let template = make("job_templates", body).await;
         let job = make(&format!("job_templates/{template}/launch"), json!({})).await;
+        let label = make("labels", owned(name)).await;
         let token = make("tokens", json!({})).await;
         let mut tx = api.app.db.begin(Class::Bulk).await.unwrap();
         let mut summary = Query::insert();
@@ -70,6 +71,7 @@ impl Tenant {
             ("jobs", job),
             ("unified_jobs", job),
             ("job_host_summaries", summary),
+            ("labels", label),
             ("tokens", token),
             ("roles", role),
         ];
@@ -94,7 +96,10 @@ async fn what_is_another_tenants_is_not_there() {
     let one = Tenant::new(&api, "one").await;
     let other = Tenant::new(&api, "other").await;
     for resource in registry::ALL.iter().copied().chain([&registry::JOB_HOST_SUMMARIES]) {
-        let shared = matches!(resource.path, "credential_types" | "instances" | "instance_groups");
+        let shared = matches!(
+            resource.path,
+            "credential_types" | "instances" | "instance_groups" | "system_job_templates" | "system_jobs"
+        );
         let Some(&(_, theirs)) = other.objects.iter().find(|(path, _)| *path == resource.path) else {
             assert!(shared, "{resource:?} needs an object here");
             continue;

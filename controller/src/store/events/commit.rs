@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use plexus_proto::id::{Attempt, OwnerEpoch, UnitId};
 use sea_query::{Expr, ExprTrait, Order, Query};
@@ -19,6 +19,7 @@ use super::engine::{Binder, Shape, Statement, Transaction, Writer, deletion, is_
 use super::heads::Heads;
 use super::id::Uuid;
 use super::intake::{Commits, NewGap, Slot};
+use super::meters::Meters;
 use super::schema::{self, Dictionary};
 use super::summary::JobSummary;
 use super::{Counters, Error, stored_integer};
@@ -183,6 +184,7 @@ pub(super) struct Committer {
     /// Told what is committed.
     pub(super) heads: Arc<Heads>,
     pub(super) counters: Arc<Counters>,
+    pub(super) meters: Arc<Meters>,
     /// Ends the waiting for a lock that never goes.
     pub(super) stop: CancellationToken,
 }
@@ -216,13 +218,15 @@ impl Committer {
 
     async fn store(&mut self, bundle: Bundle) {
         let mut wait = Wait::new(&self.stop);
+        let mut began = Instant::now();
         let outcome = loop {
             if bundle.generation != self.generation.load(Ordering::Acquire) {
                 break Err(Error::Stale);
             }
             match store(&mut self.writer, &bundle, wait.tries > 0).await {
                 Err(error) if is_transient(&error) && wait.again(&error).await => {
-                    self.counters.retries.add(1)
+                    self.counters.retries.add(1);
+                    began = Instant::now();
                 }
                 outcome => break outcome,
             }
@@ -230,15 +234,21 @@ impl Committer {
         match outcome {
             Ok(refused) => {
                 self.counters.commits.add(1);
+                let mut events = 0;
                 for (job, part) in &bundle.jobs {
                     if refused.contains_key(job) {
                         part.state.make_stale();
                     } else {
+                        events += part.rows.len() as u64;
                         self.counters.events_stored.add(part.rows.len() as u64);
                         self.heads.advance(*job, part.summary.events);
                     }
                 }
+                self.meters.committed(events, began.elapsed());
+                let now = jiff::Timestamp::now().as_microsecond();
                 for unit in bundle.units {
+                    let last = bundle.jobs.get(&unit.job).and_then(|part| part.rows.last());
+                    self.meters.stored(unit.job, &unit.commits, last.and_then(|row| row.created), now);
                     let Some(units) = refused.get(&unit.job) else {
                         self.counters.records_stored.add(unit.records);
                         self.counters.gaps_named.add(unit.gaps.len() as u64);

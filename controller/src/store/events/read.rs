@@ -137,6 +137,19 @@ pub(super) struct NamedRow {
     created: Option<i64>,
 }
 
+/// Place of an event among the others of its job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outline {
+    /// Its number.
+    pub counter: i64,
+    /// Kind of event.
+    pub event: String,
+    /// Its uuid; empty without one.
+    pub uuid: String,
+    /// That of the event above it; empty without one.
+    pub parent_uuid: String,
+}
+
 impl EventStore {
     /// A page of a job's events. A job without any, or of a month that is gone, has an empty one.
     ///
@@ -159,6 +172,23 @@ impl EventStore {
         let Some(reader) = self.reader(job).await? else { return Ok(None) };
         let rows = rows(&reader, job.id, counter..=counter).await?;
         Ok(with_bodies(&reader, job.id, rows).await?.pop())
+    }
+
+    /// Place in the tree of the events with these numbers, without their bodies.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub async fn outline(&self, job: JobKey, counters: RangeInclusive<i64>) -> Result<Vec<Outline>, Error> {
+        let Some(reader) = self.reader(job).await? else { return Ok(Vec::new()) };
+        let rows = rows(&reader, job.id, counters).await?;
+        let uuid = |stored: Option<Vec<u8>>| stored.as_deref().map(Uuid::text).unwrap_or_default();
+        let outline = |row: NamedRow| Outline {
+            counter: row.counter,
+            event: row.kind,
+            uuid: uuid(row.uuid),
+            parent_uuid: uuid(row.parent),
+        };
+        Ok(rows.into_iter().map(outline).collect())
     }
 
     /// Counts of a job's events, and its gaps.

@@ -168,7 +168,7 @@ fn json_of(command: &mut Command) -> anyhow::Result<Value> {
     clippy::cast_sign_loss,
     reason = "few samples"
 )]
-fn quantile(samples: &[f64], part: f64) -> f64 {
+pub(super) fn quantile(samples: &[f64], part: f64) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     let at = ((sorted.len() as f64 * part).ceil() as usize).saturating_sub(1);
