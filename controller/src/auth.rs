@@ -67,6 +67,8 @@ pub struct User {
     pub last_name: String,
     /// May do everything.
     pub is_superuser: bool,
+    /// May see everything.
+    pub is_system_auditor: bool,
 }
 
 /// How the user was identified.
@@ -177,8 +179,8 @@ impl Auth {
         query.and_where(Expr::col(("t", "token_hash")).eq(token_hash(token)));
         query.and_where(Expr::col(("t", "expires")).gt(now()));
         let Some(row) = self.shared.db.optional(&query).await? else { return Ok(None) };
-        let scope: String = row.at(6)?;
-        let by = By::Token { id: row.at(5)?, writes: scope.split(' ').any(|word| word == "write") };
+        let scope: String = row.at(7)?;
+        let by = By::Token { id: row.at(6)?, writes: scope.split(' ').any(|word| word == "write") };
         Ok(Some(Principal { user: user(&row)?, by }))
     }
 
@@ -360,7 +362,7 @@ fn verify(password: &str, stored: &str) -> bool {
 }
 
 fn select_user() -> SelectStatement {
-    let columns = ["id", "username", "first_name", "last_name", "is_superuser"];
+    let columns = ["id", "username", "first_name", "last_name", "is_superuser", "is_system_auditor"];
     Query::select().columns(columns.map(|column| ("u", column))).from_as("users", "u").take()
 }
 
@@ -371,6 +373,7 @@ fn user(row: &Row) -> Result<User, StoreError> {
         first_name: row.at(2)?,
         last_name: row.at(3)?,
         is_superuser: row.at(4)?,
+        is_system_auditor: row.at(5)?,
     })
 }
 

@@ -6,6 +6,7 @@
 //!
 //! This module knows the store and the registry. Of the mesh it knows what [`MeshView`] shows.
 
+mod access;
 mod ansi;
 mod call;
 mod children;
@@ -28,6 +29,7 @@ mod mesh;
 mod metrics;
 mod people;
 mod projects;
+mod roles;
 mod root;
 mod rules;
 mod settings;
@@ -269,6 +271,9 @@ async fn below_object(call: &Call, resource: &'static registry::Resource, id: &s
         ("inventories", "root_groups") => inventories::root_groups(call, id).await,
         ("groups", "all_hosts") => inventories::all_hosts(call, id).await,
         (_, "variable_data") => inventories::variable_data(call, resource, id).await,
+        (_, "object_roles") => roles::of_object(call, resource, id).await,
+        (_, "access_list") => roles::access_list(call, resource, id).await,
+        ("roles", "parents" | "children") => roles::kin(call, id, name).await,
         ("instances", "jobs") => fleet::instance_jobs(call, id).await,
         _ => Err(ApiError::no_such_page()),
     }

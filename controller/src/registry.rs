@@ -13,10 +13,12 @@ mod people;
 mod system;
 mod templates;
 
+pub mod access;
 pub mod field;
 pub mod filter;
 pub mod options;
 pub mod read;
+pub mod roles;
 pub mod write;
 
 pub use builtin_types::seed;
@@ -25,7 +27,7 @@ pub use field::{Field, Kind, Mode};
 pub use fleet::{INSTANCE_GROUPS, INSTANCES};
 pub use inventories::{GROUPS, HOSTS, INVENTORIES};
 pub use jobs::{JOB_HOST_SUMMARIES, JOBS, UNIFIED_JOBS};
-pub use people::{LABELS, ORGANIZATIONS, TOKENS, USERS};
+pub use people::{LABELS, ORGANIZATIONS, ROLES, TEAMS, TOKENS, USERS};
 pub use system::{SYSTEM_JOB_TEMPLATES, SYSTEM_JOBS};
 pub use templates::{JOB_TEMPLATES, PROJECTS, UNIFIED_JOB_TEMPLATES};
 
@@ -94,6 +96,11 @@ impl Table {
     /// A table that shares its id with a row of `parent`, where `kind` says so.
     pub const fn child(name: &'static str, parent: &'static str, kind: &'static str) -> Self {
         Self { name, parent: Some(parent), kind: Some(kind), stamped: true, tracked: true, kin: &[] }
+    }
+
+    /// A query that reads like a table: ids, and nothing of when and by whom.
+    pub const fn view(name: &'static str) -> Self {
+        Self { name, parent: None, kind: None, stamped: false, tracked: false, kin: &[] }
     }
 
     /// Without authors.
@@ -217,11 +224,11 @@ pub enum Owner {
     Installation,
 }
 
-/// Who may see and change an object.
+/// Who may see and change an object: what [`access::condition`] begins with.
 pub enum Access {
-    /// Whoever has a role on it or on its owner. As long as there are no roles that is the superuser alone.
+    /// Whoever has a role on it or on what it belongs to.
     Roles,
-    /// Its user, besides the superuser: the field that names the user.
+    /// Its user: the field that names the user.
     User(&'static str),
 }
 
@@ -231,6 +238,7 @@ pub static ALL: &[&Resource] = &[
     &INSTANCE_GROUPS,
     &ORGANIZATIONS,
     &USERS,
+    &TEAMS,
     &EXECUTION_ENVIRONMENTS,
     &PROJECTS,
     &CREDENTIALS,
@@ -246,6 +254,7 @@ pub static ALL: &[&Resource] = &[
     &LABELS,
     &UNIFIED_JOB_TEMPLATES,
     &UNIFIED_JOBS,
+    &ROLES,
 ];
 
 /// The resource with this part of the path.

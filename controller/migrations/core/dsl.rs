@@ -5,7 +5,7 @@
 
 use sea_query::{
     ColumnDef, ConditionalStatement, ForeignKey, ForeignKeyAction, Index, IndexCreateStatement,
-    IntoCondition, PostgresQueryBuilder, SqliteQueryBuilder, Table, TableCreateStatement,
+    IntoCondition, PostgresQueryBuilder, SelectStatement, SqliteQueryBuilder, Table, TableCreateStatement,
 };
 
 use super::super::Engine;
@@ -37,6 +37,7 @@ pub(super) struct TableDef {
 pub(super) struct Schema {
     tables: Vec<TableDef>,
     indexes: Vec<IndexCreateStatement>,
+    views: Vec<(&'static str, SelectStatement)>,
 }
 
 impl Schema {
@@ -45,6 +46,11 @@ impl Schema {
         create.table(name);
         self.tables.push(TableDef { name, create, references: Vec::new() });
         self.tables.last_mut().expect("one was pushed just now")
+    }
+
+    /// A query that reads like a table.
+    pub(super) fn view(&mut self, name: &'static str, query: SelectStatement) {
+        self.views.push((name, query));
     }
 
     pub(super) fn index(&mut self, table: &'static str, columns: &[&'static str]) {
@@ -103,6 +109,14 @@ impl Schema {
                 Engine::Sqlite => index.to_string(SqliteQueryBuilder),
                 Engine::Postgres => index.to_string(PostgresQueryBuilder),
             });
+        }
+        for (name, query) in &self.views {
+            // The builder has no word for these.
+            let query = match engine {
+                Engine::Sqlite => query.to_string(SqliteQueryBuilder),
+                Engine::Postgres => query.to_string(PostgresQueryBuilder),
+            };
+            statements.push(format!("CREATE VIEW \"{name}\" AS {query}"));
         }
         statements
     }

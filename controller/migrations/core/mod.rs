@@ -6,6 +6,7 @@ mod dsl;
 mod m0001_first_light;
 mod m0002_enrolment;
 mod m0003_labels;
+mod m0004_roles;
 
 use dsl::Schema;
 
@@ -34,4 +35,5 @@ pub(super) const ALL: &[Migration] = &[
     Migration { version: 1, name: "first light", build: m0001_first_light::build },
     Migration { version: 2, name: "enrolment", build: m0002_enrolment::build },
     Migration { version: 3, name: "labels", build: m0003_labels::build },
+    Migration { version: 4, name: "roles", build: m0004_roles::build },
 ];

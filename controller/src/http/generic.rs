@@ -2,18 +2,20 @@
 
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::Response;
-use sea_query::{Condition, Expr, ExprTrait, Func, Query, SelectStatement};
+use sea_query::{Condition, Expr, ExprTrait, Func, Query};
 use serde_json::{Map, Value, json};
 
 use super::call::{Call, encode};
 use super::error::{ApiError, json_response};
 use super::rules::{self, Rules};
-use super::{Answer, done, labels, ok};
+use super::{Answer, access, done, labels, ok, roles};
 use crate::auth::User;
 use crate::job;
+use crate::registry::access::condition;
 use crate::registry::read::{self, BASE, Record};
-use crate::registry::write::{Draft, Errors};
-use crate::registry::{Access, By, Kind, LABELS, Resource, SubList, filter, options};
+use crate::registry::roles::{ADMIN, READ, family};
+use crate::registry::write::Draft;
+use crate::registry::{By, Kind, LABELS, Resource, SubList, filter, options};
 use crate::store::core::{Class, Error as StoreError, WriteTx};
 
 /// Objects on a page that asks for no number.
@@ -28,7 +30,7 @@ pub(super) async fn collection(call: &Call, resource: &'static Resource) -> Answ
     let user = call.user()?;
     match call.method {
         Method::OPTIONS => {
-            let creates = resource.verbs.create && may_create(resource, user);
+            let creates = resource.verbs.create && access::creates(call, resource).await?;
             let mut document =
                 options::document(resource, creates.then_some("POST"), &format!("{} List", resource.label));
             adjust(rules::of(resource), &mut document, "POST");
@@ -43,11 +45,12 @@ pub(super) async fn collection(call: &Call, resource: &'static Resource) -> Answ
 /// One object of a resource.
 pub(super) async fn object(call: &Call, resource: &'static Resource, id: &str) -> Answer {
     call.allow(resource.verbs.detail())?;
-    let user = call.user()?;
+    call.user()?;
     match call.method {
         // Clients probe with ids that need not exist, to learn the methods.
         Method::OPTIONS => {
-            let changes = resource.verbs.update && may_change(resource, user);
+            let own = rules::of(resource).own_changes();
+            let changes = resource.verbs.update && (own || access::somewhere(call, resource, ADMIN).await?);
             let mut document =
                 options::document(resource, changes.then_some("PUT"), &format!("{} Detail", resource.label));
             adjust(rules::of(resource), &mut document, "PUT");
@@ -71,9 +74,10 @@ pub(super) async fn sub_list(
         By::Pairs { writable, .. } => writable,
     };
     call.allow(if writable { "GET, POST, HEAD, OPTIONS" } else { "GET, HEAD, OPTIONS" })?;
-    let user = call.user()?;
+    call.user()?;
     if call.method == Method::OPTIONS {
-        let post = (writable && may_create(list.of, user)).then_some("POST");
+        let creates = writable && (list.of.verbs.create && access::creates(call, list.of).await?);
+        let post = creates.then_some("POST");
         let name = format!("{} {} List", resource.label, list.of.label);
         let mut document = options::document(list.of, post, &name);
         adjust(rules::of(list.of), &mut document, "POST");
@@ -89,6 +93,9 @@ pub(super) async fn sub_list(
     }
     let id = visible_id(call, resource, id).await?;
     match (&list.by, &call.method) {
+        (By::Pairs { table, .. }, &Method::POST) if roles::is_membership(table) => {
+            roles::attach(call, resource, id, list).await
+        }
         (By::Field(_), &Method::POST) if list.of.path == "tokens" => super::tokens::create(call, id).await,
         (By::Field(name), &Method::POST) => create(call, list.of, &[(name, id.into())]).await,
         (By::Pairs { table, here, there, .. }, &Method::POST) => {
@@ -109,12 +116,40 @@ pub(super) async fn sub_list(
 
 /// A page of a resource, of those in `scope`, as the parameters of the address ask.
 pub(super) async fn page(call: &Call, resource: &'static Resource, scope: Option<Expr>) -> Answer {
+    records(call, resource, scope).await?.answer(call)
+}
+
+/// A page before it is sent.
+pub(super) struct Page {
+    /// Its objects.
+    pub(super) records: Vec<Record>,
+    count: i64,
+    number: u64,
+    more: bool,
+}
+
+impl Page {
+    /// Wraps it as every list.
+    pub(super) fn answer(self, call: &Call) -> Answer {
+        let results = self.records.into_iter().map(|record| record.into_json().into()).collect();
+        ok(envelope(call, self.count, self.number, self.more, results))
+    }
+}
+
+/// The objects of [`page`].
+pub(super) async fn records(
+    call: &Call,
+    resource: &'static Resource,
+    scope: Option<Expr>,
+) -> Result<Page, ApiError> {
     let user = call.user()?;
     let db = &call.app.db;
-    let asked = filter::condition(resource, BASE, &call.query, db.engine())?;
+    let asker = filter::Asker { user, engine: db.engine() };
+    let asked = filter::condition(resource, BASE, &call.query, asker)?;
     let mut condition = Condition::all().add(asked).add_option(scope);
-    condition = condition.add_option(visible(resource, user)?);
-    let order = filter::order(resource, BASE, &call.query)?;
+    condition =
+        condition.add_option(visible(resource, user)?).add_option(access::role_level(call, resource)?);
+    let order = filter::order(resource, BASE, &call.query, asker)?;
     let size = page_size(call)?;
     let number = page_number(call)?;
 
@@ -141,9 +176,9 @@ pub(super) async fn page(call: &Call, resource: &'static Resource, scope: Option
     let mut records =
         rows.iter().map(|row| read::record(resource, false, row)).collect::<Result<Vec<_>, _>>()?;
     rules::of(resource).fill(call, &mut records, false).await?;
-    let results: Vec<Value> = records.into_iter().map(|record| record.into_json().into()).collect();
+    access::show_capabilities(call, &mut records).await?;
     let more = i64::try_from(before.saturating_add(size)).unwrap_or(i64::MAX) < count;
-    ok(envelope(call, count, number, more, results))
+    Ok(Page { records, count, number, more })
 }
 
 /// What wraps every list.
@@ -203,25 +238,7 @@ pub(super) fn page_number(call: &Call) -> Result<u64, ApiError> {
 
 /// The condition of what a user may see; `None` for everything.
 pub(super) fn visible(resource: &Resource, user: &User) -> Result<Option<Expr>, ApiError> {
-    if user.is_superuser {
-        return Ok(None);
-    }
-    Ok(Some(match resource.access {
-        // As long as there are no roles, nobody has one.
-        Access::Roles => Expr::val(1).eq(0),
-        Access::User(name) => match resource.column(name) {
-            Some(field) => Expr::col((resource.alias_of(&field, BASE), field.column_name())).eq(user.id),
-            None => Expr::val(1).eq(0),
-        },
-    }))
-}
-
-fn may_create(resource: &Resource, user: &User) -> bool {
-    user.is_superuser || resource.path == "tokens"
-}
-
-fn may_change(resource: &Resource, user: &User) -> bool {
-    user.is_superuser || rules::of(resource).own_changes()
+    Ok(crate::registry::access::condition(resource, BASE, user, READ))
 }
 
 fn adjust(rules: &dyn Rules, document: &mut Map<String, Value>, verb: &str) {
@@ -240,6 +257,7 @@ pub(super) async fn fetch(call: &Call, resource: &'static Resource, id: &str) ->
     let row = row.ok_or_else(|| ApiError::missing(resource.model))?;
     let mut record = read::record(resource, true, &row)?;
     rules::of(resource).fill(call, std::slice::from_mut(&mut record), true).await?;
+    access::show_capabilities(call, std::slice::from_mut(&mut record)).await?;
     if let Some(name) = natural_name(&record) {
         record.related.insert("named_url".to_owned(), format!("{}{name}/", resource.list_url()).into());
     }
@@ -345,14 +363,16 @@ pub(super) fn created_response(url: String, body: &Value) -> Answer {
 /// A pair to be written with a new object: table, column of the object it belongs to, its own column, that object.
 type Pair<'p> = (&'p SubList, (&'static str, &'static str, &'static str), &'static Resource, i64);
 
-async fn created(
+pub(super) async fn created(
     call: &Call,
     resource: &'static Resource,
     preset: &[(&str, Value)],
     pair: Option<Pair<'_>>,
 ) -> Result<(i64, Record), ApiError> {
     let user = call.user()?;
-    if !may_create(resource, user) {
+    // Who runs an organization makes users in it.
+    let joins = pair.as_ref().is_some_and(|(_, (table, ..), ..)| roles::takes_new(table));
+    if !joins && !access::creates(call, resource).await? {
         return Err(ApiError::forbidden());
     }
     let mut body = call.object()?;
@@ -360,7 +380,7 @@ async fn created(
         body.insert((*name).to_owned(), value.clone());
     }
     let mut draft = Draft::create(resource, &body)?;
-    check_relations(call, &draft).await?;
+    access::check_relations(call, &draft, None).await?;
     let rules = rules::of(resource);
     rules.check(call, &mut draft, None).await?;
     let now = jiff::Timestamp::now().as_microsecond();
@@ -378,9 +398,16 @@ async fn created(
         tx.execute(second).await.map_err(|error| refused(resource, error))?;
     }
     rules.written(call, &mut tx, id, &draft).await?;
+    if let (Some(family), Some((holder, role))) = (family(resource), access::creators_role(user.id, &draft)) {
+        roles::give(&mut tx, family, id, role, holder).await?;
+    }
     if let Some((list, (table, here, there), of, owner)) = pair {
-        rules::of(of).may_attach(&mut tx, list.name, owner, id).await?;
-        insert_pair(&mut tx, table, here, there, owner, id).await?;
+        if roles::is_membership(table) {
+            roles::join(&mut tx, table, owner, id).await?;
+        } else {
+            rules::of(of).may_attach(&mut tx, list.name, owner, id).await?;
+            insert_pair(&mut tx, table, here, there, owner, id).await?;
+        }
     }
     tx.commit().await?;
     Ok((id, fetch(call, resource, &id.to_string()).await?))
@@ -389,12 +416,10 @@ async fn created(
 async fn update(call: &Call, resource: &'static Resource, id: &str) -> Answer {
     let user = call.user()?;
     let before = fetch(call, resource, id).await?;
-    if !may_change(resource, user) {
-        return Err(ApiError::forbidden());
-    }
+    access::need(call, resource, before.id, ADMIN).await?;
     let body = call.object()?;
     let mut draft = Draft::update(resource, &body, call.method == Method::PUT)?;
-    check_relations(call, &draft).await?;
+    access::check_relations(call, &draft, Some(&before)).await?;
     let rules = rules::of(resource);
     rules.check(call, &mut draft, Some(&before)).await?;
     let now = jiff::Timestamp::now().as_microsecond();
@@ -415,11 +440,8 @@ async fn update(call: &Call, resource: &'static Resource, id: &str) -> Answer {
 }
 
 async fn delete(call: &Call, resource: &'static Resource, id: &str) -> Answer {
-    let user = call.user()?;
     let record = fetch(call, resource, id).await?;
-    if !may_change(resource, user) && resource.path != "tokens" {
-        return Err(ApiError::forbidden());
-    }
+    access::need(call, resource, record.id, ADMIN).await?;
     rules::of(resource).may_delete(call, &record).await?;
     let mut tx = call.app.db.begin(Class::Intent).await?;
     not_in_use(&mut tx, resource, record.id).await?;
@@ -427,7 +449,12 @@ async fn delete(call: &Call, resource: &'static Resource, id: &str) -> Answer {
     gone.from_table(resource.table.parent.unwrap_or(resource.table.name));
     gone.and_where(Expr::col("id").eq(record.id));
     match tx.execute(&gone).await {
-        Ok(_) => tx.commit().await?,
+        Ok(_) => {
+            for forget in access::forget(resource, record.id) {
+                tx.execute(&forget).await?;
+            }
+            tx.commit().await?;
+        }
         Err(StoreError::Reference) => {
             let error = json!({"error": "Resource is being used by others."});
             return Err(ApiError::Body(StatusCode::CONFLICT, error));
@@ -475,9 +502,7 @@ async fn attach(
     pair: (&'static str, &'static str, &'static str),
 ) -> Answer {
     let user = call.user()?;
-    if !may_change(resource, user) {
-        return Err(ApiError::forbidden());
-    }
+    access::need(call, resource, id, ADMIN).await?;
     let body = call.object()?;
     let (table, here, there) = pair;
     let named = match (list.of == &LABELS, body.get("name").and_then(Value::as_str)) {
@@ -520,6 +545,12 @@ async fn attach(
         if tx.optional(&exists).await?.is_none() {
             return Err(ApiError::bad(format!("{} matching query does not exist.", list.of.model)));
         }
+        let mut usable = exists;
+        let role = crate::registry::access::to_point(resource, list.name, list.of);
+        usable.cond_where(Condition::all().add_option(condition(list.of, BASE, user, role)));
+        if tx.optional(&usable).await?.is_none() {
+            return Err(ApiError::forbidden());
+        }
         rules::of(resource).may_attach(&mut tx, list.name, id, member).await?;
         insert_pair(&mut tx, table, here, there, id, member).await?;
     }
@@ -540,34 +571,6 @@ async fn insert_pair(
     let mut insert = Query::insert();
     insert.into_table(table).columns([here, there]).values_panic([owner.into(), member.into()]);
     tx.execute(insert.on_conflict(conflict)).await.map(drop)
-}
-
-/// Every object a draft points to must exist, and be visible to who points.
-pub(super) async fn check_relations(call: &Call, draft: &Draft) -> Result<(), ApiError> {
-    let user = call.user()?;
-    let relations: Vec<_> = draft.relations().collect();
-    if relations.is_empty() {
-        return Ok(());
-    }
-    let mut query = SelectStatement::new();
-    for (_, of, id) in &relations {
-        let mut exists = read::source(of, BASE);
-        exists.column((BASE, "id")).and_where(Expr::col((BASE, "id")).eq(*id));
-        exists.cond_where(Condition::all().add_option(visible(of, user)?));
-        query.expr(Expr::SubQuery(None, Box::new(exists.into())));
-    }
-    let row = call.app.db.optional(&query).await?;
-    let mut errors = Errors::default();
-    for (index, (name, _, id)) in relations.iter().enumerate() {
-        let found = match &row {
-            Some(row) => row.at::<Option<i64>>(index)?,
-            None => None,
-        };
-        if found.is_none() {
-            errors.add(name, format!("Invalid pk \"{id}\" - object does not exist."));
-        }
-    }
-    Ok(errors.into_result()?)
 }
 
 fn refused(resource: &Resource, error: StoreError) -> ApiError {

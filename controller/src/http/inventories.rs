@@ -9,9 +9,10 @@ use serde_json::{Map, Value, json};
 use super::call::Call;
 use super::error::ApiError;
 use super::rules::{Rule, Rules};
-use super::{Answer, generic, ok};
+use super::{Answer, access, generic, ok};
 use crate::inventory::{self, Script};
 use crate::registry::read::{BASE, Record};
+use crate::registry::roles::ADMIN;
 use crate::registry::write::{Draft, parse_variables};
 use crate::registry::{GROUPS, HOSTS, INVENTORIES, Resource};
 use crate::store::core::{Class, WriteTx};
@@ -264,9 +265,7 @@ pub(super) async fn variable_data(call: &Call, resource: &'static Resource, id: 
     let mut variables = parse_variables(record.text("variables")).unwrap_or_default();
     match call.method {
         Method::PUT | Method::PATCH => {
-            if !call.user()?.is_superuser {
-                return Err(ApiError::forbidden());
-            }
+            access::need(call, resource, record.id, ADMIN).await?;
             let given = call.object()?;
             if call.method == Method::PUT {
                 variables = given;

@@ -12,9 +12,10 @@ use super::call::Call;
 use super::error::ApiError;
 use super::rules::{Rule, Rules};
 use super::templates::{Attached, attached};
-use super::{Answer, generic, labels, ok};
+use super::{Answer, access, generic, labels, ok};
 use crate::job;
 use crate::registry::JOBS;
+use crate::registry::access::CANCEL;
 use crate::registry::read::Record;
 use crate::store::core::Class;
 
@@ -95,7 +96,7 @@ fn launched_by(record: &Record) -> Value {
 
 pub(super) async fn cancel(call: &Call, id: &str) -> Answer {
     call.allow("GET, POST, HEAD, OPTIONS")?;
-    let user = call.user()?;
+    call.user()?;
     if call.method == Method::OPTIONS {
         return ok(json!({"name": "Job Cancel", "actions": {"POST": {}, "GET": {}}}));
     }
@@ -106,9 +107,7 @@ pub(super) async fn cancel(call: &Call, id: &str) -> Answer {
         let row = call.app.db.optional(&query).await?.ok_or_else(|| ApiError::missing(JOBS.model))?;
         return ok(json!({"can_cancel": job::is_active(&row.at::<String>(0)?)}));
     }
-    if !user.is_superuser {
-        return Err(ApiError::forbidden());
-    }
+    access::need(call, &JOBS, id, CANCEL).await?;
     let mut tx = call.app.db.begin(Class::Intent).await?;
     if !job::cancel(&mut tx, id).await? {
         let words = "Method \"POST\" not allowed.".to_owned();

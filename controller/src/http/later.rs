@@ -1,5 +1,5 @@
 //! Families that AWX has and that are not here yet. The clients ask some of them for what they offer even when nobody
-//! uses them: `awx users` wants to know the roles of teams and workflow templates before it does anything. They are not
+//! uses them: `awx users` wants to know the roles of workflow templates before it does anything. They are not
 //! in the map of the API, so they are no sub-commands; they answer as lists of nothing.
 
 use axum::http::{Method, StatusCode};
@@ -10,7 +10,7 @@ use super::error::ApiError;
 use super::{Answer, ok};
 
 /// Their parts of the path.
-const FAMILIES: &[(&str, &str)] = &[("teams", "Team"), ("workflow_job_templates", "Workflow Job Template")];
+const FAMILIES: &[(&str, &str)] = &[("workflow_job_templates", "Workflow Job Template")];
 
 /// The list of such a family; `None` if there is no such family either.
 pub(super) fn list(call: &Call, path: &str) -> Option<Answer> {

@@ -14,11 +14,15 @@ use serde_json::{Map, Value, json};
 use super::call::Call;
 use super::error::ApiError;
 use super::templates::{Attached, MAX_CREDENTIALS, attached, known, one_of_a_kind};
-use super::{Answer, generic, labels, ok, survey};
+use super::{Answer, access, generic, labels, ok, survey};
 use crate::registry::field::Kind;
 use crate::registry::read::{self, BASE, Record};
+use crate::registry::roles::{EXECUTE, READ, USE};
 use crate::registry::write::{self, parse_variables, taken};
-use crate::registry::{Field, JOB_TEMPLATES, JOBS, options};
+use crate::registry::{
+    CREDENTIALS, EXECUTION_ENVIRONMENTS, Field, INSTANCE_GROUPS, INVENTORIES, JOB_TEMPLATES, JOBS, LABELS,
+    options,
+};
 use crate::store::core::{Class, CoreDb, Error as StoreError};
 use crate::survey::Survey;
 use crate::{job, project};
@@ -57,7 +61,7 @@ struct Template {
 
 pub(super) async fn launch(call: &Call, id: &str) -> Answer {
     call.allow("GET, POST, HEAD, OPTIONS")?;
-    let user = call.user()?;
+    call.user()?;
     if call.method == Method::OPTIONS {
         // Clients ask with an id that need not exist.
         return ok(options::action("Launch Job Template", prompts()));
@@ -72,15 +76,14 @@ pub(super) async fn launch(call: &Call, id: &str) -> Answer {
         let survey = survey_of(call, &template).await?;
         return ok(question(&template, &credentials, &labels.unwrap_or_default(), &survey));
     }
-    if !user.is_superuser {
-        return Err(ApiError::forbidden());
-    }
+    access::need(call, &JOB_TEMPLATES, template.record.id, EXECUTE).await?;
     let mut body = call.object()?;
     if let Some(inventory) = body.shift_remove("inventory_id") {
         body.entry("inventory").or_insert(inventory);
     }
     let survey = survey_of(call, &template).await?;
     let answers = Answers::read(&template.record, &survey, &body)?;
+    may_choose(call, &answers.taken, &credentials).await?;
     start(call, template, survey, credentials, answers, &body).await
 }
 
@@ -90,6 +93,54 @@ async fn survey_of(call: &Call, template: &Template) -> Result<Survey, ApiError>
         return Ok(Survey::default());
     }
     Ok(Survey::read(&survey::stored(&call.app.db, template.record.id).await?))
+}
+
+/// What is chosen at launch must be the launcher's to use; what the template brings is not asked about.
+async fn may_choose(call: &Call, taken: &Map<String, Value>, own: &[Attached]) -> Result<(), ApiError> {
+    for (name, of, role) in [
+        ("inventory", &INVENTORIES, USE),
+        ("credentials", &CREDENTIALS, USE),
+        ("execution_environment", &EXECUTION_ENVIRONMENTS, READ),
+        ("instance_groups", &INSTANCE_GROUPS, USE),
+        ("labels", &LABELS, READ),
+    ] {
+        let Some(value) = taken.get(name) else { continue };
+        let mut ids = ids(value).unwrap_or_default();
+        if name == "credentials" {
+            ids.retain(|id| own.iter().all(|own| own.id != *id));
+        }
+        access::check_named(call, of, &ids, name, role).await?;
+    }
+    Ok(())
+}
+
+/// Who starts another's job again must be allowed to use what that other one chose.
+async fn may_repeat(call: &Call, job: &Record, credentials: &[Attached]) -> Result<(), ApiError> {
+    let user = call.user()?;
+    let creator = job.summary.get("created_by").and_then(|creator| creator["id"].as_i64());
+    if user.is_superuser || creator == Some(user.id) {
+        return Ok(());
+    }
+    let mut chosen = Map::new();
+    let mut own = Vec::new();
+    if let Some(id) = job.int("job_template") {
+        let template = generic::fetch(call, &JOB_TEMPLATES, &id.to_string()).await?;
+        for name in ["inventory", "execution_environment"] {
+            // The image of a template that names none was not chosen.
+            let resolved = name == "execution_environment" && template.int(name).is_none();
+            if job.int(name) != template.int(name) && !resolved {
+                chosen.insert(name.to_owned(), job.int(name).into());
+            }
+        }
+        let found = attached(&call.app.db, "job_template_credentials", "job_template_id", &[id]).await?;
+        own = found.into_values().next().unwrap_or_default();
+    }
+    let ids: Vec<i64> = credentials.iter().map(|credential| credential.id).collect();
+    chosen.insert("credentials".to_owned(), ids.into());
+    match may_choose(call, &chosen, &own).await {
+        Err(ApiError::Fields(_)) => Err(ApiError::forbidden()),
+        other => other,
+    }
 }
 
 /// What was asked and answered, and what was answered without being asked.
@@ -570,9 +621,8 @@ pub(super) async fn relaunch(call: &Call, id: &str) -> Answer {
             "retry_counts": {"all": rows.len(), "failed": failed.len()},
         }));
     }
-    if !user.is_superuser {
-        return Err(ApiError::forbidden());
-    }
+    access::need(call, &JOBS, job.id, EXECUTE).await?;
+    may_repeat(call, &job, &credentials).await?;
     let body = call.object()?;
     let limit = match body.get("hosts").map(|hosts| hosts.as_str().unwrap_or_default()) {
         None | Some("all") => job.text("limit").to_owned(),

@@ -9,8 +9,8 @@ use uuid::Uuid;
 
 use super::call::Call;
 use super::error::ApiError;
-use super::{API_VERSION, Answer, generic, login, ok};
-use crate::registry::{ALL, INSTANCE_GROUPS, USERS, read};
+use super::{API_VERSION, Answer, access, generic, login, ok};
+use crate::registry::{ALL, INSTANCE_GROUPS, PROJECTS, USERS, read};
 use crate::store::core::{Class, CoreDb, Error as StoreError};
 
 const READS: &str = "GET, HEAD, OPTIONS";
@@ -149,9 +149,11 @@ pub(super) async fn ping(call: &Call) -> Answer {
 pub(super) async fn config(call: &Call) -> Answer {
     call.allow(READS)?;
     call.user()?;
+    // Where projects lie is told to who makes projects.
+    let tells = access::creates(call, &PROJECTS).await?;
     let root = call.app.projects_root.clone();
     let paths = tokio::task::spawn_blocking(move || super::projects::local_paths(&root));
-    let paths = paths.await.unwrap_or_default();
+    let paths = if tells { paths.await.unwrap_or_default() } else { Vec::new() };
     let escalations = [
         "sudo",
         "su",
@@ -181,7 +183,7 @@ pub(super) async fn config(call: &Call) -> Answer {
         "analytics_collectors": {},
         "become_methods": escalations.map(|name| [name, name]),
         "ui_next": true,
-        "project_base_dir": call.app.projects_root.display().to_string(),
+        "project_base_dir": if tells { call.app.projects_root.display().to_string() } else { String::new() },
         "project_local_paths": paths,
         "custom_virtualenvs": [],
         "plexus_version": env!("CARGO_PKG_VERSION"),

@@ -58,6 +58,7 @@ pub(super) fn of(resource: &Resource) -> &'static dyn Rules {
     match resource.path {
         "users" => &super::people::Users,
         "tokens" => &super::tokens::Tokens,
+        "roles" => &super::roles::Roles,
         "execution_environments" => &super::environments::Environments,
         "credential_types" => &super::credentials::Types,
         "credentials" => &super::credentials::Credentials,

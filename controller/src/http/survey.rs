@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 
 use super::call::Call;
 use super::error::ApiError;
-use super::{Answer, generic, ok};
+use super::{Answer, access, generic, ok};
 use crate::registry::JOB_TEMPLATES;
+use crate::registry::roles::ADMIN;
 use crate::store::core::{Class, CoreDb, Error as StoreError};
 use crate::survey;
 use crate::vault::Vault;
@@ -35,7 +36,7 @@ pub(super) fn opened(vault: &Vault, template: i64, variable: &str, sealed: &str)
 
 pub(super) async fn spec(call: &Call, id: &str) -> Answer {
     call.allow("GET, POST, DELETE, HEAD, OPTIONS")?;
-    let user = call.user()?;
+    call.user()?;
     if call.method == Method::OPTIONS {
         return ok(json!({"name": "Job Template Survey Spec", "actions": {"GET": {}, "POST": {}}}));
     }
@@ -45,9 +46,7 @@ pub(super) async fn spec(call: &Call, id: &str) -> Answer {
     if !matches!(call.method, Method::POST | Method::DELETE) {
         return ok(if old.is_object() { survey::shown(old) } else { json!({}) });
     }
-    if !user.is_superuser {
-        return Err(ApiError::forbidden());
-    }
+    access::need(call, &JOB_TEMPLATES, id, ADMIN).await?;
     let text = if call.method == Method::DELETE {
         String::new()
     } else {

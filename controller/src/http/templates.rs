@@ -9,11 +9,12 @@ use serde_json::{Map, Value, json};
 use super::call::Call;
 use super::error::ApiError;
 use super::rules::{Rule, Rules};
-use super::{labels, launch, survey};
+use super::{access, labels, launch, survey};
 use crate::project;
 use crate::registry::read::{Record, time_json};
+use crate::registry::roles::USE;
 use crate::registry::write::Draft;
-use crate::registry::{JOB_TEMPLATES, PROJECTS};
+use crate::registry::{CREDENTIALS, JOB_TEMPLATES, PROJECTS};
 use crate::store::core::{CoreDb, Error as StoreError, WriteTx};
 
 /// Jobs that a template shows.
@@ -76,6 +77,15 @@ impl Rules for JobTemplates {
                     let words = format!("Invalid pk \"{id}\" - object does not exist.");
                     return Err(ApiError::field("credentials", words));
                 }
+                let attached = before.and_then(|before| before.summary.get("credentials"));
+                let attached: Vec<i64> = attached
+                    .and_then(Value::as_array)
+                    .into_iter()
+                    .flatten()
+                    .filter_map(|shown| shown["id"].as_i64())
+                    .collect();
+                let fresh: Vec<i64> = ids.iter().copied().filter(|id| !attached.contains(id)).collect();
+                access::check_named(call, &CREDENTIALS, &fresh, "credentials", USE).await?;
                 one_of_a_kind(known.values()).map_err(|words| ApiError::field("credentials", words))?;
                 draft.aside.insert("credentials".to_owned(), ids.into());
             }

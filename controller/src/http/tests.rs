@@ -8,6 +8,7 @@ mod jobs;
 mod lists;
 mod live;
 mod resources;
+mod roles;
 mod work;
 
 use std::path::PathBuf;

@@ -86,7 +86,7 @@ pub static CREDENTIALS: Resource = Resource {
         id("user", &USERS).write_only().help("Write-only field used to add user to owner role."),
     ],
     lists: &[],
-    actions: &[],
+    actions: &["object_roles", "access_list"],
     search: &["name", "description"],
     summary: &[
         "name",

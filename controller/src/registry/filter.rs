@@ -6,7 +6,8 @@
 use sea_query::{BinOper, Condition, Expr, ExprTrait, Func, LikeExpr, Order, Query, SelectStatement};
 
 use super::read::source;
-use super::{By, Field, Kind, Resource};
+use super::{By, Field, Kind, Resource, access, roles};
+use crate::auth::User;
 use crate::store::core::Engine;
 
 /// Relations a filter may walk through, one after the other.
@@ -69,6 +70,21 @@ fn bad<T>(text: impl Into<String>) -> Result<T, FilterError> {
     Err(FilterError::Bad(text.into()))
 }
 
+/// For whom a list is made, and by what.
+#[derive(Debug, Clone, Copy)]
+pub struct Asker<'a> {
+    /// Who asks: a filter walks only to objects that they may see.
+    pub user: &'a User,
+    /// What will answer.
+    pub engine: Engine,
+}
+
+impl Asker<'_> {
+    fn sees(&self, resource: &Resource, alias: &str) -> Option<Expr> {
+        access::condition(resource, alias, self.user, roles::READ)
+    }
+}
+
 /// Makes the condition of a list from the parameters of its address.
 ///
 /// # Errors
@@ -77,7 +93,7 @@ pub fn condition(
     resource: &'static Resource,
     alias: &str,
     parameters: &[(String, String)],
-    engine: Engine,
+    asker: Asker<'_>,
 ) -> Result<Condition, FilterError> {
     let mut all = Condition::all();
     let mut any = Condition::any();
@@ -99,7 +115,7 @@ pub fn condition(
                 break;
             }
         }
-        let mut expr = compare(resource, alias, path, value, engine)?;
+        let mut expr = compare(resource, alias, path, value, asker)?;
         if negated {
             // What is null is not equal, so it belongs to the negation.
             expr = Expr::from(Func::coalesce([expr, Expr::val(false)])).not();
@@ -112,7 +128,7 @@ pub fn condition(
     }
     for (_, value) in parameters.iter().filter(|(name, _)| name == "search") {
         for term in value.split([',', ' ']).filter(|term| !term.is_empty()).take(16) {
-            all = all.add(search(resource, alias, term, engine));
+            all = all.add(search(resource, alias, term, asker.engine));
         }
     }
     if let Some((_, kinds)) = parameters.iter().find(|(name, _)| name == "type") {
@@ -130,6 +146,7 @@ pub fn order(
     resource: &'static Resource,
     alias: &str,
     parameters: &[(String, String)],
+    asker: Asker<'_>,
 ) -> Result<Vec<(Expr, Order)>, FilterError> {
     let asked = parameters.iter().find(|(name, _)| name == "order_by" || name == "order");
     let names: Vec<&str> = match asked {
@@ -146,7 +163,7 @@ pub fn order(
         };
         by_id |= name == "id" || name == "pk";
         last = direction.clone();
-        order.push((ordered_by(resource, alias, name)?, direction));
+        order.push((ordered_by(resource, alias, name, asker)?, direction));
     }
     if !by_id {
         order.push((column(resource, alias, &super::field::int("id")), last));
@@ -154,7 +171,12 @@ pub fn order(
     Ok(order)
 }
 
-fn ordered_by(resource: &'static Resource, alias: &str, path: &str) -> Result<Expr, FilterError> {
+fn ordered_by(
+    resource: &'static Resource,
+    alias: &str,
+    path: &str,
+    asker: Asker<'_>,
+) -> Result<Expr, FilterError> {
     let (name, rest) = path.split_once("__").map_or((path, None), |(name, rest)| (name, Some(rest)));
     let field = declared(resource, name)?;
     match (rest, field.kind) {
@@ -165,7 +187,8 @@ fn ordered_by(resource: &'static Resource, alias: &str, path: &str) -> Result<Ex
             }
             let inner = format!("{alias}o");
             let mut select = source(of, &inner);
-            select.expr(ordered_by(of, &inner, rest)?);
+            select.expr(ordered_by(of, &inner, rest, asker)?);
+            select.and_where_option(asker.sees(of, &inner));
             select.and_where(Expr::col((inner, "id")).eq(column(resource, alias, &field)));
             Ok(Expr::SubQuery(None, Box::new(select.into())))
         }
@@ -198,7 +221,7 @@ fn compare(
     alias: &str,
     path: &str,
     value: &str,
-    engine: Engine,
+    asker: Asker<'_>,
 ) -> Result<Expr, FilterError> {
     if path.split("__").count() > MAX_DEPTH {
         return bad("Too many relations in a row.");
@@ -206,7 +229,7 @@ fn compare(
     let (name, rest) = path.split_once("__").map_or((path, ""), |(name, rest)| (name, rest));
     // A list of others: any of them.
     if let Some(list) = resource.list(name) {
-        return among(resource, alias, list, rest, value, engine);
+        return among(resource, alias, list, rest, value, asker);
     }
     // `organization_id` is another word for `organization`.
     let field = match declared(resource, name) {
@@ -221,16 +244,17 @@ fn compare(
             if let Some(lookup) = ["id", "pk"].iter().find_map(|id| rest.strip_prefix(id)) {
                 let lookup = lookup.strip_prefix("__").unwrap_or(lookup);
                 if lookup.is_empty() || LOOKUPS.contains(&lookup) {
-                    return leaf(column(resource, alias, &field), &field, lookup, value, engine);
+                    return leaf(column(resource, alias, &field), &field, lookup, value, asker.engine);
                 }
             }
             let inner = format!("{alias}i");
             let mut select = source(of, &inner);
             select.column((inner.clone(), "id"));
-            select.and_where(compare(of, &inner, rest, value, engine)?);
+            select.and_where(compare(of, &inner, rest, value, asker)?);
+            select.and_where_option(asker.sees(of, &inner));
             Ok(column(resource, alias, &field).in_subquery(select))
         }
-        _ => leaf(column(resource, alias, &field), &field, rest, value, engine),
+        _ => leaf(column(resource, alias, &field), &field, rest, value, asker.engine),
     }
 }
 
@@ -241,7 +265,7 @@ fn among(
     list: &'static super::SubList,
     rest: &str,
     value: &str,
-    engine: Engine,
+    asker: Asker<'_>,
 ) -> Result<Expr, FilterError> {
     let own = column(resource, alias, &super::field::int("id"));
     let inner = format!("{alias}m");
@@ -254,19 +278,23 @@ fn among(
         By::Field(name) => {
             let field = declared(list.of, name)?;
             select = source(list.of, &inner);
+            select.and_where_option(asker.sees(list.of, &inner));
             select.expr(column(list.of, &inner, &field));
             if missing.is_none() {
-                select.and_where(compare(list.of, &inner, rest, value, engine)?);
+                select.and_where(compare(list.of, &inner, rest, value, asker)?);
             }
             select.and_where(column(list.of, &inner, &field).is_not_null());
         }
         By::Pairs { table, here, there, .. } => {
             select = Query::select();
             select.column(here).from(table);
-            if missing.is_none() {
+            let sees = asker.sees(list.of, &inner);
+            if missing.is_none() || sees.is_some() {
                 let mut members = source(list.of, &inner);
-                members.column((inner.clone(), "id"));
-                members.and_where(compare(list.of, &inner, rest, value, engine)?);
+                members.column((inner.clone(), "id")).and_where_option(sees);
+                if missing.is_none() {
+                    members.and_where(compare(list.of, &inner, rest, value, asker)?);
+                }
                 select.and_where(Expr::col(there).in_subquery(members));
             }
         }

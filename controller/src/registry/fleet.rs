@@ -113,7 +113,7 @@ pub static INSTANCE_GROUPS: Resource = Resource {
             writable: false,
         },
     }],
-    actions: &[],
+    actions: &["object_roles", "access_list"],
     search: &["name"],
     summary: &["name", "is_container_group"],
     capabilities: &[],

@@ -45,7 +45,7 @@ pub static INVENTORIES: Resource = Resource {
         SubList { name: "groups", of: &GROUPS, by: By::Field("inventory") },
         SubList { name: "job_templates", of: &JOB_TEMPLATES, by: By::Field("inventory") },
     ],
-    actions: &["script", "variable_data", "root_groups"],
+    actions: &["script", "variable_data", "root_groups", "object_roles", "access_list"],
     search: &["name", "description"],
     summary: &["name", "description", "kind", "organization_id"],
     capabilities: &["edit", "delete", "copy", "adhoc"],

@@ -23,6 +23,10 @@ pub fn document(resource: &'static Resource, writes: Option<&str>, name: &str) -
     document.insert("types".to_owned(), json!([resource.type_name]));
     document.insert("search_fields".to_owned(), json!(resource.search));
     document.insert("related_search_fields".to_owned(), related_search(resource));
+    if let Some(family) = super::roles::family(resource) {
+        let fields: Vec<&str> = family.roles().map(|role| role.field).collect();
+        document.insert("object_roles".to_owned(), json!(fields));
+    }
     document.insert("max_page_size".to_owned(), 200.into());
     document
 }

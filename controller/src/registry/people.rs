@@ -6,6 +6,28 @@ use super::{
     Resource, SubList, Table, Verbs,
 };
 
+/// A list whose members come and go by the roles they hold.
+const fn members(
+    name: &'static str,
+    of: &'static Resource,
+    table: &'static str,
+    here: &'static str,
+    there: &'static str,
+) -> SubList {
+    SubList { name, of, by: By::Pairs { table, here, there, writable: true } }
+}
+
+/// A list that shows what follows from roles.
+const fn shown(
+    name: &'static str,
+    of: &'static Resource,
+    table: &'static str,
+    here: &'static str,
+    there: &'static str,
+) -> SubList {
+    SubList { name, of, by: By::Pairs { table, here, there, writable: false } }
+}
+
 /// Organizations: who owns what.
 pub static ORGANIZATIONS: Resource = Resource {
     key: "organizations",
@@ -31,8 +53,11 @@ pub static ORGANIZATIONS: Resource = Resource {
         SubList { name: "inventories", of: &INVENTORIES, by: By::Field("organization") },
         SubList { name: "job_templates", of: &JOB_TEMPLATES, by: By::Field("organization") },
         SubList { name: "credentials", of: &CREDENTIALS, by: By::Field("organization") },
+        members("users", &USERS, "organization_members", "organization_id", "user_id"),
+        members("admins", &USERS, "organization_admins", "organization_id", "user_id"),
+        SubList { name: "teams", of: &TEAMS, by: By::Field("organization") },
     ],
-    actions: &[],
+    actions: &["object_roles", "access_list"],
     search: &["name", "description"],
     summary: &["name", "description"],
     capabilities: &["edit", "delete"],
@@ -97,8 +122,12 @@ pub static USERS: Resource = Resource {
     lists: &[
         SubList { name: "tokens", of: &TOKENS, by: By::Field("user") },
         SubList { name: "personal_tokens", of: &TOKENS, by: By::Field("user") },
+        shown("organizations", &ORGANIZATIONS, "organization_members", "user_id", "organization_id"),
+        shown("admin_of_organizations", &ORGANIZATIONS, "organization_admins", "user_id", "organization_id"),
+        shown("teams", &TEAMS, "team_members", "user_id", "team_id"),
+        members("roles", &ROLES, "user_roles", "user_id", "role_id"),
     ],
-    actions: &[],
+    actions: &["access_list"],
     search: &["username", "first_name", "last_name", "email"],
     summary: &["username", "first_name", "last_name"],
     capabilities: &["edit", "delete"],
@@ -108,6 +137,69 @@ pub static USERS: Resource = Resource {
     verbs: Verbs::ALL,
     owner: Owner::Installation,
     access: Access::User("id"),
+};
+
+/// Teams: users of an organization who hold roles together.
+pub static TEAMS: Resource = Resource {
+    key: "teams",
+    path: "teams",
+    type_name: "team",
+    model: "Team",
+    label: "Team",
+    table: Table::own("teams"),
+    fields: &[
+        name().help("Name of this team."),
+        description(),
+        id("organization", &ORGANIZATIONS).required().help("Organization of this team."),
+    ],
+    lists: &[
+        shown("projects", &PROJECTS, "team_projects", "team_id", "project_id"),
+        members("users", &USERS, "team_members", "team_id", "user_id"),
+        shown("credentials", &CREDENTIALS, "team_credentials", "team_id", "credential_id"),
+        members("roles", &ROLES, "role_teams", "team_id", "role_id"),
+    ],
+    actions: &["object_roles", "access_list"],
+    search: &["name", "description"],
+    summary: &["name", "description"],
+    capabilities: &["edit", "delete"],
+    order: &["name"],
+    natural_key: &["name", "organization"],
+    duplicate: Duplicate::Together(&["organization", "name"]),
+    verbs: Verbs::ALL,
+    owner: Owner::Field("organization"),
+    access: Access::Roles,
+};
+
+/// Roles: what may be done with an object, and who holds that.
+pub static ROLES: Resource = Resource {
+    key: "roles",
+    path: "roles",
+    type_name: "role",
+    model: "Role",
+    label: "Role",
+    table: Table::view("roles"),
+    fields: &[
+        text("name").computed().read_only().help("Name of this role"),
+        text("description").computed().read_only().help("Optional description of this role"),
+        text("content_type").read_only(),
+        int("object_id").read_only(),
+        text("role_field").read_only(),
+        text("resource_name").read_only(),
+    ],
+    lists: &[
+        members("users", &USERS, "user_roles", "role_id", "user_id"),
+        members("teams", &TEAMS, "role_teams", "role_id", "team_id"),
+    ],
+    actions: &["parents", "children"],
+    search: &["role_field", "content_type"],
+    summary: &["role_field"],
+    capabilities: &[],
+    order: &["id"],
+    natural_key: &[],
+    duplicate: Duplicate::Field("id"),
+    verbs: Verbs::READ,
+    owner: Owner::Installation,
+    access: Access::Roles,
 };
 
 /// Personal access tokens.

@@ -5,7 +5,7 @@
 use sea_query::{Expr, ExprTrait, JoinType, Query, SelectStatement};
 use serde_json::{Map, Number, Value, json};
 
-use super::{CREDENTIALS, Field, Kind, Mode, Resource, USERS, parent_alias};
+use super::{CREDENTIALS, Field, Kind, Mode, Resource, USERS, parent_alias, roles};
 use crate::store::core::{Error, Row};
 
 /// The alias of the table whose objects are fetched.
@@ -197,6 +197,10 @@ pub fn record(resource: &'static Resource, detail: bool, row: &Row) -> Result<Re
             record.summary.insert(relation.field.name.to_owned(), shown_of(relation.of, id, shown));
         }
     }
+    if let Some(family) = roles::family(record.resource) {
+        let shown = family.roles().filter_map(|role| shown_role(family, role.field, record.id));
+        record.summary.insert("object_roles".to_owned(), shown.collect::<Map<_, _>>().into());
+    }
     let capabilities = record.resource.capabilities;
     if !capabilities.is_empty() {
         let all: Map<String, Value> =
@@ -278,6 +282,18 @@ fn shown_of(of: &Resource, id: i64, mut shown: Map<String, Value>) -> Value {
     object.insert("id".to_owned(), id.into());
     object.extend(shown);
     object.into()
+}
+
+/// A role of an object, as the object shows it.
+fn shown_role(family: &roles::Family, field: &str, object: i64) -> Option<(String, Value)> {
+    let mut role = Map::new();
+    role.insert("description".to_owned(), roles::description(family, field).into());
+    role.insert("name".to_owned(), roles::label(field).into());
+    role.insert("id".to_owned(), family.id(object, field)?.into());
+    if !roles::takes_teams(family, field) {
+        role.insert("user_only".to_owned(), true.into());
+    }
+    Some((field.to_owned(), role.into()))
 }
 
 fn relate(record: &mut Record, authors: [Option<i64>; 2]) {

@@ -164,6 +164,9 @@ struct Shared {
     gate: gate::Gate,
     changed: watch::Sender<u64>,
     jobs: broadcast::Sender<JobChange>,
+    /// Queries that readers answered.
+    #[cfg(test)]
+    asked: std::sync::atomic::AtomicU64,
     /// Held for as long as the database is open: two controllers on one file would both place its jobs.
     _lock: Option<std::fs::File>,
 }
@@ -216,6 +219,8 @@ impl CoreDb {
             gate: gate::Gate::default(),
             changed: watch::Sender::new(0),
             jobs: broadcast::Sender::new(JOB_CHANGES),
+            #[cfg(test)]
+            asked: std::sync::atomic::AtomicU64::new(0),
             _lock: lock,
         };
         let db = Self { shared: Arc::new(shared) };
@@ -270,6 +275,8 @@ impl CoreDb {
 
     /// All rows of a query, from a reader.
     pub async fn all(&self, statement: impl Statement) -> Result<Vec<Row>, Error> {
+        #[cfg(test)]
+        self.shared.asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let built = statement.for_engine(self.engine());
         let query = AssertSqlSafe(built.sql);
         match &self.shared.pools {
@@ -284,6 +291,8 @@ impl CoreDb {
 
     /// The first row of a query, from a reader.
     pub async fn optional(&self, statement: impl Statement) -> Result<Option<Row>, Error> {
+        #[cfg(test)]
+        self.shared.asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let built = statement.for_engine(self.engine());
         let query = AssertSqlSafe(built.sql);
         Ok(match &self.shared.pools {
@@ -294,6 +303,12 @@ impl CoreDb {
                 sqlx::query_with(query, built.values).fetch_optional(readers).await?.map(Row::from)
             }
         })
+    }
+
+    /// How many queries readers have answered.
+    #[cfg(test)]
+    pub(crate) fn asked(&self) -> u64 {
+        self.shared.asked.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// A setting, `None` if it was never set.

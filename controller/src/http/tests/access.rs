@@ -178,9 +178,16 @@ async fn whoever_is_no_superuser_sees_only_what_is_theirs() {
     for resource in registry::ALL {
         let reply = api.by(&ada, "GET", &resource.list_url(), json!(null)).await;
         assert_eq!(reply.status, 200, "{resource:?}");
+        // What belongs to everybody is seen by everybody.
+        let shared = matches!(resource.path, "credential_types" | "execution_environments");
         let expected = if resource.path == "users" { 1 } else { 0 };
-        assert_eq!(reply.json["count"], expected, "{resource:?}: {}", reply.text);
-        if resource.path != "users" {
+        assert!(shared || reply.json["count"] == expected, "{resource:?}: {}", reply.text);
+        if shared {
+            for method in ["PATCH", "DELETE"] {
+                let reply = api.by(&ada, method, &resource.url(1), json!({"name": "mine"})).await;
+                assert_eq!(reply.status, 403, "{method} {resource:?}");
+            }
+        } else if resource.path != "users" {
             for method in ["GET", "PATCH", "DELETE"] {
                 let allowed = resource.verbs.detail().contains(method);
                 let reply = api.by(&ada, method, &resource.url(1), json!(null)).await;
@@ -191,12 +198,14 @@ async fn whoever_is_no_superuser_sees_only_what_is_theirs() {
                 assert_eq!(api.by(&ada, "GET", &path, json!(null)).await.status, 404, "{path}");
             }
         }
-        if resource.verbs.create && resource.path != "tokens" {
+        // One's own tokens and credentials take no right.
+        let own = matches!(resource.path, "tokens" | "credentials");
+        if resource.verbs.create && !own {
             let reply = api.by(&ada, "POST", &resource.list_url(), json!({"name": "x"})).await;
             assert_eq!(reply.status, 403, "{resource:?}");
         }
         let options = api.by(&ada, "OPTIONS", &resource.list_url(), json!(null)).await;
-        assert_eq!(options.json["actions"].get("POST").is_some(), resource.path == "tokens", "{resource:?}");
+        assert_eq!(options.json["actions"].get("POST").is_some(), own, "{resource:?}");
     }
     for path in [
         "/api/v2/users/1/".to_owned(),

@@ -3,13 +3,26 @@ use sea_query::SqliteQueryBuilder;
 use super::super::{HOSTS, JOB_TEMPLATES, JOBS, ORGANIZATIONS, TOKENS, UNIFIED_JOBS, USERS};
 use super::*;
 
+fn superuser() -> User {
+    User {
+        id: 1,
+        username: "admin".to_owned(),
+        first_name: String::new(),
+        last_name: String::new(),
+        is_superuser: true,
+        is_system_auditor: false,
+    }
+}
+
 fn sql(resource: &'static Resource, query: &[(&str, &str)]) -> Result<String, FilterError> {
     let parameters: Vec<(String, String)> =
         query.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    let condition = condition(resource, "b", &parameters, Engine::Sqlite)?;
+    let user = superuser();
+    let asker = Asker { user: &user, engine: Engine::Sqlite };
+    let condition = condition(resource, "b", &parameters, asker)?;
     let mut select = Query::select();
     select.expr(Expr::val(1)).cond_where(condition);
-    for (expr, direction) in order(resource, "b", &parameters)? {
+    for (expr, direction) in order(resource, "b", &parameters, asker)? {
         select.order_by_expr(expr, direction);
     }
     Ok(select.to_string(SqliteQueryBuilder))
