@@ -7,8 +7,11 @@ use sea_query::{Expr, ExprTrait, Query, SelectStatement, UnionType};
 
 use super::dsl::{Gone, Schema};
 
-/// Families with roles: number, type, table, value of its `kind`, roles in the order of their places.
-const FAMILIES: &[(i64, &str, &str, Option<&str>, &[&str])] = &[
+/// Number, type, table, value of its `kind`, roles in the order of their places.
+type Family = (i64, &'static str, &'static str, Option<&'static str>, &'static [&'static str]);
+
+/// Families with roles.
+const FAMILIES: &[Family] = &[
     (
         1,
         "organization",

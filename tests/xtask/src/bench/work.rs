@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use plexus_tests::Cluster;
 use serde_json::json;
+use tokio::task::LocalSet;
 
 use super::first::{self, Turn};
 use super::machine::conditions;
@@ -142,9 +143,10 @@ async fn true_units() -> anyhow::Result<Measured> {
 /// Runs the units of a round, [`BESIDE`] of them between POST and end at any time.
 async fn units(cluster: &Cluster, template: i64) -> anyhow::Result<()> {
     let mut tasks = VecDeque::new();
+    let local = LocalSet::new();
     for _ in 0..BESIDE {
         let api = cluster.api().clone();
-        tasks.push_back(tokio::spawn(async move {
+        tasks.push_back(local.spawn_local(async move {
             for _ in 0..UNITS.div_ceil(BESIDE) {
                 let job = first::launch(&api, template).await?;
                 let done = api.finished(job, UNIT).await?;
@@ -154,10 +156,14 @@ async fn units(cluster: &Cluster, template: i64) -> anyhow::Result<()> {
             anyhow::Ok(())
         }));
     }
-    for task in tasks {
-        task.await.context("a task is lost")??;
-    }
-    Ok(())
+    local
+        .run_until(async {
+            for task in tasks {
+                task.await.context("a task is lost")??;
+            }
+            Ok(())
+        })
+        .await
 }
 
 fn spawn_loop() -> anyhow::Result<()> {
