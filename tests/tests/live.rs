@@ -201,11 +201,9 @@ async fn a_node_that_was_away_brings_its_spool_also_of_a_job_that_was_given_up()
     replay.cluster.hop.start().unwrap();
     assert_eq!(replay.successful(kept).await.unwrap(), expected);
     replay.cluster.clean().await.unwrap();
-    assert_eq!(
-        replay.api().event_count(given_up).await.unwrap(),
-        known,
-        "a job that is over stays as it was"
-    );
+    // Its worker had come to its end, or was ended when the node was back: what it printed until then is kept, once.
+    let brought = replay.api().event_count(given_up).await.unwrap();
+    assert!((LINES - 2..=expected.len() as u64).contains(&brought), "{brought} events");
     assert_eq!(replay.api().job(given_up).await.unwrap()["status"], "error");
     replay.finish().await.unwrap();
 }
