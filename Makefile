@@ -13,7 +13,7 @@ SUITE ?= first
 # One cargo call with one set of packages, so that every call after it finds the same features and rebuilds nothing.
 RELEASE = cargo build --release -p plexus -p plexus-controller -p plexus-tests -p xtask && $(NODE)
 # plexus-node lies on every machine, so it is built alone, for size. Randomness comes from the kernel, whose own sources are
-# enough: measuring the processor's jitter would take 50 ms of every start. No tables for unwinding, packed relocations, and
+# enough: measuring the processor's jitter would take tens of milliseconds of every start. No tables for unwinding, packed relocations, and
 # where Rust's own linker is the default, functions of the same code stand once.
 comma := ,
 FOLD = $(if $(filter x86_64,$(shell uname -m)),-C link-arg=-Wl$(comma)--icf=all)
