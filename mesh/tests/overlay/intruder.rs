@@ -118,35 +118,3 @@ async fn a_neighbour_that_started_again_replaces_its_old_link() {
     }
     assert!(new.connection.close_reason().is_none());
 }
-
-/// The events of that kind that a node has written down, once there are so many.
-async fn clones(hop: &plexus_mesh::Mesh, expected: usize) {
-    let count = async || {
-        let events = hop.events(0, Duration::ZERO).await.events;
-        events.iter().filter(|event| event.event == plexus_mesh::status::EventKind::CloneSuspected).count()
-    };
-    let seen = async {
-        while count().await < expected {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    within("alarm", seen).await;
-    assert_eq!(count().await, expected);
-}
-
-#[tokio::test]
-async fn two_processes_with_one_identity_are_noticed_and_restarts_are_none() {
-    let world = World::new();
-    let (_controller, hop, _node) = world.line().await;
-    let at = hop.listen_addresses()[0];
-    // Killed and started again, many times, and a second link of the newest.
-    for nonce in [1, 2, 3, 4, 4] {
-        let (leaf, _) = Leaf::link(&world, "copied", at, hello(VERSIONS, nonce)).await;
-        reachable(&hop, "copied", true).await;
-        drop(leaf);
-    }
-    clones(&hop, 0).await;
-    // An older one is heard again: it lived all the time.
-    let _older = Leaf::link(&world, "copied", at, hello(VERSIONS, 3)).await;
-    clones(&hop, 1).await;
-}
