@@ -84,12 +84,13 @@ pub(super) async fn named(
     Ok(row.map(|row| row.at::<i64>(0)).transpose()?.map(Value::from))
 }
 
-/// Labels that a launch names, if all exist.
-pub(super) async fn chosen(db: &CoreDb, chosen: &Value) -> Result<Vec<i64>, ApiError> {
+/// Labels that a launch names, if all exist for whoever launches.
+pub(super) async fn chosen(call: &Call, chosen: &Value) -> Result<Vec<i64>, ApiError> {
     let ids: Vec<i64> = chosen.as_array().into_iter().flatten().filter_map(Value::as_i64).collect();
-    let mut query = Query::select();
-    query.column("id").from("labels").and_where(Expr::col("id").is_in(ids.iter().copied()));
-    let rows = if ids.is_empty() { Vec::new() } else { db.all(&query).await? };
+    let mut query = read::source(&LABELS, BASE);
+    query.column((BASE, "id")).and_where(Expr::col((BASE, "id")).is_in(ids.iter().copied()));
+    query.cond_where(Condition::all().add_option(generic::visible(&LABELS, call.user()?)?));
+    let rows = if ids.is_empty() { Vec::new() } else { call.app.db.all(&query).await? };
     let known: Vec<i64> = rows.iter().map(|row| row.at(0)).collect::<Result<_, _>>()?;
     match ids.iter().find(|id| !known.contains(id)) {
         Some(id) => Err(ApiError::field("labels", format!("Invalid pk \"{id}\" - object does not exist."))),

@@ -271,7 +271,7 @@ async fn start(
         variables.extend(parse_variables(given).map_err(|words| ApiError::field("extra_vars", words))?);
     }
     let labels = match answers.taken.get("labels") {
-        Some(chosen) => labels::chosen(db, chosen).await?,
+        Some(chosen) => labels::chosen(call, chosen).await?,
         None => {
             let mut worn = labels::worn(db, &labels::TEMPLATES, &[record.id]).await?;
             worn.remove(&record.id).unwrap_or_default().into_iter().map(|(id, _)| id).collect()

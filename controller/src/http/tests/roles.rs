@@ -303,12 +303,13 @@ async fn roles_come_by_teams_and_organizations() {
     );
     assert_eq!(reason["descendant_roles"], json!(["read_role", "execute_role"]));
     let parents = api.get(&format!("/api/v2/roles/{execute}/parents/")).await;
-    let fields: Vec<&str> = parents.json["results"]
+    let mut fields: Vec<&str> = parents.json["results"]
         .as_array()
         .unwrap()
         .iter()
         .map(|role| role["name"].as_str().unwrap())
         .collect();
+    fields.sort_unstable();
     assert_eq!(fields, ["Admin", "Execute", "Member"], "{}", parents.text);
     by(format!("{team}users/"), json!({"id": id, "disassociate": true})).await;
     assert!(!sees().await);
@@ -319,9 +320,11 @@ async fn roles_come_by_teams_and_organizations() {
         ("auditor_role", true),
     ] {
         let role = role("organizations", one.organization, field);
-        by(format!("/api/v2/roles/{role}/users/"), json!({"id": id})).await;
+        // By the superuser: whoever is no member any more is nobody whom the organization's admin could see.
+        let holders = format!("/api/v2/roles/{role}/users/");
+        assert_eq!(api.post(&holders, json!({"id": id})).await.status, 204);
         assert_eq!(sees().await, opens, "{field}");
-        by(format!("/api/v2/roles/{role}/users/"), json!({"id": id, "disassociate": true})).await;
+        assert_eq!(api.post(&holders, json!({"id": id, "disassociate": true})).await.status, 204);
     }
     // What a team cannot hold, and what only the superuser gives.
     for (role, status) in [
@@ -400,7 +403,11 @@ async fn a_page_costs_the_same_for_many_as_for_one() {
     let mut longer = 0;
     for (path, (queries, before)) in paths.iter().zip(few) {
         let (now, after) = count(path).await;
-        assert!(now <= queries, "{path}: {queries} queries for {before} objects, {now} for {after}");
+        // An empty page has no object whose capabilities could be asked for.
+        assert!(
+            now <= queries + u64::from(before == 0),
+            "{path}: {queries} queries for {before} objects, {now} for {after}"
+        );
         longer += i32::from(after > before);
     }
     assert!(longer >= 6, "{longer} lists grew");
