@@ -81,6 +81,8 @@ pub struct WorkSection {
     pub cache_mib: u64,
     /// Cores that the controller reckons with, instead of those its control group allows: for work that hardly computes.
     pub cores: Option<u16>,
+    /// MiB of memory that the controller reckons with, instead of what its control group allows: for work that needs little.
+    pub memory_mib: Option<u32>,
     /// Of runtime podman.
     pub podman: ContainerSection,
     /// Of runtime docker.
@@ -196,6 +198,7 @@ impl Default for WorkSection {
             spool_quota_mib: 4096,
             cache_mib: 10 * 1024,
             cores: None,
+            memory_mib: None,
             podman: ContainerSection::default(),
             docker: ContainerSection::default(),
             images: ImagesSection::default(),

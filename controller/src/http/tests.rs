@@ -2,6 +2,7 @@
 
 mod access;
 mod events;
+mod facts;
 mod grep;
 mod hostile;
 mod jobs;

@@ -312,6 +312,7 @@ impl Driver {
             let private = Private {
                 options: &loaded.options,
                 inventory: &loaded.inventory,
+                facts: &loaded.facts,
                 extra_vars: &loaded.extra_vars,
                 machine: loaded.machine.as_ref(),
                 vaults: &loaded.vaults,

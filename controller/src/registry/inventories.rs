@@ -85,7 +85,7 @@ pub static HOSTS: Resource = Resource {
         },
         SubList { name: "job_host_summaries", of: &JOB_HOST_SUMMARIES, by: By::Field("host") },
     ],
-    actions: &["variable_data"],
+    actions: &["variable_data", "ansible_facts"],
     search: &["name", "description"],
     summary: &["name", "description"],
     capabilities: &["edit", "delete"],
