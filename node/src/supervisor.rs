@@ -132,6 +132,8 @@ pub struct Supervisor(Arc<Inner>);
 struct Inner {
     options: Options,
     store: StoreId,
+    /// Nonce of this start, and its number on the store.
+    start: (u64, u64),
     /// Keeps other agents out until shutdown.
     lock: Mutex<Option<Store>>,
     runtime: Arc<dyn Runtime>,
@@ -245,6 +247,7 @@ impl Supervisor {
         let supervisor = Self(Arc::new(Inner {
             options,
             store: store.id,
+            start: (store.start, store.starts),
             lock: Mutex::new(Some(store)),
             runtime,
             images,
@@ -527,6 +530,8 @@ impl Supervisor {
                 .map_or(capacity.memory_bytes, |mib| u64::from(mib) << 20),
             runtime: self.0.runtime.kind().as_str().to_owned(),
             runtime_version: version.clone(),
+            start: self.0.start.0,
+            starts: self.0.start.1,
         }
     }
 

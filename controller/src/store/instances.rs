@@ -83,6 +83,11 @@ pub async fn record(core: &CoreDb, nodes: &[Seen]) -> Result<(), Error> {
             .on_conflict(OnConflict::column("hostname").update_columns(update).to_owned());
         tx.execute(insert).await?;
     }
+    // Somebody has looked, and switched it on again.
+    let mut update = Query::update();
+    update.table("instances").value("errors", "");
+    update.and_where(Expr::col("enabled").eq(true)).and_where(Expr::col("errors").ne(""));
+    tx.execute(update).await?;
     join_groups(&mut tx).await?;
     tx.commit().await
 }
@@ -105,6 +110,16 @@ async fn join_groups(tx: &mut WriteTx) -> Result<(), Error> {
         tx.execute(insert.select_from(select).expect("both have two columns")).await?;
     }
     Ok(())
+}
+
+/// Switches a node off, and says why; it stays off until somebody switches it on.
+pub async fn hold(core: &CoreDb, node: &NodeId, why: &str) -> Result<(), Error> {
+    let mut tx = core.begin(Class::Intent).await?;
+    let mut update = Query::update();
+    update.table("instances").value("enabled", false).value("errors", why);
+    update.value("modified", Timestamp::now().as_microsecond());
+    tx.execute(update.and_where(Expr::col("hostname").eq(node.as_str()))).await?;
+    tx.commit().await
 }
 
 /// Nodes that somebody switched off.
