@@ -19,6 +19,7 @@ pub mod cgroup;
 pub mod config;
 pub mod door;
 pub mod join;
+pub mod kept;
 pub mod private;
 pub mod runtime;
 pub mod serve;

@@ -180,6 +180,11 @@ impl Inner {
         self.options.runtime_dir.join("units")
     }
 
+    /// Where private directories of ended units are kept for a while.
+    fn kept(&self) -> PathBuf {
+        self.options.runtime_dir.join("kept")
+    }
+
     fn next_serial(&self) -> u64 {
         self.serial.fetch_add(1, Ordering::Relaxed) + 1
     }

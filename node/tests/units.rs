@@ -398,3 +398,35 @@ async fn secrets_touch_no_disk_no_argument_and_no_log() {
     assert!(!place.runtime_dir(job.attempt).exists(), "private data is gone with the unit");
     node.shutdown().await;
 }
+
+#[tokio::test]
+async fn a_kept_private_directory_is_shown_and_holds_no_secret() {
+    let place = Place::new();
+    let node = place.start().await;
+    let mut job = Job::script("echo done >artifacts/result");
+    job.spec.keep_seconds = 3600;
+    job.files.push(private_file("env/settings", "{}"));
+    job.files.push(PrivateFile { secret: true, ..private_file("env/extravars", "canary-extravars") });
+    job.files.push(private_file("env/passwords", "canary-passwords"));
+    let mut records = job.run(&node).await;
+    let kept = PathBuf::from(job.status(&node).await.unwrap().kept);
+    assert!(kept.starts_with(place.runtime.path()), "{kept:?}");
+    for there in ["env/settings", "artifacts/result"] {
+        assert!(kept.join(there).exists(), "{there}");
+    }
+    for gone in ["env/extravars", "env/passwords"] {
+        assert!(!kept.join(gone).exists(), "{gone}");
+    }
+    records.ack_all().await;
+    let last = records.got.last().unwrap().0;
+    wait_for(|| job.status(&node), |status| status.as_ref().unwrap().acked == last).await.unwrap();
+    job.forget(&node).await.unwrap();
+    assert!(kept.exists() && !place.runtime_dir(job.attempt).exists(), "it outlives its unit");
+
+    // Without the wish it is gone.
+    let job = Job::script("true");
+    job.run(&node).await;
+    assert_eq!(job.status(&node).await.unwrap().kept, "");
+    assert!(!place.runtime_dir(job.attempt).exists());
+    node.shutdown().await;
+}

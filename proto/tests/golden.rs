@@ -75,7 +75,14 @@ fn finished() -> Finished {
 }
 
 fn status(state: UnitStatusState) -> UnitStatus {
-    UnitStatus { unit: unit(), epoch: epoch(), state: Some(state), records: 12, acked: 9 }
+    UnitStatus {
+        unit: unit(),
+        epoch: epoch(),
+        state: Some(state),
+        records: 12,
+        acked: 9,
+        kept: String::new(),
+    }
 }
 
 #[test]

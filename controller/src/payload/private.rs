@@ -181,7 +181,9 @@ impl Private<'_> {
             file("env/cmdline", self.command_line()),
         ];
         if !self.extra_vars.is_empty() {
-            files.push(file("env/extravars", Value::Object(self.extra_vars.clone()).to_string()));
+            // Answers to a survey may be passwords.
+            let variables = Value::Object(self.extra_vars.clone()).to_string();
+            files.push(PrivateFile { secret: true, ..file("env/extravars", variables) });
         }
         if self.options.fact_cache {
             let cache = format!("artifacts/{}/fact_cache", self.options.job_id);

@@ -384,7 +384,9 @@ impl Shim {
         if killing || !self.worker.is_over() || !self.output.waiting.is_empty() || self.ended.is_some() {
             return Ok(());
         }
-        remove_tree(&self.private_dir).ok(); // files of another user stay for the agent, which has the means
+        if !self.private_dir.as_os_str().is_empty() {
+            remove_tree(&self.private_dir).ok(); // files of another user stay for the agent, which has the means
+        }
         let finished = self.finished();
         match self.output.spool.finish(finished.clone(), self.stderr_tail.clone()) {
             Ok(records) => self.ended = Some(Ended { finished: Some(finished), records }),

@@ -18,12 +18,12 @@ use tracing::{debug, info, warn};
 
 use super::shims::{self, Found, News, Shim};
 use super::{Answer, Attachment, Inner, Opened, Wanted, unknown};
-use crate::cgroup;
 use crate::shim::protocol::{Cancel, Heard, Order, Report, Trimmed};
 use crate::spool::{self, Closing};
 use crate::tree::cache::digest_of;
 use crate::unit_dir::{self, Ended, UnitDir};
 use crate::work::{Caller, Effect, State, Unit, refusal};
+use crate::{cgroup, kept};
 
 /// Begins the name of a unit's directory that is being deleted.
 pub(super) const ERASED: &str = ".gone-";
@@ -114,6 +114,8 @@ pub(super) struct Task {
     spec: UnitSpec,
     dir: UnitDir,
     runtime_dir: PathBuf,
+    /// Where its private directory goes when it ends, if it is kept.
+    kept: PathBuf,
     /// For news of shims. Weak, so that the task ends when nobody can ask it any more.
     requests: mpsc::WeakSender<Request>,
     view: watch::Sender<View>,
@@ -160,6 +162,7 @@ impl Task {
         requests: mpsc::WeakSender<Request>,
     ) -> (Self, watch::Receiver<View>) {
         let runtime_dir = inner.runtime_units().join(unit.attempt().to_string());
+        let kept = inner.kept().join(unit.attempt().to_string());
         let cluster = unit.owner().cluster.clone();
         let (view, seen) = watch::channel(View { status: unit.status(), cluster, attachment: 0 });
         let stored = matches!(unit.state(), State::Finished(_));
@@ -171,6 +174,7 @@ impl Task {
             spec,
             dir,
             runtime_dir,
+            kept,
             requests,
             view,
             shim: None,
@@ -550,6 +554,9 @@ impl Task {
         self.store_outcome().await;
         self.inner.dirty.store(true, Ordering::SeqCst);
         self.shim = None; // a shim that waits for a launch that will not come ends with this
+        if self.spec.keep_seconds > 0 {
+            self.keep().await;
+        }
         self.wipe_runtime_dir().await;
         self.publish();
         let (runtime, path) = (self.inner.runtime.clone(), self.dir.path().to_owned());
@@ -563,6 +570,15 @@ impl Task {
         });
         if let Err(error) = removed.await {
             warn!(error = &error as &dyn std::error::Error, "working copy stays for now");
+        }
+    }
+
+    /// Keeps the private directory for whoever looks for a fault, without what is secret.
+    async fn keep(&self) {
+        let (from, to) = (self.runtime_dir.clone(), self.kept.clone());
+        let time = Duration::from_secs(self.spec.keep_seconds.into()).min(kept::LONGEST);
+        if let Err(error) = self.inner.blocking(move || kept::keep(&from, &to, time)).await {
+            debug!(error = &error as &dyn std::error::Error, "private directory is not kept");
         }
     }
 
@@ -640,7 +656,10 @@ impl Task {
 
     /// Shows the unit's state to everyone who watches.
     fn publish(&self) {
-        let status = self.unit.status();
+        let mut status = self.unit.status();
+        if self.spec.keep_seconds > 0 && self.stored && self.kept.exists() {
+            status.kept = self.kept.display().to_string();
+        }
         self.view.send_if_modified(|view| {
             let changed = view.status != status || view.attachment != self.attachment;
             view.status = status;
