@@ -356,6 +356,34 @@ async fn output_reaches_the_controller_at_once() {
 }
 
 #[tokio::test]
+async fn each_way_to_fail_has_a_reason_of_its_own_and_the_tail_of_standard_error() {
+    let place = Place::new();
+    let node = place.start().await;
+    let cases = [
+        ("echo dying words >&2; exit 3", "exit code 3", "dying words"),
+        ("echo dying words >&2; kill -KILL $$", "ran out of memory", "dying words"),
+        ("echo dying words >&2; kill -SEGV $$", "SIGSEGV", "dying words"),
+        (
+            "echo tar: x: No space left on device >&2; exit 2",
+            "a disk of the worker was full: tar: x",
+            "No space left",
+        ),
+        ("nothing-is-called-so", "command not found", "nothing-is-called-so"),
+        ("echo x > \"$0.no\"; exec \"$0.no\"", "command cannot be run", "denied"),
+    ];
+    for (script, reason, tail) in cases {
+        let job = Job::script(script);
+        let records = job.run(&node).await;
+        let outcome = records.outcome();
+        assert_eq!(outcome.outcome(), Outcome::Failed, "{script}");
+        assert!(outcome.reason.contains(reason), "{script}: {}", outcome.reason);
+        let said = String::from_utf8_lossy(&records.end().stderr_tail).into_owned();
+        assert!(said.contains(tail), "{script}: {said}");
+    }
+    node.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_time_limit_ends_the_unit() {
     let place = Place::new();
     let node = place.start().await;

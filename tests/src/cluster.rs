@@ -21,6 +21,8 @@ use crate::wait::{Seen, wait_for};
 
 /// Longest start: key generation, migrations and the first announcement, on a machine busy with builds.
 const START: Duration = Duration::from_secs(30);
+/// Longest time from the end of a trouble until nothing of its jobs is left.
+const SETTLED: Duration = Duration::from_secs(30);
 /// Password of the tests' administrator. The demo lets the controller make one.
 const PASSWORD: &str = "only-for-tests";
 
@@ -370,7 +372,7 @@ impl Cluster {
     /// # Errors
     /// When something stays.
     pub async fn clean(&self) -> anyhow::Result<()> {
-        wait_for("everything of the jobs to be gone", Duration::from_secs(15), async || {
+        wait_for("everything of the jobs to be gone", SETTLED, async || {
             let found = self.of_jobs();
             Seen::when(found.is_empty(), || format!("{found:?}"))
         })

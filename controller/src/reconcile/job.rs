@@ -210,7 +210,12 @@ pub(super) async fn forget(context: &Context, unit: Unit, created: Timestamp) {
     };
     if let Err(trouble) = forgotten.await {
         tracing::debug!(unit = %unit.attempt, reason = %trouble, "node has not forgotten the unit yet");
-        sleep(PAUSE_MAX).await;
+        let mut nodes = context.nodes.clone();
+        nodes.mark_unchanged();
+        tokio::select! {
+            () = sleep(PAUSE_MAX) => {}
+            _ = nodes.changed() => {} // it may be back
+        }
     }
 }
 
@@ -287,9 +292,16 @@ impl Driver {
             return Ok(false); // nobody has said a word to the node yet
         }
         match self.client.status(self.unit.attempt).await {
-            // The node keeps a tombstone of whatever it ever started: this one never started there.
             Err(CallError::Refused { refusal, .. }) if refusal.code() == RefusalCode::UnknownUnit => {
-                Ok(false)
+                if self.unit.state == UnitState::Placed {
+                    return Ok(false); // a node keeps the names of all it ever started: this one never started there
+                }
+                // It did start there, so one of the two disks is not what it was. Submitting it could run it again.
+                Err(Trouble::Fatal(format!(
+                    "The job's end is unknown: node {} does not know what it had started, so its disk or this controller's \
+                     database was set back to an earlier state. What the job printed until then is stored.",
+                    self.unit.node
+                )))
             }
             status => Ok(!needs_payload(&status?)),
         }

@@ -6,6 +6,7 @@ use plexus_proto::frame::{PRIVATE_FRAME_MAX, WORK_FRAME_MAX};
 use plexus_proto::work::PrivateBlock;
 
 use super::{Task, chain};
+use crate::crash::Point;
 use crate::runtime::{Command, Job, Runtime};
 use crate::shim::protocol::{Launch, Order, VERSION};
 use crate::tree::working;
@@ -42,14 +43,18 @@ impl Task {
         if self.shim.is_none() {
             self.take_shim().await.map_err(|error| format!("the unit's shim cannot be started: {error}"))?;
         }
+        Point::ShimTaken.hit();
         let launch = self.lay_out(ticket, block).await?;
+        Point::LaidOut.hit();
         // From the mark on, the unit counts as started, whatever happens.
         let dir = self.dir.clone();
         self.inner.blocking(move || dir.mark_starting()).await.map_err(|error| chain(&error))?;
+        Point::Marked.hit();
         self.launched = true;
         if let Some(shim) = &self.shim {
             shim.order(Order::Launch(Box::new(launch))).await;
         }
+        Point::LaunchSent.hit();
         Ok(())
     }
 
