@@ -7,10 +7,12 @@
 //! This module knows the store and the registry. Of the mesh it knows what [`MeshView`] shows.
 
 mod access;
+mod activity;
 mod ansi;
 mod call;
 mod children;
 mod credentials;
+mod dashboard;
 mod enrolment;
 mod environments;
 mod error;
@@ -198,7 +200,7 @@ async fn dispatch(call: &Call) -> Answer {
     let segments: Vec<&str> = call.segments.iter().map(String::as_str).collect();
     match segments.as_slice() {
         [] => root::redirect(call),
-        ["api"] => root::api(call),
+        ["api"] => root::api(call).await,
         ["api", "login"] => login::login(call).await,
         ["api", "logout"] => login::logout(call).await,
         ["api", "v2"] => root::version_two(call),
@@ -223,6 +225,8 @@ async fn version_two(call: &Call, segments: &[&str]) -> Answer {
         ["config"] => root::config(call).await,
         ["me"] => root::me(call).await,
         ["metrics"] => metrics::serve(call).await,
+        ["dashboard"] => dashboard::dashboard(call).await,
+        ["dashboard", "graphs", "jobs"] => dashboard::jobs(call).await,
         ["mesh_visualizer"] => fleet::mesh_visualizer(call).await,
         ["job_events", id] => events::event(call, id).await,
         ["job_events", id, "children"] => events::children(call, id).await,
@@ -236,7 +240,7 @@ async fn version_two(call: &Call, segments: &[&str]) -> Answer {
         },
         [path, id] => match registry::by_path(path) {
             Some(resource) => generic::object(call, resource, id).await,
-            None => Err(ApiError::no_such_page()),
+            None => later::object(call, path).unwrap_or_else(|| Err(ApiError::no_such_page())),
         },
         [path, id, below] => match registry::by_path(path) {
             Some(resource) => below_object(call, resource, id, below).await,
@@ -254,7 +258,8 @@ async fn below_object(call: &Call, resource: &'static registry::Resource, id: &s
         return generic::sub_list(call, resource, id, list).await;
     }
     if !resource.actions.contains(&name) {
-        return Err(ApiError::no_such_page());
+        let later = later::below(call, resource, id, name).await;
+        return later.unwrap_or_else(|| Err(ApiError::no_such_page()));
     }
     match (resource.path, name) {
         ("job_templates", "launch") => launch::launch(call, id).await,
@@ -272,6 +277,7 @@ async fn below_object(call: &Call, resource: &'static registry::Resource, id: &s
         ("groups", "all_hosts") => inventories::all_hosts(call, id).await,
         (_, "variable_data") => inventories::variable_data(call, resource, id).await,
         (_, "object_roles") => roles::of_object(call, resource, id).await,
+        (_, "activity_stream") => activity::of_object(call, resource, id).await,
         (_, "access_list") => roles::access_list(call, resource, id).await,
         ("roles", "parents" | "children") => roles::kin(call, id, name).await,
         ("instances", "jobs") => fleet::instance_jobs(call, id).await,

@@ -7,6 +7,7 @@ mod m0001_first_light;
 mod m0002_enrolment;
 mod m0003_labels;
 mod m0004_roles;
+mod m0005_activity;
 
 use dsl::Schema;
 
@@ -36,4 +37,5 @@ pub(super) const ALL: &[Migration] = &[
     Migration { version: 2, name: "enrolment", build: m0002_enrolment::build },
     Migration { version: 3, name: "labels", build: m0003_labels::build },
     Migration { version: 4, name: "roles", build: m0004_roles::build },
+    Migration { version: 5, name: "activity", build: m0005_activity::build },
 ];

@@ -5,6 +5,7 @@ use axum::response::Response;
 use sea_query::{Condition, Expr, ExprTrait, Func, Query};
 use serde_json::{Map, Value, json};
 
+use super::activity::{self, Entry};
 use super::call::{Call, encode};
 use super::error::{ApiError, json_response};
 use super::rules::{self, Rules};
@@ -408,7 +409,11 @@ pub(super) async fn created(
             rules::of(of).may_attach(&mut tx, list.name, owner, id).await?;
             insert_pair(&mut tx, table, here, there, owner, id).await?;
         }
+        activity::note(call, &mut tx, Entry::pair("associate", (of, owner), (list.of, id), list.name))
+            .await?;
     }
+    let changes = activity::created(id, &draft);
+    activity::note(call, &mut tx, Entry::on("create", resource, id, changes, |name| draft.int(name))).await?;
     tx.commit().await?;
     Ok((id, fetch(call, resource, &id.to_string()).await?))
 }
@@ -435,6 +440,12 @@ async fn update(call: &Call, resource: &'static Resource, id: &str) -> Answer {
         tx.execute(statement).await.map_err(|error| refused(resource, error))?;
     }
     rules.written(call, &mut tx, before.id, &draft).await?;
+    let changes = activity::updated(&before, &draft);
+    if !changes.is_empty() {
+        let field = |name: &str| if draft.has(name) { draft.int(name) } else { before.int(name) };
+        let entry = Entry::on("update", resource, before.id, changes, field);
+        activity::note(call, &mut tx, entry).await?;
+    }
     tx.commit().await?;
     ok(fetch(call, resource, &before.id.to_string()).await?.into_json())
 }
@@ -445,6 +456,9 @@ async fn delete(call: &Call, resource: &'static Resource, id: &str) -> Answer {
     rules::of(resource).may_delete(call, &record).await?;
     let mut tx = call.app.db.begin(Class::Intent).await?;
     not_in_use(&mut tx, resource, record.id).await?;
+    let changes = activity::deleted(&record);
+    let entry = Entry::on("delete", resource, record.id, changes, |name| record.int(name));
+    activity::note(call, &mut tx, entry).await?;
     let mut gone = Query::delete();
     gone.from_table(resource.table.parent.unwrap_or(resource.table.name));
     gone.and_where(Expr::col("id").eq(record.id));
@@ -534,7 +548,10 @@ async fn attach(
     if leaves {
         let mut gone = Query::delete();
         gone.from_table(table).and_where(Expr::col(here).eq(id)).and_where(Expr::col(there).eq(member));
-        tx.execute(&gone).await?;
+        if tx.execute(&gone).await? > 0 {
+            let entry = Entry::pair("disassociate", (resource, id), (list.of, member), list.name);
+            activity::note(call, &mut tx, entry).await?;
+        }
         if list.of == &LABELS {
             labels::sweep(&mut tx, member).await?;
         }
@@ -552,12 +569,16 @@ async fn attach(
             return Err(ApiError::forbidden());
         }
         rules::of(resource).may_attach(&mut tx, list.name, id, member).await?;
-        insert_pair(&mut tx, table, here, there, id, member).await?;
+        if insert_pair(&mut tx, table, here, there, id, member).await? {
+            let entry = Entry::pair("associate", (resource, id), (list.of, member), list.name);
+            activity::note(call, &mut tx, entry).await?;
+        }
     }
     tx.commit().await?;
     done()
 }
 
+/// Puts a pair into its table; whether it was new there.
 async fn insert_pair(
     tx: &mut WriteTx,
     table: &'static str,
@@ -565,12 +586,12 @@ async fn insert_pair(
     there: &'static str,
     owner: i64,
     member: i64,
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     let mut conflict = sea_query::OnConflict::columns([here, there]);
     conflict.do_nothing();
     let mut insert = Query::insert();
     insert.into_table(table).columns([here, there]).values_panic([owner.into(), member.into()]);
-    tx.execute(insert.on_conflict(conflict)).await.map(drop)
+    Ok(tx.execute(insert.on_conflict(conflict)).await? > 0)
 }
 
 fn refused(resource: &Resource, error: StoreError) -> ApiError {

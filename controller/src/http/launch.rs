@@ -11,6 +11,7 @@ use image::{Chain, add_chain, by_id, inventory_default, resolve};
 use sea_query::{Expr, ExprTrait, InsertStatement, Order, Query};
 use serde_json::{Map, Value, json};
 
+use super::activity::{self, Entry};
 use super::call::Call;
 use super::error::ApiError;
 use super::templates::{Attached, MAX_CREDENTIALS, attached, known, one_of_a_kind};
@@ -372,6 +373,10 @@ async fn stored(
         update.table("unified_jobs").value(column, sealed).and_where(Expr::col("id").eq(id));
         tx.execute(&update).await?;
     }
+    let mut entry =
+        Entry::of("create", (JOBS.type_name, Some(id)), Map::from_iter([("id".to_owned(), id.into())]));
+    entry.organization = activity::organization_of(&JOBS, id);
+    activity::note(call, &mut tx, entry).await?;
     tx.wake();
     tx.job_changed(id, "pending");
     tx.commit().await?;

@@ -56,6 +56,7 @@ impl Rules for Plain {}
 /// The rules of a resource.
 pub(super) fn of(resource: &Resource) -> &'static dyn Rules {
     match resource.path {
+        "activity_stream" => &super::activity::Stream,
         "users" => &super::people::Users,
         "tokens" => &super::tokens::Tokens,
         "roles" => &super::roles::Roles,

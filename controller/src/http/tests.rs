@@ -1,12 +1,14 @@
 //! The API as clients meet it: requests in, answers out, no network between.
 
 mod access;
+mod activity;
 mod events;
 mod grep;
 mod hostile;
 mod jobs;
 mod lists;
 mod live;
+mod pages;
 mod resources;
 mod roles;
 mod work;

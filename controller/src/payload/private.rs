@@ -4,6 +4,7 @@
 //! The tree is mounted by the node, so standard input is two lines: kwargs and eof. Values that may be secret go
 //! into files or into the kwargs line, never onto a command line.
 
+use super::injectors::Injected;
 use plexus_proto::seal::SpoolKey;
 use plexus_proto::work::{PrivateBlock, PrivateFile, RegistryAuth};
 use serde_json::{Map, Value, json};
@@ -150,6 +151,8 @@ pub struct Private<'a> {
     pub machine: Option<&'a MachineCredential>,
     /// And with what to decrypt.
     pub vaults: &'a [VaultCredential],
+    /// What credentials of other kinds bring.
+    pub injected: &'a Injected,
     /// For the pull of the image.
     pub registry: Option<&'a RegistryAuth>,
     /// Seals what comes back.
@@ -172,6 +175,9 @@ impl Private<'_> {
             file("env/settings", self.settings().to_string()),
             file("env/cmdline", self.command_line()),
         ];
+        for (name, content) in &self.injected.files {
+            files.push(file(&format!("env/{name}"), content.clone()));
+        }
         if !self.extra_vars.is_empty() {
             files.push(file("env/extravars", Value::Object(self.extra_vars.clone()).to_string()));
         }
@@ -231,6 +237,9 @@ impl Private<'_> {
         });
         if let Some(inventory) = self.options.inventory_id {
             environment["INVENTORY_ID"] = json!(inventory.to_string());
+        }
+        for (name, value) in &self.injected.env {
+            environment[name] = json!(value);
         }
         environment
     }
@@ -331,6 +340,8 @@ fn quote(word: &str) -> String {
 mod tests {
     use super::*;
 
+    static NOTHING: std::sync::LazyLock<Injected> = std::sync::LazyLock::new(Injected::default);
+
     fn block(options: &JobOptions, machine: Option<&MachineCredential>) -> PrivateBlock {
         block_with(options, machine, &[])
     }
@@ -345,6 +356,7 @@ mod tests {
             inventory: &Inventory::default(),
             extra_vars: &Map::new(),
             machine,
+            injected: &NOTHING,
             vaults,
             registry: None,
             spool_key: &SpoolKey::new([1; 32]),

@@ -239,7 +239,13 @@ async fn every_address_an_object_names_answers() {
         let list = api.get(&resource.list_url()).await;
         for object in list.json["results"].as_array().unwrap() {
             let detail = api.get(object["url"].as_str().unwrap()).await;
-            for (name, path) in detail.json["related"].as_object().unwrap() {
+            let related = detail.json["related"].as_object().unwrap().iter();
+            // An entry of the activity stream names several of a kind.
+            let paths = related.flat_map(|(name, path)| match path.as_array() {
+                Some(several) => several.iter().map(|path| (name, path)).collect(),
+                None => vec![(name, path)],
+            });
+            for (name, path) in paths {
                 let path = &path.as_str().unwrap().replace(' ', "%20");
                 for method in ["GET", "OPTIONS"] {
                     let reply = api.call(method, path, json!(null)).await;
@@ -248,15 +254,4 @@ async fn every_address_an_object_names_answers() {
             }
         }
     }
-}
-
-#[tokio::test]
-async fn families_that_are_not_there_yet_are_empty() {
-    let api = Api::new().await;
-    let map = api.get("/api/v2/").await.json;
-    let path = "/api/v2/workflow_job_templates/";
-    assert!(map.get("workflow_job_templates").is_none());
-    assert_eq!(api.get(path).await.json["count"], 0);
-    assert_eq!(api.call("OPTIONS", path, json!(null)).await.json["actions"], json!({"GET": {}}));
-    assert_eq!(api.post(path, json!({"name": "x"})).await.status, 501);
 }
