@@ -30,6 +30,7 @@ mod login;
 mod mesh;
 mod metrics;
 mod people;
+mod plan;
 mod projects;
 mod roles;
 mod root;
@@ -68,6 +69,7 @@ use crate::live::Live;
 use crate::registry;
 use crate::store::core::CoreDb;
 use crate::store::events::EventStore;
+use crate::store::groups;
 use crate::store::retention;
 use crate::vault::Vault;
 use call::Call;
@@ -118,6 +120,7 @@ impl App {
         registry::seed(&db).await?;
         retention::seed(&db).await?;
         let install = root::installation(&db).await?;
+        groups::seed(&db).await?;
         let auth = Auth::new(db.clone())?;
         let live = Live::start(db.clone(), events.clone(), shutdown);
         Ok(Self {
@@ -280,6 +283,9 @@ async fn below_object(call: &Call, resource: &'static registry::Resource, id: &s
         (_, "activity_stream") => activity::of_object(call, resource, id).await,
         (_, "access_list") => roles::access_list(call, resource, id).await,
         ("roles", "parents" | "children") => roles::kin(call, id, name).await,
+        ("instance_groups", "jobs") => fleet::group_jobs(call, id).await,
+        ("job_templates", "plan") => plan::of_template(call, id).await,
+        ("jobs", "why") => plan::why(call, id).await,
         ("instances", "jobs") => fleet::instance_jobs(call, id).await,
         _ => Err(ApiError::no_such_page()),
     }

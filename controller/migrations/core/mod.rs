@@ -8,6 +8,7 @@ mod m0002_enrolment;
 mod m0003_labels;
 mod m0004_roles;
 mod m0005_activity;
+mod m0006_instance_groups;
 
 use dsl::Schema;
 
@@ -38,4 +39,5 @@ pub(super) const ALL: &[Migration] = &[
     Migration { version: 3, name: "labels", build: m0003_labels::build },
     Migration { version: 4, name: "roles", build: m0004_roles::build },
     Migration { version: 5, name: "activity", build: m0005_activity::build },
+    Migration { version: 6, name: "instance groups", build: m0006_instance_groups::build },
 ];

@@ -9,7 +9,7 @@ use super::activity::{self, Entry};
 use super::call::{Call, encode};
 use super::error::{ApiError, json_response};
 use super::rules::{self, Rules};
-use super::{Answer, access, done, labels, ok, roles};
+use super::{Answer, access, done, fleet, labels, ok, roles};
 use crate::auth::User;
 use crate::job;
 use crate::registry::access::condition;
@@ -110,7 +110,14 @@ pub(super) async fn sub_list(
         (By::Pairs { table, here, there, .. }, _) => {
             let mut members = Query::select();
             members.column(*there).from(*table).and_where(Expr::col(*here).eq(id));
-            page(call, list.of, Some(Expr::col((BASE, "id")).in_subquery(members))).await
+            let mut place = Query::select();
+            place.column("id").from(*table).and_where(Expr::col(*here).eq(id));
+            place.and_where(Expr::col((*table, *there)).equals((BASE, "id")));
+            // In these lists the order is the point: the first is taken first.
+            let in_order = fleet::is_ordered(table) && call.parameter("order_by").is_none();
+            let place = in_order.then(|| Expr::SubQuery(None, Box::new(place.into())));
+            let members = Expr::col((BASE, "id")).in_subquery(members);
+            ordered(call, list.of, Some(members), place).await?.answer(call)
         }
     }
 }
@@ -143,6 +150,16 @@ pub(super) async fn records(
     resource: &'static Resource,
     scope: Option<Expr>,
 ) -> Result<Page, ApiError> {
+    ordered(call, resource, scope, None).await
+}
+
+/// As [`records`], in this order before any other.
+async fn ordered(
+    call: &Call,
+    resource: &'static Resource,
+    scope: Option<Expr>,
+    first: Option<Expr>,
+) -> Result<Page, ApiError> {
     let user = call.user()?;
     let db = &call.app.db;
     let asker = filter::Asker { user, engine: db.engine() };
@@ -150,7 +167,10 @@ pub(super) async fn records(
     let mut condition = Condition::all().add(asked).add_option(scope);
     condition =
         condition.add_option(visible(resource, user)?).add_option(access::role_level(call, resource)?);
-    let order = filter::order(resource, BASE, &call.query, asker)?;
+    let mut order = filter::order(resource, BASE, &call.query, asker)?;
+    if let Some(first) = first {
+        order.insert(0, (first, sea_query::Order::Asc));
+    }
     let size = page_size(call)?;
     let number = page_number(call)?;
 
@@ -453,7 +473,8 @@ async fn update(call: &Call, resource: &'static Resource, id: &str) -> Answer {
 async fn delete(call: &Call, resource: &'static Resource, id: &str) -> Answer {
     let record = fetch(call, resource, id).await?;
     access::need(call, resource, record.id, ADMIN).await?;
-    rules::of(resource).may_delete(call, &record).await?;
+    let rules = rules::of(resource);
+    rules.may_delete(call, &record).await?;
     let mut tx = call.app.db.begin(Class::Intent).await?;
     not_in_use(&mut tx, resource, record.id).await?;
     let changes = activity::deleted(&record);
@@ -467,6 +488,7 @@ async fn delete(call: &Call, resource: &'static Resource, id: &str) -> Answer {
             for forget in access::forget(resource, record.id) {
                 tx.execute(&forget).await?;
             }
+            rules.deleted(&mut tx).await?;
             tx.commit().await?;
         }
         Err(StoreError::Reference) => {
@@ -551,6 +573,7 @@ async fn attach(
         if tx.execute(&gone).await? > 0 {
             let entry = Entry::pair("disassociate", (resource, id), (list.of, member), list.name);
             activity::note(call, &mut tx, entry).await?;
+            rules::of(resource).parted(&mut tx, list.name, id, member).await?;
         }
         if list.of == &LABELS {
             labels::sweep(&mut tx, member).await?;
@@ -572,7 +595,12 @@ async fn attach(
         if insert_pair(&mut tx, table, here, there, id, member).await? {
             let entry = Entry::pair("associate", (resource, id), (list.of, member), list.name);
             activity::note(call, &mut tx, entry).await?;
+            rules::of(resource).joined(&mut tx, list.name, id, member).await?;
         }
+    }
+    if fleet::is_ordered(table) {
+        // Jobs that wait may have somewhere to go now.
+        tx.wake();
     }
     tx.commit().await?;
     done()

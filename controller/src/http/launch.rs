@@ -8,7 +8,7 @@ mod image;
 
 use axum::http::{Method, StatusCode};
 use image::{Chain, add_chain, by_id, inventory_default, resolve};
-use sea_query::{Expr, ExprTrait, InsertStatement, Order, Query};
+use sea_query::{Expr, ExprTrait, InsertStatement, JoinType, Order, Query};
 use serde_json::{Map, Value, json};
 
 use super::activity::{self, Entry};
@@ -75,7 +75,8 @@ pub(super) async fn launch(call: &Call, id: &str) -> Answer {
     if call.method != Method::POST {
         let labels = labels::worn(&call.app.db, &labels::TEMPLATES, &[worn]).await?.remove(&worn);
         let survey = survey_of(call, &template).await?;
-        return ok(question(&template, &credentials, &labels.unwrap_or_default(), &survey));
+        let groups = groups_of(&call.app.db, worn).await?;
+        return ok(question(&template, &credentials, &labels.unwrap_or_default(), &groups, &survey));
     }
     access::need(call, &JOB_TEMPLATES, template.record.id, EXECUTE).await?;
     let mut body = call.object()?;
@@ -86,6 +87,16 @@ pub(super) async fn launch(call: &Call, id: &str) -> Answer {
     let answers = Answers::read(&template.record, &survey, &body)?;
     may_choose(call, &answers.taken, &credentials).await?;
     start(call, template, survey, credentials, answers, &body).await
+}
+
+/// Id and name of a template's instance groups, in order.
+async fn groups_of(db: &CoreDb, template: i64) -> Result<Vec<(i64, String)>, StoreError> {
+    let mut query = Query::select();
+    query.columns([("g", "id"), ("g", "name")]).from_as("job_template_instance_groups", "p");
+    let group = Expr::col(("g", "id")).equals(("p", "instance_group_id"));
+    query.join_as(JoinType::InnerJoin, "instance_groups", "g", group);
+    query.and_where(Expr::col(("p", "job_template_id")).eq(template)).order_by(("p", "id"), Order::Asc);
+    db.all(&query).await?.iter().map(|row| Ok((row.at(0)?, row.at(1)?))).collect()
 }
 
 /// The questions that the template asks.
@@ -325,7 +336,8 @@ async fn start(
         .values_panic(columns.into_iter().map(|(_, value)| Expr::val(value)))
         .take();
     let credentials: Vec<i64> = credentials.iter().map(|credential| credential.id).collect();
-    let beside = Beside { credentials, labels, passwords, survey: survey.secrets };
+    let groups = answers.taken.get("instance_groups").and_then(|groups| ids(groups).ok()).unwrap_or_default();
+    let beside = Beside { credentials, labels, groups, passwords, survey: survey.secrets };
     stored(call, insert, beside, answers.ignored).await
 }
 
@@ -333,10 +345,20 @@ async fn start(
 struct Beside {
     credentials: Vec<i64>,
     labels: Vec<i64>,
+    /// Instance groups that were chosen, in order.
+    groups: Vec<i64>,
     /// For what credentials ask at launch.
     passwords: Option<Value>,
     /// Answers to a survey that do not show.
     survey: Map<String, Value>,
+}
+
+/// The instance groups that a job was launched with.
+async fn chosen_groups(db: &CoreDb, job: i64) -> Result<Vec<i64>, StoreError> {
+    let mut query = Query::select();
+    query.column("instance_group_id").from("unified_job_instance_groups");
+    query.and_where(Expr::col("unified_job_id").eq(job)).order_by("id", Order::Asc);
+    db.all(&query).await?.iter().map(|row| row.at(0)).collect()
 }
 
 /// Keeps the job; what follows is the reconciler's.
@@ -354,6 +376,7 @@ async fn stored(
     for (table, column, members) in [
         ("unified_job_credentials", "credential_id", beside.credentials),
         (labels::JOBS.0, "label_id", beside.labels),
+        ("unified_job_instance_groups", "instance_group_id", beside.groups),
     ] {
         if members.is_empty() {
             continue;
@@ -517,6 +540,7 @@ fn question(
     template: &Template,
     credentials: &[Attached],
     labels: &[(i64, String)],
+    groups: &[(i64, String)],
     survey: &Survey,
 ) -> Map<String, Value> {
     let record = &template.record;
@@ -547,7 +571,7 @@ fn question(
         let value = match *name {
             "credentials" => credentials.iter().map(Attached::as_default).collect::<Vec<_>>().into(),
             "labels" => labels.iter().map(|(id, name)| json!({"id": id, "name": name})).collect(),
-            "instance_groups" => json!([]),
+            "instance_groups" => groups.iter().map(|(id, name)| json!({"id": id, "name": name})).collect(),
             _ => match JOB_TEMPLATES.field(name).map(|field| field.kind) {
                 Some(Kind::Id(_)) => {
                     let shown = record.summary.get(*name);
@@ -681,5 +705,6 @@ pub(super) async fn relaunch(call: &Call, id: &str) -> Answer {
         .await
         .map_err(|error| ApiError::internal("answers to the survey of the job before do not open", error))?;
     let survey = survey.iter().map(|(name, secret)| (name.clone(), secret.expose().into())).collect();
-    stored(call, insert, Beside { credentials, labels, passwords, survey }, Map::new()).await
+    let groups = chosen_groups(db, job.id).await?;
+    stored(call, insert, Beside { credentials, labels, groups, passwords, survey }, Map::new()).await
 }

@@ -4,6 +4,7 @@ mod access;
 mod activity;
 mod events;
 mod grep;
+mod groups;
 mod hostile;
 mod jobs;
 mod lists;

@@ -2,8 +2,8 @@
 
 use super::field::{Preset, choice, description, flag, id, int, name, text, variables};
 use super::{
-    Access, By, Duplicate, JOB_HOST_SUMMARIES, JOB_TEMPLATES, JOBS, ORGANIZATIONS, Owner, Resource, SubList,
-    Table, Verbs,
+    Access, By, Duplicate, INSTANCE_GROUPS, JOB_HOST_SUMMARIES, JOB_TEMPLATES, JOBS, ORGANIZATIONS, Owner,
+    Resource, SubList, Table, Verbs,
 };
 
 /// Sets of hosts.
@@ -41,6 +41,16 @@ pub static INVENTORIES: Resource = Resource {
             .help("If enabled, the inventory will prevent adding any organization instance groups."),
     ],
     lists: &[
+        SubList {
+            name: "instance_groups",
+            of: &INSTANCE_GROUPS,
+            by: By::Pairs {
+                table: "inventory_instance_groups",
+                here: "inventory_id",
+                there: "instance_group_id",
+                writable: true,
+            },
+        },
         SubList { name: "hosts", of: &HOSTS, by: By::Field("inventory") },
         SubList { name: "groups", of: &GROUPS, by: By::Field("inventory") },
         SubList { name: "job_templates", of: &JOB_TEMPLATES, by: By::Field("inventory") },

@@ -2,8 +2,8 @@
 
 use super::field::{Preset, description, flag, id, int, name, text, time};
 use super::{
-    Access, By, CREDENTIALS, Duplicate, EXECUTION_ENVIRONMENTS, INVENTORIES, JOB_TEMPLATES, Owner, PROJECTS,
-    Resource, SubList, Table, Verbs,
+    Access, By, CREDENTIALS, Duplicate, EXECUTION_ENVIRONMENTS, INSTANCE_GROUPS, INVENTORIES, JOB_TEMPLATES,
+    Owner, PROJECTS, Resource, SubList, Table, Verbs,
 };
 
 /// A list whose members come and go by the roles they hold.
@@ -56,6 +56,16 @@ pub static ORGANIZATIONS: Resource = Resource {
         members("users", &USERS, "organization_members", "organization_id", "user_id"),
         members("admins", &USERS, "organization_admins", "organization_id", "user_id"),
         SubList { name: "teams", of: &TEAMS, by: By::Field("organization") },
+        SubList {
+            name: "instance_groups",
+            of: &INSTANCE_GROUPS,
+            by: By::Pairs {
+                table: "organization_instance_groups",
+                here: "organization_id",
+                there: "instance_group_id",
+                writable: true,
+            },
+        },
     ],
     actions: &["object_roles", "access_list", "activity_stream"],
     search: &["name", "description"],

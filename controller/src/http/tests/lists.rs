@@ -164,7 +164,7 @@ async fn methods_that_are_not_there_are_refused() {
         ("DELETE", "/api/v2/organizations/"),
         ("POST", "/api/v2/organizations/1/"),
         ("PUT", "/api/v2/ping/"),
-        ("DELETE", "/api/v2/instance_groups/1/"),
+        ("DELETE", "/api/v2/roles/1/"),
     ] {
         let reply = api.call(method, path, json!({})).await;
         assert_eq!(reply.status, 405, "{method} {path}");
