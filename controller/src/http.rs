@@ -9,8 +9,10 @@
 mod access;
 mod activity;
 mod ansi;
+mod bulk;
 mod call;
 mod children;
+mod copy;
 mod credentials;
 mod dashboard;
 mod enrolment;
@@ -29,6 +31,7 @@ mod live;
 mod login;
 mod mesh;
 mod metrics;
+mod once;
 mod people;
 mod plan;
 mod projects;
@@ -228,6 +231,9 @@ async fn version_two(call: &Call, segments: &[&str]) -> Answer {
         ["config"] => root::config(call).await,
         ["me"] => root::me(call).await,
         ["metrics"] => metrics::serve(call).await,
+        ["bulk"] => bulk::map(call),
+        ["bulk", "host_create"] => bulk::create(call).await,
+        ["bulk", "host_delete"] => bulk::delete(call).await,
         ["dashboard"] => dashboard::dashboard(call).await,
         ["dashboard", "graphs", "jobs"] => dashboard::jobs(call).await,
         ["mesh_visualizer"] => fleet::mesh_visualizer(call).await,
@@ -280,6 +286,7 @@ async fn below_object(call: &Call, resource: &'static registry::Resource, id: &s
         ("groups", "all_hosts") => inventories::all_hosts(call, id).await,
         (_, "variable_data") => inventories::variable_data(call, resource, id).await,
         (_, "object_roles") => roles::of_object(call, resource, id).await,
+        (_, "copy") => copy::serve(call, resource, id).await,
         (_, "activity_stream") => activity::of_object(call, resource, id).await,
         (_, "access_list") => roles::access_list(call, resource, id).await,
         ("roles", "parents" | "children") => roles::kin(call, id, name).await,

@@ -9,6 +9,7 @@ mod m0003_labels;
 mod m0004_roles;
 mod m0005_activity;
 mod m0006_instance_groups;
+mod m0007_idempotency;
 
 use dsl::Schema;
 
@@ -40,4 +41,5 @@ pub(super) const ALL: &[Migration] = &[
     Migration { version: 4, name: "roles", build: m0004_roles::build },
     Migration { version: 5, name: "activity", build: m0005_activity::build },
     Migration { version: 6, name: "instance groups", build: m0006_instance_groups::build },
+    Migration { version: 7, name: "idempotency keys", build: m0007_idempotency::build },
 ];

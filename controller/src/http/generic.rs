@@ -9,7 +9,7 @@ use super::activity::{self, Entry};
 use super::call::{Call, encode};
 use super::error::{ApiError, json_response};
 use super::rules::{self, Rules};
-use super::{Answer, access, done, fleet, labels, ok, roles};
+use super::{Answer, access, copy, done, fleet, labels, ok, roles};
 use crate::auth::User;
 use crate::job;
 use crate::registry::access::condition;
@@ -384,11 +384,32 @@ pub(super) fn created_response(url: String, body: &Value) -> Answer {
 /// A pair to be written with a new object: table, column of the object it belongs to, its own column, that object.
 type Pair<'p> = (&'p SubList, (&'static str, &'static str, &'static str), &'static Resource, i64);
 
+/// Makes an object like another one, with what belongs to that one; see [`copy`].
+pub(super) async fn copied(
+    call: &Call,
+    resource: &'static Resource,
+    preset: &[(&str, Value)],
+    from: i64,
+) -> Result<Record, ApiError> {
+    Ok(made(call, resource, preset, None, Some(from)).await?.1)
+}
+
+/// Makes an object from the body of a request, and `preset` in its place where both say something.
 pub(super) async fn created(
     call: &Call,
     resource: &'static Resource,
     preset: &[(&str, Value)],
     pair: Option<Pair<'_>>,
+) -> Result<(i64, Record), ApiError> {
+    made(call, resource, preset, pair, None).await
+}
+
+async fn made(
+    call: &Call,
+    resource: &'static Resource,
+    preset: &[(&str, Value)],
+    pair: Option<Pair<'_>>,
+    from: Option<i64>,
 ) -> Result<(i64, Record), ApiError> {
     let user = call.user()?;
     // Who runs an organization makes users in it.
@@ -419,6 +440,9 @@ pub(super) async fn created(
         tx.execute(second).await.map_err(|error| refused(resource, error))?;
     }
     rules.written(call, &mut tx, id, &draft).await?;
+    if let Some(from) = from {
+        copy::deep(call, &mut tx, resource, from, id).await?;
+    }
     if let (Some(family), Some((holder, role))) = (family(resource), access::creators_role(user.id, &draft)) {
         roles::give(&mut tx, family, id, role, holder).await?;
     }

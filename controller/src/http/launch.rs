@@ -15,7 +15,7 @@ use super::activity::{self, Entry};
 use super::call::Call;
 use super::error::ApiError;
 use super::templates::{Attached, MAX_CREDENTIALS, attached, known, one_of_a_kind};
-use super::{Answer, access, generic, labels, ok, survey};
+use super::{Answer, access, generic, labels, ok, once, survey};
 use crate::registry::field::Kind;
 use crate::registry::read::{self, BASE, Record};
 use crate::registry::roles::{EXECUTE, READ, USE};
@@ -79,6 +79,9 @@ pub(super) async fn launch(call: &Call, id: &str) -> Answer {
         return ok(question(&template, &credentials, &labels.unwrap_or_default(), &groups, &survey));
     }
     access::need(call, &JOB_TEMPLATES, template.record.id, EXECUTE).await?;
+    if let Some(answer) = once::answered(call).await? {
+        return Ok(answer);
+    }
     let mut body = call.object()?;
     if let Some(inventory) = body.shift_remove("inventory_id") {
         body.entry("inventory").or_insert(inventory);
@@ -400,16 +403,11 @@ async fn stored(
         Entry::of("create", (JOBS.type_name, Some(id)), Map::from_iter([("id".to_owned(), id.into())]));
     entry.organization = activity::organization_of(&JOBS, id);
     activity::note(call, &mut tx, entry).await?;
+    once::keep(call, &mut tx, id).await?;
     tx.wake();
     tx.job_changed(id, "pending");
     tx.commit().await?;
-    let record = generic::fetch(call, &JOBS, &id.to_string()).await?;
-    let url = record.url();
-    let mut answer = Map::new();
-    answer.insert("job".to_owned(), id.into());
-    answer.insert("ignored_fields".to_owned(), ignored.into());
-    answer.extend(record.into_json());
-    generic::created_response(url, &answer.into())
+    once::job(call, id, ignored).await
 }
 
 async fn template(call: &Call, id: &str) -> Result<Template, ApiError> {
@@ -651,6 +649,9 @@ pub(super) async fn relaunch(call: &Call, id: &str) -> Answer {
         }));
     }
     access::need(call, &JOBS, job.id, EXECUTE).await?;
+    if let Some(answer) = once::answered(call).await? {
+        return Ok(answer);
+    }
     may_repeat(call, &job, &credentials).await?;
     let body = call.object()?;
     let limit = match body.get("hosts").map(|hosts| hosts.as_str().unwrap_or_default()) {

@@ -89,6 +89,7 @@ pub(super) fn version_two(call: &Call) -> Answer {
     for later in LATER {
         map.insert(later.key.to_owned(), format!("/api/v2/{}/", later.path).into());
     }
+    map.insert("bulk".to_owned(), "/api/v2/bulk/".into());
     map.insert("mesh_visualizer".to_owned(), "/api/v2/mesh_visualizer/".into());
     ok(map)
 }

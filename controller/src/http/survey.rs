@@ -35,6 +35,11 @@ pub(super) fn opened(vault: &Vault, template: i64, variable: &str, sealed: &str)
     open.ok().map(|secret| secret.expose().to_owned())
 }
 
+/// Seals a secret default of a template's survey.
+pub(super) fn sealed(vault: &Vault, template: i64, variable: &str, plain: &str) -> String {
+    vault.encrypt("job_templates", template, &field(variable), plain)
+}
+
 pub(super) async fn spec(call: &Call, id: &str) -> Answer {
     call.allow("GET, POST, DELETE, HEAD, OPTIONS")?;
     call.user()?;

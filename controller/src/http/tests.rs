@@ -2,6 +2,7 @@
 
 mod access;
 mod activity;
+mod copies;
 mod events;
 mod grep;
 mod groups;

@@ -86,7 +86,7 @@ pub static CREDENTIALS: Resource = Resource {
         id("user", &USERS).write_only().help("Write-only field used to add user to owner role."),
     ],
     lists: &[],
-    actions: &["object_roles", "access_list", "activity_stream"],
+    actions: &["copy", "object_roles", "access_list", "activity_stream"],
     search: &["name", "description"],
     summary: &[
         "name",
@@ -125,7 +125,7 @@ pub static EXECUTION_ENVIRONMENTS: Resource = Resource {
         choice("pull", PULL).help("Pull image before running?"),
     ],
     lists: &[],
-    actions: &["activity_stream"],
+    actions: &["copy", "activity_stream"],
     search: &["name", "description", "image"],
     summary: &["name", "description", "image"],
     capabilities: &["edit", "delete", "copy"],
