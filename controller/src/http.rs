@@ -32,6 +32,7 @@ mod login;
 mod mesh;
 mod metrics;
 mod once;
+mod paging;
 mod people;
 mod plan;
 mod projects;

@@ -2,12 +2,14 @@
 
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::Response;
-use sea_query::{Condition, Expr, ExprTrait, Func, Query};
+use sea_query::{Condition, Expr, ExprTrait, Query};
 use serde_json::{Map, Value, json};
 
 use super::activity::{self, Entry};
-use super::call::{Call, encode};
+use super::call::Call;
 use super::error::{ApiError, json_response};
+use super::paging::{self, MAX_PAGE};
+pub(super) use super::paging::{envelope, page, page_number, records};
 use super::rules::{self, Rules};
 use super::{Answer, access, copy, done, fleet, labels, ok, roles};
 use crate::auth::User;
@@ -16,14 +18,8 @@ use crate::registry::access::condition;
 use crate::registry::read::{self, BASE, Record};
 use crate::registry::roles::{ADMIN, READ, family};
 use crate::registry::write::Draft;
-use crate::registry::{By, Kind, LABELS, Resource, SubList, filter, options};
+use crate::registry::{By, Kind, LABELS, Resource, SubList, options};
 use crate::store::core::{Class, Error as StoreError, WriteTx};
-
-/// Objects on a page that asks for no number.
-const PAGE: u64 = 25;
-
-/// Most objects on a page.
-const MAX_PAGE: u64 = 200;
 
 /// The list of a resource.
 pub(super) async fn collection(call: &Call, resource: &'static Resource) -> Answer {
@@ -117,143 +113,8 @@ pub(super) async fn sub_list(
             let in_order = fleet::is_ordered(table) && call.parameter("order_by").is_none();
             let place = in_order.then(|| Expr::SubQuery(None, Box::new(place.into())));
             let members = Expr::col((BASE, "id")).in_subquery(members);
-            ordered(call, list.of, Some(members), place).await?.answer(call)
+            paging::ordered(call, list.of, Some(members), place).await?.answer(call)
         }
-    }
-}
-
-/// A page of a resource, of those in `scope`, as the parameters of the address ask.
-pub(super) async fn page(call: &Call, resource: &'static Resource, scope: Option<Expr>) -> Answer {
-    records(call, resource, scope).await?.answer(call)
-}
-
-/// A page before it is sent.
-pub(super) struct Page {
-    /// Its objects.
-    pub(super) records: Vec<Record>,
-    count: i64,
-    number: u64,
-    more: bool,
-}
-
-impl Page {
-    /// Wraps it as every list.
-    pub(super) fn answer(self, call: &Call) -> Answer {
-        let results = self.records.into_iter().map(|record| record.into_json().into()).collect();
-        ok(envelope(call, self.count, self.number, self.more, results))
-    }
-}
-
-/// The objects of [`page`].
-pub(super) async fn records(
-    call: &Call,
-    resource: &'static Resource,
-    scope: Option<Expr>,
-) -> Result<Page, ApiError> {
-    ordered(call, resource, scope, None).await
-}
-
-/// As [`records`], in this order before any other.
-async fn ordered(
-    call: &Call,
-    resource: &'static Resource,
-    scope: Option<Expr>,
-    first: Option<Expr>,
-) -> Result<Page, ApiError> {
-    let user = call.user()?;
-    let db = &call.app.db;
-    let asker = filter::Asker { user, engine: db.engine() };
-    let asked = filter::condition(resource, BASE, &call.query, asker)?;
-    let mut condition = Condition::all().add(asked).add_option(scope);
-    condition =
-        condition.add_option(visible(resource, user)?).add_option(access::role_level(call, resource)?);
-    let mut order = filter::order(resource, BASE, &call.query, asker)?;
-    if let Some(first) = first {
-        order.insert(0, (first, sea_query::Order::Asc));
-    }
-    let size = page_size(call)?;
-    let number = page_number(call)?;
-
-    let mut count = read::source(resource, BASE);
-    count.expr(Func::count(Expr::col((BASE, "id")))).cond_where(condition.clone());
-    let mut ids = read::source(resource, BASE);
-    ids.column((BASE, "id")).cond_where(condition);
-    let mut objects = read::select(resource, false);
-    for (expr, direction) in order {
-        ids.order_by_expr(expr.clone(), direction.clone());
-        objects.order_by_expr(expr, direction);
-    }
-    ids.limit(size).offset((number - 1).saturating_mul(size));
-    objects.and_where(Expr::col((BASE, "id")).in_subquery(ids));
-    let (counted, rows) = tokio::try_join!(db.optional(&count), db.all(&objects))?;
-    let count = match counted {
-        Some(row) => row.at::<i64>(0)?,
-        None => 0,
-    };
-    let before = (number - 1).saturating_mul(size);
-    if number > 1 && before >= u64::try_from(count).unwrap_or(0) {
-        return Err(ApiError::Detail(StatusCode::NOT_FOUND, "Invalid page.".to_owned()));
-    }
-    let mut records =
-        rows.iter().map(|row| read::record(resource, false, row)).collect::<Result<Vec<_>, _>>()?;
-    rules::of(resource).fill(call, &mut records, false).await?;
-    access::show_capabilities(call, &mut records).await?;
-    let more = i64::try_from(before.saturating_add(size)).unwrap_or(i64::MAX) < count;
-    Ok(Page { records, count, number, more })
-}
-
-/// What wraps every list.
-pub(super) fn envelope(
-    call: &Call,
-    count: i64,
-    number: u64,
-    more: bool,
-    results: Vec<Value>,
-) -> Map<String, Value> {
-    let mut envelope = Map::new();
-    if call.parameter("count_disabled").is_none() {
-        envelope.insert("count".to_owned(), count.into());
-    }
-    let link = |page: u64| Value::from(page_link(call, page));
-    envelope.insert("next".to_owned(), if more { link(number + 1) } else { Value::Null });
-    envelope.insert("previous".to_owned(), if number > 1 { link(number - 1) } else { Value::Null });
-    envelope.insert("results".to_owned(), results.into());
-    envelope
-}
-
-fn page_link(call: &Call, page: u64) -> String {
-    let page = page.to_string();
-    let mut parameters: Vec<(&str, &str)> = call
-        .query
-        .iter()
-        .filter(|(name, _)| name != "page")
-        .map(|(name, value)| (name.as_str(), value.as_str()))
-        .collect();
-    parameters.push(("page", &page));
-    parameters.sort_unstable();
-    let query: Vec<String> =
-        parameters.iter().map(|(name, value)| format!("{}={}", encode(name), encode(value))).collect();
-    format!("{}?{}", call.path, query.join("&"))
-}
-
-pub(super) fn page_size(call: &Call) -> Result<u64, ApiError> {
-    match call.parameter("page_size") {
-        None | Some("") => Ok(PAGE),
-        Some(text) => match text.parse::<u64>() {
-            Ok(0) | Err(_) => Ok(PAGE),
-            Ok(size) => Ok(size.clamp(1, MAX_PAGE)),
-        },
-    }
-}
-
-pub(super) fn page_number(call: &Call) -> Result<u64, ApiError> {
-    match call.parameter("page") {
-        None => Ok(1),
-        Some(text) => text
-            .parse::<u64>()
-            .ok()
-            .filter(|&page| page > 0 && page < 1 << 40)
-            .ok_or_else(|| ApiError::Detail(StatusCode::NOT_FOUND, "Invalid page.".to_owned())),
     }
 }
 

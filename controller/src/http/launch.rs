@@ -17,6 +17,7 @@ use super::call::Call;
 use super::error::ApiError;
 use super::templates::{Attached, MAX_CREDENTIALS, attached, known, one_of_a_kind};
 use super::{Answer, access, generic, labels, ok, once, survey};
+use crate::project;
 use crate::registry::field::Kind;
 use crate::registry::read::{self, BASE, Record};
 use crate::registry::roles::{EXECUTE, READ, USE};
@@ -27,7 +28,6 @@ use crate::registry::{
 };
 use crate::store::core::{Class, CoreDb, Error as StoreError};
 use crate::survey::Survey;
-use crate::project;
 
 pub(super) use again::relaunch;
 pub(super) use image::resolved;

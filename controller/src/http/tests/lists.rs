@@ -255,3 +255,39 @@ async fn every_address_an_object_names_answers() {
         }
     }
 }
+
+#[tokio::test]
+async fn pages_by_cursor_show_everything_once_while_objects_come_and_go() {
+    let api = Api::new().await;
+    let names: Vec<String> = (0..10).map(|n| format!("o{n}")).collect();
+    organizations(&api, &names.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    for order in ["id", "-id"] {
+        let mut path =
+            format!("/api/v2/organizations/?name__startswith=o&page_size=3&order_by={order}&cursor=");
+        let mut seen = Vec::new();
+        loop {
+            let page = api.get(&path).await;
+            assert_eq!(page.status, 200, "{path}: {}", page.text);
+            assert!(page.json.get("count").is_none());
+            let results = page.json["results"].as_array().unwrap();
+            seen.extend(results.iter().map(|one| one["name"].as_str().unwrap().to_owned()));
+            // What goes meanwhile moves no other out of sight.
+            if seen.len() == 3 {
+                api.call("DELETE", results[0]["url"].as_str().unwrap(), json!(null)).await;
+            }
+            match page.json["next"].as_str() {
+                Some(next) => path = next.to_owned(),
+                None => break,
+            }
+        }
+        let mut sorted = seen.clone();
+        sorted.sort();
+        sorted.dedup();
+        assert_eq!(seen.len(), sorted.len(), "{seen:?}");
+        assert_eq!(seen.len(), if order == "id" { 10 } else { 9 }, "{seen:?}");
+    }
+    assert_eq!(api.get("/api/v2/organizations/?cursor=x").await.status, 400);
+    assert_eq!(api.get("/api/v2/organizations/?cursor=&order_by=name").await.status, 400);
+    let last = api.get("/api/v2/organizations/?cursor=999999").await.json;
+    assert_eq!((&last["next"], &last["results"]), (&json!(null), &json!([])));
+}
