@@ -32,6 +32,7 @@ mod login;
 mod mesh;
 mod metrics;
 mod once;
+mod openapi;
 mod paging;
 mod people;
 mod plan;
@@ -210,6 +211,7 @@ async fn dispatch(call: &Call) -> Answer {
         ["api"] => root::api(call).await,
         ["api", "login"] => login::login(call).await,
         ["api", "logout"] => login::logout(call).await,
+        ["api", "docs"] => openapi::docs(call),
         ["api", "v2"] => root::version_two(call),
         ["api", "v2", rest @ ..] => version_two(call, rest).await,
         ["websocket"] | ["api", "websocket"] => Err(websocket::needed()),

@@ -109,3 +109,54 @@ async fn settings_are_kept_by_category_and_take_effect() {
     assert_eq!(open("/api/v2/metrics/").await.status, 401);
     assert_eq!(open("/api/").await.json["custom_login_info"], "be kind");
 }
+
+#[tokio::test]
+async fn every_address_of_the_openapi_document_answers_and_none_is_left_out() {
+    let api = Api::new().await;
+    let template = api.template("t").await;
+    let inventory = api.make("inventories", json!({"name": "i", "organization": 1})).await;
+    api.make("hosts", json!({"name": "h", "inventory": inventory})).await;
+    let document = api.get("/api/docs/").await.json;
+    assert_eq!(document["openapi"], "3.0.3");
+    let paths = document["paths"].as_object().unwrap();
+    let mut ids = std::collections::BTreeSet::new();
+    for (path, item) in paths {
+        for (method, operation) in item.as_object().unwrap().iter().filter(|(name, _)| *name != "parameters")
+        {
+            assert!(
+                ids.insert(operation["operationId"].to_string()),
+                "{path} {method}: {}",
+                operation["operationId"]
+            );
+            // Whatever is described is a method there: an object that is not there is 404 and not 405.
+            let path = path.replace("{id}", "999999");
+            let reply = api.call(&method.to_uppercase(), &path, json!({})).await;
+            assert!(reply.status != 405 && reply.status.as_u16() < 500, "{method} {path}: {}", reply.text);
+            let page = "The requested resource could not be found.";
+            assert!(reply.json["detail"] != page, "{method} {path} is no page");
+        }
+    }
+    // What an object names is in the document.
+    for url in [
+        format!("/api/v2/job_templates/{template}/"),
+        "/api/v2/organizations/1/".to_owned(),
+        "/api/v2/hosts/1/".to_owned(),
+    ] {
+        let object = api.get(&url).await.json;
+        for address in object["related"].as_object().unwrap().values().filter_map(|address| address.as_str())
+        {
+            let general: Vec<&str> = address
+                .split('/')
+                .map(|part| if part.parse::<i64>().is_ok() { "{id}" } else { part })
+                .collect();
+            let known = paths.contains_key(&general.join("/")) || address.contains("++");
+            assert!(known || address.ends_with("/admin/") || !address.starts_with(&url), "{address}");
+        }
+    }
+    let request = Request::get("/api/docs/")
+        .header("authorization", basic("admin", "pw"))
+        .header("accept", "text/html,*/*");
+    let page = api.send(request.body(Body::empty()).unwrap()).await;
+    assert_eq!(page.headers["content-type"], "text/html; charset=utf-8");
+    assert!(page.text.contains("/api/v2/job_templates/ID/launch/"), "{}", &page.text[..200]);
+}
