@@ -7,10 +7,14 @@
 //! This module knows the store and the registry. Of the mesh it knows what [`MeshView`] shows.
 
 mod access;
+mod activity;
 mod ansi;
+mod bulk;
 mod call;
 mod children;
+mod copy;
 mod credentials;
+mod dashboard;
 mod enrolment;
 mod environments;
 mod error;
@@ -27,7 +31,11 @@ mod live;
 mod login;
 mod mesh;
 mod metrics;
+mod once;
+mod openapi;
+mod paging;
 mod people;
+mod plan;
 mod projects;
 mod roles;
 mod root;
@@ -66,6 +74,7 @@ use crate::live::Live;
 use crate::registry;
 use crate::store::core::CoreDb;
 use crate::store::events::EventStore;
+use crate::store::groups;
 use crate::store::retention;
 use crate::vault::Vault;
 use call::Call;
@@ -116,6 +125,7 @@ impl App {
         registry::seed(&db).await?;
         retention::seed(&db).await?;
         let install = root::installation(&db).await?;
+        groups::seed(&db).await?;
         let auth = Auth::new(db.clone())?;
         let live = Live::start(db.clone(), events.clone(), shutdown);
         Ok(Self {
@@ -198,9 +208,10 @@ async fn dispatch(call: &Call) -> Answer {
     let segments: Vec<&str> = call.segments.iter().map(String::as_str).collect();
     match segments.as_slice() {
         [] => root::redirect(call),
-        ["api"] => root::api(call),
+        ["api"] => root::api(call).await,
         ["api", "login"] => login::login(call).await,
         ["api", "logout"] => login::logout(call).await,
+        ["api", "docs"] => openapi::docs(call),
         ["api", "v2"] => root::version_two(call),
         ["api", "v2", rest @ ..] => version_two(call, rest).await,
         ["websocket"] | ["api", "websocket"] => Err(websocket::needed()),
@@ -223,6 +234,11 @@ async fn version_two(call: &Call, segments: &[&str]) -> Answer {
         ["config"] => root::config(call).await,
         ["me"] => root::me(call).await,
         ["metrics"] => metrics::serve(call).await,
+        ["bulk"] => bulk::map(call),
+        ["bulk", "host_create"] => bulk::create(call).await,
+        ["bulk", "host_delete"] => bulk::delete(call).await,
+        ["dashboard"] => dashboard::dashboard(call).await,
+        ["dashboard", "graphs", "jobs"] => dashboard::jobs(call).await,
         ["mesh_visualizer"] => fleet::mesh_visualizer(call).await,
         ["job_events", id] => events::event(call, id).await,
         ["job_events", id, "children"] => events::children(call, id).await,
@@ -236,7 +252,7 @@ async fn version_two(call: &Call, segments: &[&str]) -> Answer {
         },
         [path, id] => match registry::by_path(path) {
             Some(resource) => generic::object(call, resource, id).await,
-            None => Err(ApiError::no_such_page()),
+            None => later::object(call, path).unwrap_or_else(|| Err(ApiError::no_such_page())),
         },
         [path, id, below] => match registry::by_path(path) {
             Some(resource) => below_object(call, resource, id, below).await,
@@ -254,7 +270,8 @@ async fn below_object(call: &Call, resource: &'static registry::Resource, id: &s
         return generic::sub_list(call, resource, id, list).await;
     }
     if !resource.actions.contains(&name) {
-        return Err(ApiError::no_such_page());
+        let later = later::below(call, resource, id, name).await;
+        return later.unwrap_or_else(|| Err(ApiError::no_such_page()));
     }
     match (resource.path, name) {
         ("job_templates", "launch") => launch::launch(call, id).await,
@@ -273,8 +290,13 @@ async fn below_object(call: &Call, resource: &'static registry::Resource, id: &s
         ("hosts", "ansible_facts") => inventories::ansible_facts(call, id).await,
         (_, "variable_data") => inventories::variable_data(call, resource, id).await,
         (_, "object_roles") => roles::of_object(call, resource, id).await,
+        (_, "copy") => copy::serve(call, resource, id).await,
+        (_, "activity_stream") => activity::of_object(call, resource, id).await,
         (_, "access_list") => roles::access_list(call, resource, id).await,
         ("roles", "parents" | "children") => roles::kin(call, id, name).await,
+        ("instance_groups", "jobs") => fleet::group_jobs(call, id).await,
+        ("job_templates", "plan") => plan::of_template(call, id).await,
+        ("jobs", "why") => plan::why(call, id).await,
         ("instances", "jobs") => fleet::instance_jobs(call, id).await,
         _ => Err(ApiError::no_such_page()),
     }

@@ -1,11 +1,11 @@
 //! What happens to a job's row, apart from running it: canceling, ending, and the credentials it was given.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sea_query::{Expr, ExprTrait, JoinType, Query, SelectStatement};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use crate::store::core::{CoreDb, Error as StoreError, WriteTx};
+use crate::store::core::{CoreDb, Error as StoreError, Row, WriteTx};
 use crate::vault::{DecryptError, Secret, Vault};
 
 /// Why the credentials of a job cannot be had.
@@ -48,6 +48,17 @@ pub struct Credential {
     pub inputs: BTreeMap<String, Secret>,
     /// Inputs that are true or false.
     pub flags: BTreeMap<String, bool>,
+    /// Names of the inputs that were sealed: their values are masked wherever they would show.
+    pub sealed: BTreeSet<String>,
+    /// `fields` of its type.
+    pub fields: Vec<Value>,
+    /// What its type puts into jobs.
+    pub injectors: Value,
+}
+
+/// Where a setting that people change by the API is kept among those of the database.
+pub fn setting(name: &str) -> String {
+    format!("api.{name}")
 }
 
 /// States of a job that has not ended.
@@ -149,7 +160,7 @@ pub async fn registry(db: &CoreDb, vault: &Vault, job: i64) -> Result<Option<Cre
 fn columns() -> SelectStatement {
     let mut query = Query::select();
     query.columns(["id", "name", "inputs"].map(|column| ("c", column)));
-    query.columns([("t", "kind"), ("t", "namespace")]);
+    query.columns([("t", "kind"), ("t", "namespace"), ("t", "inputs"), ("t", "injectors")]);
     query.from_as("credentials", "c");
     let of_type = Expr::col(("t", "id")).equals(("c", "credential_type_id"));
     query.join_as(JoinType::InnerJoin, "credential_types", "t", of_type);
@@ -175,6 +186,9 @@ async fn open(
             namespace: row.at(4).map_err(store)?,
             inputs: BTreeMap::new(),
             flags: BTreeMap::new(),
+            sealed: BTreeSet::new(),
+            fields: json(&row, 5).map_err(store)?["fields"].as_array().cloned().unwrap_or_default(),
+            injectors: json(&row, 6).map_err(store)?,
         };
         for (field, value) in stored.as_object().into_iter().flatten() {
             match value {
@@ -185,6 +199,7 @@ async fn open(
                         field: field.clone(),
                         source,
                     })?;
+                    credential.sealed.insert(field.clone());
                     credential.inputs.insert(field.clone(), secret);
                 }
                 Value::String(text) => {
@@ -199,6 +214,24 @@ async fn open(
         credentials.push(credential);
     }
     Ok(credentials)
+}
+
+/// What was JSON when it was stored; damage is as nothing.
+fn json(row: &Row, column: usize) -> Result<Value, StoreError> {
+    Ok(serde_json::from_str(&row.at::<String>(column)?).unwrap_or_default())
+}
+
+impl Credential {
+    /// Its inputs as injectors take them: open texts, and truths.
+    pub fn values(&self) -> Map<String, Value> {
+        let texts = self.inputs.iter().map(|(name, text)| (name.clone(), text.expose().into()));
+        texts.chain(self.flags.iter().map(|(name, flag)| (name.clone(), (*flag).into()))).collect()
+    }
+
+    /// Texts that are never shown.
+    pub fn secrets(&self) -> impl Iterator<Item = &str> {
+        self.sealed.iter().filter_map(|name| self.inputs.get(name)).map(Secret::expose)
+    }
 }
 
 /// The passwords that a launch brought for what its credentials ask for: `ssh_password`, `become_password`,

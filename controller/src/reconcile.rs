@@ -26,11 +26,11 @@ use crate::fleet::Nodes;
 use crate::ingest::Ingest;
 use crate::outcome;
 use crate::payload::tree::Trees;
-use crate::schedule::{self, Candidate};
+use crate::schedule::{self, Candidate, Fleet, Placed, Wait};
 use crate::store::core::{CoreDb, Error};
 use crate::store::events::EventStore;
-use crate::store::instances;
 use crate::store::units::{self, ActiveJob, Placement, Unit, UnitState};
+use crate::store::{groups, instances};
 use crate::vault::Vault;
 
 /// Longest time without a look, should a wake-up ever be missed.
@@ -166,22 +166,34 @@ impl Reconciler {
             schedule::impact(job.forks, hosts)
         };
         let live = self.context.nodes.borrow().clone();
-        let mut candidates = candidates(&live, &instances::disabled(core).await?);
+        let (groups, default) = groups::all(core).await?;
+        let lists = groups::Lists::read(core).await?;
+        let mut fleet = Fleet::new(candidates(&live, &instances::disabled(core).await?), groups);
+        // The first job of each template that is not over: those that may not run beside it wait for its end.
+        let mut first: HashMap<i64, i64> = HashMap::new();
         for job in placed {
-            let node = job.unit.as_ref().and_then(|unit| candidates.get_mut(&unit.node));
-            if let Some(node) = node {
-                node.busy += impact(job);
+            if let Some(unit) = &job.unit {
+                fleet.occupy(&unit.node, job.group, impact(job));
+            }
+            if let Some(template) = job.template {
+                first.entry(template).or_insert(job.id);
             }
         }
         let mut placements = Vec::new();
         for job in waiting {
-            match schedule::place(impact(job), &candidates) {
-                Ok(node) => {
+            let before = job.template.map(|template| *first.entry(template).or_insert(job.id));
+            let behind = before.filter(|before| *before != job.id && !job.simultaneous);
+            let wanted = lists.wanted(Some(job.id), job.template, job.inventory, job.organization);
+            let found = match behind {
+                Some(before) => Err(Wait::Behind(before)),
+                None => fleet.place(impact(job), &wanted.groups(default)),
+            };
+            match found {
+                Ok(Placed { node, group }) => {
                     let store = live.get(&node).and_then(|live| live.info.as_ref()).map(|info| info.store);
-                    let (Some(candidate), Some(store)) = (candidates.get_mut(&node), store) else { continue };
-                    candidate.busy += impact(job);
+                    let Some(store) = store else { continue };
                     let attempt = Attempt { unit: UnitId(Uuid::now_v7()), number: 1 };
-                    placements.push(Placement { job: job.id, attempt, node, store });
+                    placements.push(Placement { job: job.id, attempt, node, group: Some(group), store });
                 }
                 Err(wait) => {
                     let words = wait.to_string();

@@ -4,6 +4,7 @@
 //! owns it and who may see it. Lists and their filters, validation, OPTIONS, `related` and `summary_fields` are all
 //! derived from that; what is special about a resource is in `http/`, beside its actions. Nothing here knows HTTP.
 
+mod activity;
 mod builtin_types;
 mod credentials;
 mod fleet;
@@ -16,11 +17,15 @@ mod templates;
 pub mod access;
 pub mod field;
 pub mod filter;
+pub mod later;
 pub mod options;
 pub mod read;
 pub mod roles;
 pub mod write;
 
+pub use activity::ACTIVITY_STREAM;
+#[cfg(test)]
+pub(crate) use builtin_types::fields_of as builtin_fields;
 pub use builtin_types::seed;
 pub use credentials::{CREDENTIAL_TYPES, CREDENTIALS, EXECUTION_ENVIRONMENTS};
 pub use field::{Field, Kind, Mode};
@@ -255,6 +260,7 @@ pub static ALL: &[&Resource] = &[
     &UNIFIED_JOB_TEMPLATES,
     &UNIFIED_JOBS,
     &ROLES,
+    &ACTIVITY_STREAM,
 ];
 
 /// The resource with this part of the path.

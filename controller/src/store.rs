@@ -6,6 +6,7 @@
 
 pub mod core;
 pub mod events;
+pub mod groups;
 pub mod instances;
 pub mod postgres;
 pub mod retention;

@@ -6,6 +6,7 @@
 //! same cluster, so what people try is what is tested.
 
 mod api;
+mod awx;
 mod binaries;
 mod cluster;
 mod daemon;
@@ -24,6 +25,7 @@ mod wait;
 pub mod wire;
 
 pub use api::{Answer, Api};
+pub use awx::{Awx, text};
 pub use binaries::Binaries;
 pub use cluster::{Builder, Cluster, Runtime};
 pub use daemon::Daemon;

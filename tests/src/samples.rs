@@ -172,6 +172,8 @@ impl Samples {
             "skip_tags": options.skip_tags.as_deref().unwrap_or(""),
             "diff_mode": options.diff,
             "extra_vars": options.extra_vars.as_deref().unwrap_or(""),
+            // Some tests want several at once.
+            "allow_simultaneous": true,
         });
         id(&api.create("job_templates/", &body).await?)
     }

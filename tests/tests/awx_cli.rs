@@ -1,75 +1,7 @@
 //! The unmodified `awx` command of AWX (PyPI awxkit 24.6.1) against the controller.
 
-use std::path::Path;
-use std::process::Output;
-use std::time::Duration;
-
-use plexus_tests::{Api, Cluster, JobOptions, Recap, Samples, cache_dir, demo_image};
+use plexus_tests::{Awx, Cluster, JobOptions, Recap, Samples, demo_image, text};
 use serde_json::Value;
-
-/// Longest command: one job with its start.
-const COMMAND: Duration = Duration::from_secs(120);
-
-/// The `awx` command for one user of one controller.
-struct Awx {
-    host: String,
-    user: String,
-    password: String,
-}
-
-impl Awx {
-    fn new(api: &Api, https_port: u16) -> Self {
-        Self {
-            host: format!("https://127.0.0.1:{https_port}"),
-            user: api.user().to_owned(),
-            password: api.password().to_owned(),
-        }
-    }
-
-    /// Runs the command with the password in its environment, as `.demo/env` sets it.
-    async fn run(&self, args: &[&str]) -> Output {
-        self.run_with(args, &[("CONTROLLER_USERNAME", &self.user), ("CONTROLLER_PASSWORD", &self.password)])
-            .await
-    }
-
-    async fn run_with(&self, args: &[&str], env: &[(&str, &str)]) -> Output {
-        let program = cache_dir().join("awx-24.6.1/bin/awx");
-        assert!(
-            Path::new(&program).is_file(),
-            "the awx command is missing; deploy/setup/setup.sh awx installs it"
-        );
-        let mut command = tokio::process::Command::new(program);
-        command.args(args).kill_on_drop(true);
-        for name in [
-            "CONTROLLER_OAUTH_TOKEN",
-            "CONTROLLER_USERNAME",
-            "CONTROLLER_PASSWORD",
-            "http_proxy",
-            "https_proxy",
-        ] {
-            command.env_remove(name);
-        }
-        command
-            .env("CONTROLLER_HOST", &self.host)
-            .env("CONTROLLER_VERIFY_SSL", "false")
-            .env("CONTROLLER_COLOR", "false")
-            .env("NO_PROXY", "*");
-        command.envs(env.iter().copied());
-        tokio::time::timeout(COMMAND, command.output()).await.expect("awx hangs").expect("awx cannot be run")
-    }
-
-    /// Runs a command that must succeed, and gives its JSON.
-    async fn json(&self, args: &[&str]) -> Value {
-        let output = self.run(args).await;
-        assert!(output.status.success(), "awx {args:?}: {}\n{}", text(&output.stdout), text(&output.stderr));
-        serde_json::from_slice(&output.stdout)
-            .unwrap_or_else(|_| panic!("awx {args:?} printed no JSON: {}", text(&output.stdout)))
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
 
 #[tokio::test]
 async fn unmodified_awx_command_logs_in_creates_launches_and_watches() {

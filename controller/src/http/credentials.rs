@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use super::call::Call;
 use super::error::ApiError;
 use super::rules::{Rule, Rules};
+use crate::payload::injectors;
 use crate::registry::read::Record;
 use crate::registry::write::{Draft, type_of};
 use crate::store::core::WriteTx;
@@ -46,8 +47,14 @@ impl Rules for Types {
             if let Some(inputs) = draft.value("inputs") {
                 check_type_inputs(inputs).map_err(|words| ApiError::field("inputs", words))?;
             }
-            if draft.value("injectors").is_some_and(|injectors| !injectors.is_object()) {
-                return Err(ApiError::field("injectors", "Expected a dictionary of injectors."));
+            let stored = |name: &str| before.and_then(|before| before.fields.get(name));
+            if draft.has("injectors") || draft.has("inputs") {
+                let part =
+                    |name: &str| draft.value(name).or_else(|| stored(name)).cloned().unwrap_or_default();
+                let (inputs, injectors) = (part("inputs"), part("injectors"));
+                let fields = inputs["fields"].as_array().cloned().unwrap_or_default();
+                injectors::check(&injectors, &fields)
+                    .map_err(|error| ApiError::field("injectors", error.to_string()))?;
             }
             Ok(())
         })

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use axum::http::Method;
+use axum::http::{Method, StatusCode};
 use sea_query::{Expr, ExprTrait, Func, JoinType, Order, Query};
 use serde_json::{Value, json};
 
@@ -12,8 +12,9 @@ use super::rules::{Rule, Rules};
 use super::{Answer, generic, ok};
 use crate::registry::read::{BASE, Record};
 use crate::registry::write::Draft;
-use crate::registry::{INSTANCES, UNIFIED_JOBS};
+use crate::registry::{INSTANCE_GROUPS, INSTANCES, UNIFIED_JOBS};
 use crate::store::core::WriteTx;
+use crate::store::groups;
 
 pub(super) struct Instances;
 
@@ -31,9 +32,18 @@ impl Rules for Instances {
 
     /// A node that was switched on or off is one more or less to place jobs on.
     fn written<'a>(&'a self, _: &'a Call, tx: &'a mut WriteTx, _: i64, _: &'a Draft) -> Rule<'a> {
+        regroup(tx)
+    }
+
+    fn joined<'a>(&'a self, tx: &'a mut WriteTx, list: &'a str, id: i64, member: i64) -> Rule<'a> {
         Box::pin(async move {
-            tx.wake();
-            Ok(())
+            if list == "instance_groups" { listed(tx, member, id, true).await } else { Ok(()) }
+        })
+    }
+
+    fn parted<'a>(&'a self, tx: &'a mut WriteTx, list: &'a str, id: i64, member: i64) -> Rule<'a> {
+        Box::pin(async move {
+            if list == "instance_groups" { listed(tx, member, id, false).await } else { Ok(()) }
         })
     }
 
@@ -82,6 +92,50 @@ async fn jobs_of(call: &Call, names: &[String], active: bool) -> Result<HashMap<
         .collect::<Result<_, crate::store::core::Error>>()?)
 }
 
+/// Whether the order of a table of pairs means something.
+pub(super) fn is_ordered(table: &str) -> bool {
+    matches!(
+        table,
+        "job_template_instance_groups" | "inventory_instance_groups" | "organization_instance_groups"
+    )
+}
+
+/// Puts nodes into their groups again, and has jobs placed anew.
+fn regroup(tx: &mut WriteTx) -> Rule<'_> {
+    Box::pin(async move {
+        groups::apply_policies(tx).await?;
+        tx.wake();
+        Ok(())
+    })
+}
+
+/// Who puts a node into a group by hand, or takes it out, means it to stay so: the group's list says it.
+async fn listed(tx: &mut WriteTx, group: i64, instance: i64, joins: bool) -> Result<(), ApiError> {
+    let mut query = Query::select();
+    query.column("hostname").from("instances").and_where(Expr::col("id").eq(instance));
+    let Some(row) = tx.optional(&query).await? else { return Ok(()) };
+    let name: String = row.at(0)?;
+    let mut query = Query::select();
+    query.column("policy_instance_list").from("instance_groups").and_where(Expr::col("id").eq(group));
+    let Some(row) = tx.optional(&query).await? else { return Ok(()) };
+    let mut list: Vec<String> = serde_json::from_str(&row.at::<String>(0)?).unwrap_or_default();
+    list.retain(|listed| *listed != name);
+    if joins {
+        list.push(name);
+    }
+    let mut update = Query::update();
+    update.table("instance_groups").value("policy_instance_list", json!(list).to_string());
+    tx.execute(update.and_where(Expr::col("id").eq(group))).await?;
+    regroup(tx).await
+}
+
+/// `jobs/` of an instance group.
+pub(super) async fn group_jobs(call: &Call, id: &str) -> Answer {
+    call.allow("GET, HEAD, OPTIONS")?;
+    let group = generic::visible_id(call, &INSTANCE_GROUPS, id).await?;
+    generic::page(call, &UNIFIED_JOBS, Some(Expr::col((BASE, "instance_group_id")).eq(group))).await
+}
+
 pub(super) async fn instance_jobs(call: &Call, id: &str) -> Answer {
     call.allow("GET, HEAD, OPTIONS")?;
     let instance = generic::fetch(call, &INSTANCES, id).await?;
@@ -92,6 +146,69 @@ pub(super) async fn instance_jobs(call: &Call, id: &str) -> Answer {
 pub(super) struct InstanceGroups;
 
 impl Rules for InstanceGroups {
+    fn check<'a>(&'a self, _: &'a Call, draft: &'a mut Draft, before: Option<&'a Record>) -> Rule<'a> {
+        Box::pin(async move {
+            if draft.value("is_container_group") == Some(&Value::Bool(true)) {
+                let words = "Plexus runs jobs on nodes of its mesh; container groups are not part of it yet.";
+                return Err(ApiError::field("is_container_group", words));
+            }
+            let own = before.map(|before| before.text("name")).filter(|name| is_fixed(name));
+            if own.is_some_and(|own| draft.has("name") && draft.text("name") != own) {
+                return Err(ApiError::field(
+                    "name",
+                    format!("{} cannot be renamed.", own.unwrap_or_default()),
+                ));
+            }
+            match draft.value("policy_instance_list") {
+                None | Some(Value::Null) => {}
+                // What is preset for any JSON is no list yet.
+                Some(Value::Object(empty)) if empty.is_empty() => {
+                    draft.set("policy_instance_list", json!([]))
+                }
+                Some(Value::Array(names)) if names.iter().all(Value::is_string) => {}
+                Some(_) => {
+                    let words = "Expected a list of names of instances.";
+                    return Err(ApiError::field("policy_instance_list", words));
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn written<'a>(&'a self, _: &'a Call, tx: &'a mut WriteTx, _: i64, _: &'a Draft) -> Rule<'a> {
+        regroup(tx)
+    }
+
+    fn deleted<'a>(&'a self, tx: &'a mut WriteTx) -> Rule<'a> {
+        regroup(tx)
+    }
+
+    fn may_delete<'a>(&'a self, call: &'a Call, record: &'a Record) -> Rule<'a> {
+        Box::pin(async move {
+            let refuse = |words: String| Err(ApiError::Detail(StatusCode::FORBIDDEN, words));
+            if is_fixed(record.text("name")) {
+                return refuse(format!("{} cannot be deleted.", record.text("name")));
+            }
+            let mut running = Query::select();
+            running.column("id").from("unified_jobs").and_where(Expr::col("instance_group_id").eq(record.id));
+            running.and_where(Expr::col("status").is_in(["waiting", "running"])).limit(1);
+            match call.app.db.optional(&running).await? {
+                Some(_) => refuse("Jobs are running in this instance group.".to_owned()),
+                None => Ok(()),
+            }
+        })
+    }
+
+    fn joined<'a>(&'a self, tx: &'a mut WriteTx, list: &'a str, id: i64, member: i64) -> Rule<'a> {
+        Box::pin(async move { if list == "instances" { listed(tx, id, member, true).await } else { Ok(()) } })
+    }
+
+    fn parted<'a>(&'a self, tx: &'a mut WriteTx, list: &'a str, id: i64, member: i64) -> Rule<'a> {
+        Box::pin(
+            async move { if list == "instances" { listed(tx, id, member, false).await } else { Ok(()) } },
+        )
+    }
+
     fn fill<'a>(&'a self, call: &'a Call, records: &'a mut [Record], _: bool) -> Rule<'a> {
         Box::pin(async move {
             if records.is_empty() {
@@ -117,7 +234,11 @@ impl Rules for InstanceGroups {
             for row in call.app.db.all(&query).await? {
                 members.insert(row.at(0)?, (row.at(1)?, row.at::<Option<i64>>(2)?.unwrap_or(0)));
             }
+            let running = group_counts(call, records, true).await?;
+            let total = group_counts(call, records, false).await?;
             for record in records {
+                record.set("jobs_running", running.get(&record.id).copied().unwrap_or(0));
+                record.set("jobs_total", total.get(&record.id).copied().unwrap_or(0));
                 let (instances, capacity) = members.get(&record.id).copied().unwrap_or_default();
                 record.set("instances", instances);
                 record.set("capacity", capacity);
@@ -131,6 +252,27 @@ impl Rules for InstanceGroups {
             Ok(())
         })
     }
+}
+
+/// Groups that every installation has.
+fn is_fixed(name: &str) -> bool {
+    matches!(name, groups::DEFAULT | groups::CONTROL_PLANE)
+}
+
+/// Jobs by instance group.
+async fn group_counts(call: &Call, records: &[Record], active: bool) -> Result<HashMap<i64, i64>, ApiError> {
+    let mut query = Query::select();
+    query.column("instance_group_id").expr(Func::count(Expr::col("id"))).from("unified_jobs");
+    query.and_where(Expr::col("instance_group_id").is_in(records.iter().map(|record| record.id)));
+    if active {
+        query.and_where(Expr::col("status").is_in(["waiting", "running"]));
+    }
+    query.group_by_col("instance_group_id");
+    let mut counts = HashMap::new();
+    for row in call.app.db.all(&query).await? {
+        counts.insert(row.at(0)?, row.at(1)?);
+    }
+    Ok(counts)
 }
 
 /// Nodes and links for the picture of the mesh.

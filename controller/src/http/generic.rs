@@ -2,27 +2,24 @@
 
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::Response;
-use sea_query::{Condition, Expr, ExprTrait, Func, Query};
+use sea_query::{Condition, Expr, ExprTrait, Query};
 use serde_json::{Map, Value, json};
 
-use super::call::{Call, encode};
+use super::activity::{self, Entry};
+use super::call::Call;
 use super::error::{ApiError, json_response};
+use super::paging::{self, MAX_PAGE};
+pub(super) use super::paging::{envelope, page, page_number, records};
 use super::rules::{self, Rules};
-use super::{Answer, access, done, labels, ok, roles};
+use super::{Answer, access, copy, done, fleet, labels, ok, roles};
 use crate::auth::User;
 use crate::job;
 use crate::registry::access::condition;
 use crate::registry::read::{self, BASE, Record};
 use crate::registry::roles::{ADMIN, READ, family};
 use crate::registry::write::Draft;
-use crate::registry::{By, Kind, LABELS, Resource, SubList, filter, options};
+use crate::registry::{By, Kind, LABELS, Resource, SubList, options};
 use crate::store::core::{Class, Error as StoreError, WriteTx};
-
-/// Objects on a page that asks for no number.
-const PAGE: u64 = 25;
-
-/// Most objects on a page.
-const MAX_PAGE: u64 = 200;
 
 /// The list of a resource.
 pub(super) async fn collection(call: &Call, resource: &'static Resource) -> Answer {
@@ -109,130 +106,15 @@ pub(super) async fn sub_list(
         (By::Pairs { table, here, there, .. }, _) => {
             let mut members = Query::select();
             members.column(*there).from(*table).and_where(Expr::col(*here).eq(id));
-            page(call, list.of, Some(Expr::col((BASE, "id")).in_subquery(members))).await
+            let mut place = Query::select();
+            place.column("id").from(*table).and_where(Expr::col(*here).eq(id));
+            place.and_where(Expr::col((*table, *there)).equals((BASE, "id")));
+            // In these lists the order is the point: the first is taken first.
+            let in_order = fleet::is_ordered(table) && call.parameter("order_by").is_none();
+            let place = in_order.then(|| Expr::SubQuery(None, Box::new(place.into())));
+            let members = Expr::col((BASE, "id")).in_subquery(members);
+            paging::ordered(call, list.of, Some(members), place).await?.answer(call)
         }
-    }
-}
-
-/// A page of a resource, of those in `scope`, as the parameters of the address ask.
-pub(super) async fn page(call: &Call, resource: &'static Resource, scope: Option<Expr>) -> Answer {
-    records(call, resource, scope).await?.answer(call)
-}
-
-/// A page before it is sent.
-pub(super) struct Page {
-    /// Its objects.
-    pub(super) records: Vec<Record>,
-    count: i64,
-    number: u64,
-    more: bool,
-}
-
-impl Page {
-    /// Wraps it as every list.
-    pub(super) fn answer(self, call: &Call) -> Answer {
-        let results = self.records.into_iter().map(|record| record.into_json().into()).collect();
-        ok(envelope(call, self.count, self.number, self.more, results))
-    }
-}
-
-/// The objects of [`page`].
-pub(super) async fn records(
-    call: &Call,
-    resource: &'static Resource,
-    scope: Option<Expr>,
-) -> Result<Page, ApiError> {
-    let user = call.user()?;
-    let db = &call.app.db;
-    let asker = filter::Asker { user, engine: db.engine() };
-    let asked = filter::condition(resource, BASE, &call.query, asker)?;
-    let mut condition = Condition::all().add(asked).add_option(scope);
-    condition =
-        condition.add_option(visible(resource, user)?).add_option(access::role_level(call, resource)?);
-    let order = filter::order(resource, BASE, &call.query, asker)?;
-    let size = page_size(call)?;
-    let number = page_number(call)?;
-
-    let mut count = read::source(resource, BASE);
-    count.expr(Func::count(Expr::col((BASE, "id")))).cond_where(condition.clone());
-    let mut ids = read::source(resource, BASE);
-    ids.column((BASE, "id")).cond_where(condition);
-    let mut objects = read::select(resource, false);
-    for (expr, direction) in order {
-        ids.order_by_expr(expr.clone(), direction.clone());
-        objects.order_by_expr(expr, direction);
-    }
-    ids.limit(size).offset((number - 1).saturating_mul(size));
-    objects.and_where(Expr::col((BASE, "id")).in_subquery(ids));
-    let (counted, rows) = tokio::try_join!(db.optional(&count), db.all(&objects))?;
-    let count = match counted {
-        Some(row) => row.at::<i64>(0)?,
-        None => 0,
-    };
-    let before = (number - 1).saturating_mul(size);
-    if number > 1 && before >= u64::try_from(count).unwrap_or(0) {
-        return Err(ApiError::Detail(StatusCode::NOT_FOUND, "Invalid page.".to_owned()));
-    }
-    let mut records =
-        rows.iter().map(|row| read::record(resource, false, row)).collect::<Result<Vec<_>, _>>()?;
-    rules::of(resource).fill(call, &mut records, false).await?;
-    access::show_capabilities(call, &mut records).await?;
-    let more = i64::try_from(before.saturating_add(size)).unwrap_or(i64::MAX) < count;
-    Ok(Page { records, count, number, more })
-}
-
-/// What wraps every list.
-pub(super) fn envelope(
-    call: &Call,
-    count: i64,
-    number: u64,
-    more: bool,
-    results: Vec<Value>,
-) -> Map<String, Value> {
-    let mut envelope = Map::new();
-    if call.parameter("count_disabled").is_none() {
-        envelope.insert("count".to_owned(), count.into());
-    }
-    let link = |page: u64| Value::from(page_link(call, page));
-    envelope.insert("next".to_owned(), if more { link(number + 1) } else { Value::Null });
-    envelope.insert("previous".to_owned(), if number > 1 { link(number - 1) } else { Value::Null });
-    envelope.insert("results".to_owned(), results.into());
-    envelope
-}
-
-fn page_link(call: &Call, page: u64) -> String {
-    let page = page.to_string();
-    let mut parameters: Vec<(&str, &str)> = call
-        .query
-        .iter()
-        .filter(|(name, _)| name != "page")
-        .map(|(name, value)| (name.as_str(), value.as_str()))
-        .collect();
-    parameters.push(("page", &page));
-    parameters.sort_unstable();
-    let query: Vec<String> =
-        parameters.iter().map(|(name, value)| format!("{}={}", encode(name), encode(value))).collect();
-    format!("{}?{}", call.path, query.join("&"))
-}
-
-pub(super) fn page_size(call: &Call) -> Result<u64, ApiError> {
-    match call.parameter("page_size") {
-        None | Some("") => Ok(PAGE),
-        Some(text) => match text.parse::<u64>() {
-            Ok(0) | Err(_) => Ok(PAGE),
-            Ok(size) => Ok(size.clamp(1, MAX_PAGE)),
-        },
-    }
-}
-
-pub(super) fn page_number(call: &Call) -> Result<u64, ApiError> {
-    match call.parameter("page") {
-        None => Ok(1),
-        Some(text) => text
-            .parse::<u64>()
-            .ok()
-            .filter(|&page| page > 0 && page < 1 << 40)
-            .ok_or_else(|| ApiError::Detail(StatusCode::NOT_FOUND, "Invalid page.".to_owned())),
     }
 }
 
@@ -363,11 +245,32 @@ pub(super) fn created_response(url: String, body: &Value) -> Answer {
 /// A pair to be written with a new object: table, column of the object it belongs to, its own column, that object.
 type Pair<'p> = (&'p SubList, (&'static str, &'static str, &'static str), &'static Resource, i64);
 
+/// Makes an object like another one, with what belongs to that one; see [`copy`].
+pub(super) async fn copied(
+    call: &Call,
+    resource: &'static Resource,
+    preset: &[(&str, Value)],
+    from: i64,
+) -> Result<Record, ApiError> {
+    Ok(made(call, resource, preset, None, Some(from)).await?.1)
+}
+
+/// Makes an object from the body of a request, and `preset` in its place where both say something.
 pub(super) async fn created(
     call: &Call,
     resource: &'static Resource,
     preset: &[(&str, Value)],
     pair: Option<Pair<'_>>,
+) -> Result<(i64, Record), ApiError> {
+    made(call, resource, preset, pair, None).await
+}
+
+async fn made(
+    call: &Call,
+    resource: &'static Resource,
+    preset: &[(&str, Value)],
+    pair: Option<Pair<'_>>,
+    from: Option<i64>,
 ) -> Result<(i64, Record), ApiError> {
     let user = call.user()?;
     // Who runs an organization makes users in it.
@@ -398,6 +301,9 @@ pub(super) async fn created(
         tx.execute(second).await.map_err(|error| refused(resource, error))?;
     }
     rules.written(call, &mut tx, id, &draft).await?;
+    if let Some(from) = from {
+        copy::deep(call, &mut tx, resource, from, id).await?;
+    }
     if let (Some(family), Some((holder, role))) = (family(resource), access::creators_role(user.id, &draft)) {
         roles::give(&mut tx, family, id, role, holder).await?;
     }
@@ -408,7 +314,11 @@ pub(super) async fn created(
             rules::of(of).may_attach(&mut tx, list.name, owner, id).await?;
             insert_pair(&mut tx, table, here, there, owner, id).await?;
         }
+        activity::note(call, &mut tx, Entry::pair("associate", (of, owner), (list.of, id), list.name))
+            .await?;
     }
+    let changes = activity::created(id, &draft);
+    activity::note(call, &mut tx, Entry::on("create", resource, id, changes, |name| draft.int(name))).await?;
     tx.commit().await?;
     Ok((id, fetch(call, resource, &id.to_string()).await?))
 }
@@ -435,6 +345,12 @@ async fn update(call: &Call, resource: &'static Resource, id: &str) -> Answer {
         tx.execute(statement).await.map_err(|error| refused(resource, error))?;
     }
     rules.written(call, &mut tx, before.id, &draft).await?;
+    let changes = activity::updated(&before, &draft);
+    if !changes.is_empty() {
+        let field = |name: &str| if draft.has(name) { draft.int(name) } else { before.int(name) };
+        let entry = Entry::on("update", resource, before.id, changes, field);
+        activity::note(call, &mut tx, entry).await?;
+    }
     tx.commit().await?;
     ok(fetch(call, resource, &before.id.to_string()).await?.into_json())
 }
@@ -442,9 +358,13 @@ async fn update(call: &Call, resource: &'static Resource, id: &str) -> Answer {
 async fn delete(call: &Call, resource: &'static Resource, id: &str) -> Answer {
     let record = fetch(call, resource, id).await?;
     access::need(call, resource, record.id, ADMIN).await?;
-    rules::of(resource).may_delete(call, &record).await?;
+    let rules = rules::of(resource);
+    rules.may_delete(call, &record).await?;
     let mut tx = call.app.db.begin(Class::Intent).await?;
     not_in_use(&mut tx, resource, record.id).await?;
+    let changes = activity::deleted(&record);
+    let entry = Entry::on("delete", resource, record.id, changes, |name| record.int(name));
+    activity::note(call, &mut tx, entry).await?;
     let mut gone = Query::delete();
     gone.from_table(resource.table.parent.unwrap_or(resource.table.name));
     gone.and_where(Expr::col("id").eq(record.id));
@@ -453,6 +373,7 @@ async fn delete(call: &Call, resource: &'static Resource, id: &str) -> Answer {
             for forget in access::forget(resource, record.id) {
                 tx.execute(&forget).await?;
             }
+            rules.deleted(&mut tx).await?;
             tx.commit().await?;
         }
         Err(StoreError::Reference) => {
@@ -534,7 +455,11 @@ async fn attach(
     if leaves {
         let mut gone = Query::delete();
         gone.from_table(table).and_where(Expr::col(here).eq(id)).and_where(Expr::col(there).eq(member));
-        tx.execute(&gone).await?;
+        if tx.execute(&gone).await? > 0 {
+            let entry = Entry::pair("disassociate", (resource, id), (list.of, member), list.name);
+            activity::note(call, &mut tx, entry).await?;
+            rules::of(resource).parted(&mut tx, list.name, id, member).await?;
+        }
         if list.of == &LABELS {
             labels::sweep(&mut tx, member).await?;
         }
@@ -552,12 +477,21 @@ async fn attach(
             return Err(ApiError::forbidden());
         }
         rules::of(resource).may_attach(&mut tx, list.name, id, member).await?;
-        insert_pair(&mut tx, table, here, there, id, member).await?;
+        if insert_pair(&mut tx, table, here, there, id, member).await? {
+            let entry = Entry::pair("associate", (resource, id), (list.of, member), list.name);
+            activity::note(call, &mut tx, entry).await?;
+            rules::of(resource).joined(&mut tx, list.name, id, member).await?;
+        }
+    }
+    if fleet::is_ordered(table) {
+        // Jobs that wait may have somewhere to go now.
+        tx.wake();
     }
     tx.commit().await?;
     done()
 }
 
+/// Puts a pair into its table; whether it was new there.
 async fn insert_pair(
     tx: &mut WriteTx,
     table: &'static str,
@@ -565,12 +499,12 @@ async fn insert_pair(
     there: &'static str,
     owner: i64,
     member: i64,
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     let mut conflict = sea_query::OnConflict::columns([here, there]);
     conflict.do_nothing();
     let mut insert = Query::insert();
     insert.into_table(table).columns([here, there]).values_panic([owner.into(), member.into()]);
-    tx.execute(insert.on_conflict(conflict)).await.map(drop)
+    Ok(tx.execute(insert.on_conflict(conflict)).await? > 0)
 }
 
 fn refused(resource: &Resource, error: StoreError) -> ApiError {

@@ -4,17 +4,20 @@
 //! kept short, for many jobs a second are launched by it: the template comes with everything it points to in one
 //! query, and the image is resolved with one more.
 
+mod again;
 mod image;
 
 use axum::http::{Method, StatusCode};
 use image::{Chain, add_chain, by_id, inventory_default, resolve};
-use sea_query::{Expr, ExprTrait, InsertStatement, Order, Query};
+use sea_query::{Expr, ExprTrait, InsertStatement, JoinType, Order, Query};
 use serde_json::{Map, Value, json};
 
+use super::activity::{self, Entry};
 use super::call::Call;
 use super::error::ApiError;
 use super::templates::{Attached, MAX_CREDENTIALS, attached, known, one_of_a_kind};
-use super::{Answer, access, generic, labels, ok, survey};
+use super::{Answer, access, generic, labels, ok, once, survey};
+use crate::project;
 use crate::registry::field::Kind;
 use crate::registry::read::{self, BASE, Record};
 use crate::registry::roles::{EXECUTE, READ, USE};
@@ -25,8 +28,8 @@ use crate::registry::{
 };
 use crate::store::core::{Class, CoreDb, Error as StoreError};
 use crate::survey::Survey;
-use crate::{job, project};
 
+pub(super) use again::relaunch;
 pub(super) use image::resolved;
 
 /// What a launch may be asked: the field, and the flag of the template that allows it.
@@ -74,9 +77,13 @@ pub(super) async fn launch(call: &Call, id: &str) -> Answer {
     if call.method != Method::POST {
         let labels = labels::worn(&call.app.db, &labels::TEMPLATES, &[worn]).await?.remove(&worn);
         let survey = survey_of(call, &template).await?;
-        return ok(question(&template, &credentials, &labels.unwrap_or_default(), &survey));
+        let groups = groups_of(&call.app.db, worn).await?;
+        return ok(question(&template, &credentials, &labels.unwrap_or_default(), &groups, &survey));
     }
     access::need(call, &JOB_TEMPLATES, template.record.id, EXECUTE).await?;
+    if let Some(answer) = once::answered(call).await? {
+        return Ok(answer);
+    }
     let mut body = call.object()?;
     if let Some(inventory) = body.shift_remove("inventory_id") {
         body.entry("inventory").or_insert(inventory);
@@ -85,6 +92,16 @@ pub(super) async fn launch(call: &Call, id: &str) -> Answer {
     let answers = Answers::read(&template.record, &survey, &body)?;
     may_choose(call, &answers.taken, &credentials).await?;
     start(call, template, survey, credentials, answers, &body).await
+}
+
+/// Id and name of a template's instance groups, in order.
+async fn groups_of(db: &CoreDb, template: i64) -> Result<Vec<(i64, String)>, StoreError> {
+    let mut query = Query::select();
+    query.columns([("g", "id"), ("g", "name")]).from_as("job_template_instance_groups", "p");
+    let group = Expr::col(("g", "id")).equals(("p", "instance_group_id"));
+    query.join_as(JoinType::InnerJoin, "instance_groups", "g", group);
+    query.and_where(Expr::col(("p", "job_template_id")).eq(template)).order_by(("p", "id"), Order::Asc);
+    db.all(&query).await?.iter().map(|row| Ok((row.at(0)?, row.at(1)?))).collect()
 }
 
 /// The questions that the template asks.
@@ -112,35 +129,6 @@ async fn may_choose(call: &Call, taken: &Map<String, Value>, own: &[Attached]) -
         access::check_named(call, of, &ids, name, role).await?;
     }
     Ok(())
-}
-
-/// Who starts another's job again must be allowed to use what that other one chose.
-async fn may_repeat(call: &Call, job: &Record, credentials: &[Attached]) -> Result<(), ApiError> {
-    let user = call.user()?;
-    let creator = job.summary.get("created_by").and_then(|creator| creator["id"].as_i64());
-    if user.is_superuser || creator == Some(user.id) {
-        return Ok(());
-    }
-    let mut chosen = Map::new();
-    let mut own = Vec::new();
-    if let Some(id) = job.int("job_template") {
-        let template = generic::fetch(call, &JOB_TEMPLATES, &id.to_string()).await?;
-        for name in ["inventory", "execution_environment"] {
-            // The image of a template that names none was not chosen.
-            let resolved = name == "execution_environment" && template.int(name).is_none();
-            if job.int(name) != template.int(name) && !resolved {
-                chosen.insert(name.to_owned(), job.int(name).into());
-            }
-        }
-        let found = attached(&call.app.db, "job_template_credentials", "job_template_id", &[id]).await?;
-        own = found.into_values().next().unwrap_or_default();
-    }
-    let ids: Vec<i64> = credentials.iter().map(|credential| credential.id).collect();
-    chosen.insert("credentials".to_owned(), ids.into());
-    match may_choose(call, &chosen, &own).await {
-        Err(ApiError::Fields(_)) => Err(ApiError::forbidden()),
-        other => other,
-    }
 }
 
 /// What was asked and answered, and what was answered without being asked.
@@ -324,7 +312,8 @@ async fn start(
         .values_panic(columns.into_iter().map(|(_, value)| Expr::val(value)))
         .take();
     let credentials: Vec<i64> = credentials.iter().map(|credential| credential.id).collect();
-    let beside = Beside { credentials, labels, passwords, survey: survey.secrets };
+    let groups = answers.taken.get("instance_groups").and_then(|groups| ids(groups).ok()).unwrap_or_default();
+    let beside = Beside { credentials, labels, groups, passwords, survey: survey.secrets };
     stored(call, insert, beside, answers.ignored).await
 }
 
@@ -332,6 +321,8 @@ async fn start(
 struct Beside {
     credentials: Vec<i64>,
     labels: Vec<i64>,
+    /// Instance groups that were chosen, in order.
+    groups: Vec<i64>,
     /// For what credentials ask at launch.
     passwords: Option<Value>,
     /// Answers to a survey that do not show.
@@ -353,6 +344,7 @@ async fn stored(
     for (table, column, members) in [
         ("unified_job_credentials", "credential_id", beside.credentials),
         (labels::JOBS.0, "label_id", beside.labels),
+        ("unified_job_instance_groups", "instance_group_id", beside.groups),
     ] {
         if members.is_empty() {
             continue;
@@ -372,16 +364,15 @@ async fn stored(
         update.table("unified_jobs").value(column, sealed).and_where(Expr::col("id").eq(id));
         tx.execute(&update).await?;
     }
+    let mut entry =
+        Entry::of("create", (JOBS.type_name, Some(id)), Map::from_iter([("id".to_owned(), id.into())]));
+    entry.organization = activity::organization_of(&JOBS, id);
+    activity::note(call, &mut tx, entry).await?;
+    once::keep(call, &mut tx, id).await?;
     tx.wake();
     tx.job_changed(id, "pending");
     tx.commit().await?;
-    let record = generic::fetch(call, &JOBS, &id.to_string()).await?;
-    let url = record.url();
-    let mut answer = Map::new();
-    answer.insert("job".to_owned(), id.into());
-    answer.insert("ignored_fields".to_owned(), ignored.into());
-    answer.extend(record.into_json());
-    generic::created_response(url, &answer.into())
+    once::job(call, id, ignored).await
 }
 
 async fn template(call: &Call, id: &str) -> Result<Template, ApiError> {
@@ -512,6 +503,7 @@ fn question(
     template: &Template,
     credentials: &[Attached],
     labels: &[(i64, String)],
+    groups: &[(i64, String)],
     survey: &Survey,
 ) -> Map<String, Value> {
     let record = &template.record;
@@ -542,7 +534,7 @@ fn question(
         let value = match *name {
             "credentials" => credentials.iter().map(Attached::as_default).collect::<Vec<_>>().into(),
             "labels" => labels.iter().map(|(id, name)| json!({"id": id, "name": name})).collect(),
-            "instance_groups" => json!([]),
+            "instance_groups" => groups.iter().map(|(id, name)| json!({"id": id, "name": name})).collect(),
             _ => match JOB_TEMPLATES.field(name).map(|field| field.kind) {
                 Some(Kind::Id(_)) => {
                     let shown = record.summary.get(*name);
@@ -555,126 +547,4 @@ fn question(
     }
     question.insert("defaults".to_owned(), defaults.into());
     question
-}
-
-/// Columns that a job started again has from the one before.
-const KEPT: &[&str] = &[
-    "kind",
-    "name",
-    "description",
-    "unified_job_template_id",
-    "job_template_id",
-    "organization_id",
-    "execution_environment_id",
-    "image",
-    "pull",
-    "image_reason",
-    "inventory_id",
-    "project_id",
-    "job_type",
-    "playbook",
-    "scm_branch",
-    "extra_vars",
-    "job_tags",
-    "skip_tags",
-    "start_at_task",
-    "forks",
-    "verbosity",
-    "timeout",
-    "force_handlers",
-    "use_fact_cache",
-    "become_enabled",
-    "diff_mode",
-    "allow_simultaneous",
-    "artifacts",
-    "job_slice_count",
-    "job_slice_number",
-];
-
-pub(super) async fn relaunch(call: &Call, id: &str) -> Answer {
-    call.allow("GET, POST, HEAD, OPTIONS")?;
-    let user = call.user()?;
-    if call.method == Method::OPTIONS {
-        let choices =
-            json!([["all", "No change to job limit"], ["failed", "All failed and unreachable hosts"]]);
-        let hosts = json!({"type": "choice", "required": false, "label": "Hosts", "choices": choices, "default": "all"});
-        return ok(options::action("Relaunch Job", Map::from_iter([("hosts".to_owned(), hosts)])));
-    }
-    let job = generic::fetch(call, &JOBS, id).await?;
-    let db = &call.app.db;
-    let credentials = attached(db, "unified_job_credentials", "unified_job_id", &[job.id]).await?;
-    let credentials = credentials.into_values().next().unwrap_or_default();
-    let mut summaries = Query::select();
-    summaries.columns(["host_name", "failed", "dark", "failures"]).from("job_host_summaries");
-    summaries.and_where(Expr::col("job_id").eq(job.id)).order_by("host_name", Order::Asc);
-    let rows = db.all(&summaries).await?;
-    let mut failed = Vec::new();
-    for row in &rows {
-        if row.at::<bool>(1)? || row.at::<i64>(2)? > 0 || row.at::<i64>(3)? > 0 {
-            failed.push(row.at::<String>(0)?);
-        }
-    }
-    if call.method != Method::POST {
-        let passwords: Vec<String> = credentials.iter().flat_map(Attached::passwords).collect();
-        return ok(json!({
-            "passwords_needed_to_start": passwords,
-            "retry_counts": {"all": rows.len(), "failed": failed.len()},
-        }));
-    }
-    access::need(call, &JOBS, job.id, EXECUTE).await?;
-    may_repeat(call, &job, &credentials).await?;
-    let body = call.object()?;
-    let limit = match body.get("hosts").map(|hosts| hosts.as_str().unwrap_or_default()) {
-        None | Some("all") => job.text("limit").to_owned(),
-        Some("failed") if job.text("finished").is_empty() => {
-            return Err(ApiError::field("hosts", "Cannot relaunch failed hosts until the job has finished."));
-        }
-        Some("failed") if failed.is_empty() => {
-            let words = "Cannot relaunch because previous job had 0 failed hosts.";
-            return Err(ApiError::field("hosts", words));
-        }
-        Some("failed") => failed.join(","),
-        Some(other) => {
-            let other: String = other.chars().take(80).collect();
-            return Err(ApiError::field("hosts", format!("\"{other}\" is not a valid choice.")));
-        }
-    };
-    if job.int("inventory").is_none() || job.int("project").is_none() {
-        let what = if job.int("project").is_none() { "project" } else { "inventory" };
-        return Err(ApiError::field(
-            what,
-            format!("The job's {what} is missing, so it cannot be started again."),
-        ));
-    }
-    let passwords = passwords(&credentials, &body)?;
-    let now = jiff::Timestamp::now().as_microsecond();
-    let mut select = Query::select();
-    select.columns(KEPT.iter().copied()).from("unified_jobs").and_where(Expr::col("id").eq(job.id));
-    let fresh: Vec<(&'static str, sea_query::Value)> = vec![
-        ("limit", limit.into()),
-        ("launch_type", "relaunch".into()),
-        ("status", "pending".into()),
-        ("controller_node", (*call.app.node).into()),
-        ("created", now.into()),
-        ("modified", now.into()),
-        ("created_by_id", user.id.into()),
-        ("modified_by_id", user.id.into()),
-    ];
-    let columns: Vec<&str> = KEPT.iter().copied().chain(fresh.iter().map(|(column, _)| *column)).collect();
-    for (_, value) in fresh {
-        select.expr(Expr::val(value));
-    }
-    let mut insert = Query::insert();
-    insert.into_table("unified_jobs").columns(columns.iter().map(|column| (*column).to_owned()));
-    insert.select_from(select).map_err(|error| {
-        ApiError::internal("a job was not copied", std::io::Error::other(error.to_string()))
-    })?;
-    let credentials: Vec<i64> = credentials.iter().map(|credential| credential.id).collect();
-    let labels = labels::worn(db, &labels::JOBS, &[job.id]).await?.remove(&job.id).unwrap_or_default();
-    let labels = labels.into_iter().map(|(id, _)| id).collect();
-    let survey = job::survey_passwords(db, &call.app.vault, job.id)
-        .await
-        .map_err(|error| ApiError::internal("answers to the survey of the job before do not open", error))?;
-    let survey = survey.iter().map(|(name, secret)| (name.clone(), secret.expose().into())).collect();
-    stored(call, insert, Beside { credentials, labels, passwords, survey }, Map::new()).await
 }

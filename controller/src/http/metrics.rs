@@ -14,12 +14,14 @@ use sea_query::{Expr, ExprTrait, Query};
 use super::Answer;
 use super::call::Call;
 use super::error::ApiError;
+use super::settings;
 use crate::job;
 use crate::store::events::{Counts, Histogram};
 
 pub(super) async fn serve(call: &Call) -> Answer {
     call.allow("GET, HEAD, OPTIONS")?;
-    if !call.user()?.is_superuser {
+    let open = settings::setting(&call.app.db, "ALLOW_METRICS_FOR_ANONYMOUS_USERS").await? == true;
+    if !open && !call.user()?.is_superuser {
         return Err(ApiError::forbidden());
     }
     let mut text = String::new();

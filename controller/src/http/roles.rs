@@ -6,6 +6,7 @@ use axum::http::{Method, StatusCode};
 use sea_query::{Expr, ExprTrait, JoinType, OnConflict, Query};
 use serde_json::{Map, Value, json};
 
+use super::activity::{self, Entry};
 use super::call::Call;
 use super::error::ApiError;
 use super::generic;
@@ -13,7 +14,7 @@ use super::rules::{Rule, Rules};
 use super::{Answer, access, done, ok};
 use crate::registry::read::{BASE, Record};
 use crate::registry::roles::{self, ADMIN, Family, MEMBER, READ, SYSTEM_ADMINISTRATOR, SYSTEM_AUDITOR};
-use crate::registry::{self, By, ROLES, Resource, SubList, USERS, options};
+use crate::registry::{self, By, ROLES, Resource, SubList, TEAMS, USERS, options};
 use crate::store::core::{Class, Error as StoreError, WriteTx};
 
 const READS: &str = "GET, HEAD, OPTIONS";
@@ -136,8 +137,41 @@ pub(super) async fn attach(
         (_, holder) if leaves => take(&mut tx, role, holder).await?,
         (_, holder) => hold(&mut tx, role, holder).await?,
     }
+    activity::note(call, &mut tx, told(role, holder, leaves)).await?;
     tx.commit().await?;
     done()
+}
+
+/// The entry of the activity stream of a role that was given or taken.
+fn told(role: i64, holder: Holder, leaves: bool) -> Entry {
+    let (resource, id) = match holder {
+        Holder::User(id) => (&USERS, id),
+        Holder::Team(id) => (&TEAMS, id),
+    };
+    let operation = if leaves { "disassociate" } else { "associate" };
+    let changes = |object: &str| {
+        let mut changes = Map::new();
+        changes.insert("role_id".to_owned(), role.into());
+        changes.insert("object1".to_owned(), resource.type_name.into());
+        changes.insert("object1_pk".to_owned(), id.into());
+        changes.insert("object2".to_owned(), object.into());
+        changes.insert("action".to_owned(), operation.into());
+        changes.insert("relationship".to_owned(), "role".into());
+        changes
+    };
+    let object = (resource.type_name, Some(id));
+    let on = roles::parse(role)
+        .and_then(|(family, of, object)| Some((registry::by_path(family.path)?, of.field, object)));
+    let Some((of, field, target)) = on else {
+        return Entry { association: "role", ..Entry::of(operation, object, changes("")) };
+    };
+    Entry {
+        other: Some((of.type_name, Some(target))),
+        association: "role",
+        relationship: format!("{}.{field}", of.model),
+        organization: activity::organization_of(of, target),
+        ..Entry::of(operation, object, changes(of.type_name))
+    }
 }
 
 /// Who runs an object gives its roles; those on the installation are the superuser's to give.

@@ -9,7 +9,8 @@ use uuid::Uuid;
 
 use super::call::Call;
 use super::error::ApiError;
-use super::{API_VERSION, Answer, access, generic, login, ok};
+use super::{API_VERSION, Answer, access, generic, login, ok, settings};
+use crate::registry::later::LATER;
 use crate::registry::{ALL, INSTANCE_GROUPS, PROJECTS, USERS, read};
 use crate::store::core::{Class, CoreDb, Error as StoreError};
 
@@ -47,16 +48,17 @@ pub(super) fn redirect(call: &Call) -> Answer {
     Ok(response)
 }
 
-pub(super) fn api(call: &Call) -> Answer {
+pub(super) async fn api(call: &Call) -> Answer {
     call.allow(READS)?;
+    let shown = |name| settings::setting(&call.app.db, name);
     let mut response = ok(json!({
         "description": "AWX REST API",
         "current_version": "/api/v2/",
         "available_versions": {"v2": "/api/v2/"},
         "oauth2": "/api/o/",
-        "custom_logo": "",
-        "custom_login_info": "",
-        "login_redirect_override": "",
+        "custom_logo": shown("CUSTOM_LOGO").await?,
+        "custom_login_info": shown("CUSTOM_LOGIN_INFO").await?,
+        "login_redirect_override": shown("LOGIN_REDIRECT_OVERRIDE").await?,
     }))?;
     let cookie = HeaderValue::from_str(&csrf_cookie()?);
     if call.cookie("csrftoken").is_none_or(|token| token.len() < 32)
@@ -78,12 +80,16 @@ pub(super) fn csrf_cookie() -> Result<String, ApiError> {
 pub(super) fn version_two(call: &Call) -> Answer {
     call.allow(READS)?;
     let mut map = Map::new();
-    for name in ["ping", "config", "settings", "me", "metrics"] {
+    for name in ["ping", "config", "settings", "me", "dashboard", "metrics"] {
         map.insert(name.to_owned(), format!("/api/v2/{name}/").into());
     }
     for resource in ALL {
         map.insert(resource.key.to_owned(), resource.list_url().into());
     }
+    for later in LATER {
+        map.insert(later.key.to_owned(), format!("/api/v2/{}/", later.path).into());
+    }
+    map.insert("bulk".to_owned(), "/api/v2/bulk/".into());
     map.insert("mesh_visualizer".to_owned(), "/api/v2/mesh_visualizer/".into());
     ok(map)
 }

@@ -41,6 +41,21 @@ pub(super) trait Rules: Sync {
         Box::pin(async { Ok(()) })
     }
 
+    /// Follows up on a member that joined a list, in the same transaction.
+    fn joined<'a>(&'a self, _tx: &'a mut WriteTx, _list: &'a str, _id: i64, _member: i64) -> Rule<'a> {
+        Box::pin(async { Ok(()) })
+    }
+
+    /// Follows up on a member that left a list.
+    fn parted<'a>(&'a self, _tx: &'a mut WriteTx, _list: &'a str, _id: i64, _member: i64) -> Rule<'a> {
+        Box::pin(async { Ok(()) })
+    }
+
+    /// Follows up on a deletion.
+    fn deleted<'a>(&'a self, _tx: &'a mut WriteTx) -> Rule<'a> {
+        Box::pin(async { Ok(()) })
+    }
+
     /// Whether whoever is no superuser may change an object that is visible to them.
     fn own_changes(&self) -> bool {
         false
@@ -56,6 +71,7 @@ impl Rules for Plain {}
 /// The rules of a resource.
 pub(super) fn of(resource: &Resource) -> &'static dyn Rules {
     match resource.path {
+        "activity_stream" => &super::activity::Stream,
         "users" => &super::people::Users,
         "tokens" => &super::tokens::Tokens,
         "roles" => &super::roles::Roles,

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 
 use axum::http::{Method, StatusCode};
 use sea_query::{Expr, ExprTrait, Query};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
+use super::activity::{self, Entry};
 use super::call::Call;
 use super::error::ApiError;
 use super::{Answer, access, generic, ok};
@@ -34,6 +35,11 @@ pub(super) fn opened(vault: &Vault, template: i64, variable: &str, sealed: &str)
     open.ok().map(|secret| secret.expose().to_owned())
 }
 
+/// Seals a secret default of a template's survey.
+pub(super) fn sealed(vault: &Vault, template: i64, variable: &str, plain: &str) -> String {
+    vault.encrypt("job_templates", template, &field(variable), plain)
+}
+
 pub(super) async fn spec(call: &Call, id: &str) -> Answer {
     call.allow("GET, POST, DELETE, HEAD, OPTIONS")?;
     call.user()?;
@@ -58,8 +64,14 @@ pub(super) async fn spec(call: &Call, id: &str) -> Answer {
     };
     let mut tx = db.begin(Class::Intent).await?;
     let mut update = Query::update();
-    update.table("job_templates").value("survey_spec", text).and_where(Expr::col("id").eq(id));
+    update.table("job_templates").value("survey_spec", text.as_str()).and_where(Expr::col("id").eq(id));
     tx.execute(&update).await?;
+    let shown = |spec: Value| if spec.is_object() { survey::shown(spec) } else { json!({}) };
+    let new = serde_json::from_str(&text).unwrap_or_default();
+    let changes = Map::from_iter([("survey_spec".to_owned(), json!([shown(old), shown(new)]))]);
+    let mut entry = Entry::of("update", (JOB_TEMPLATES.type_name, Some(id)), changes);
+    entry.organization = activity::organization_of(&JOB_TEMPLATES, id);
+    activity::note(call, &mut tx, entry).await?;
     tx.commit().await?;
     ok(json!({}))
 }

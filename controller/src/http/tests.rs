@@ -1,13 +1,17 @@
 //! The API as clients meet it: requests in, answers out, no network between.
 
 mod access;
+mod activity;
+mod copies;
 mod events;
 mod facts;
 mod grep;
+mod groups;
 mod hostile;
 mod jobs;
 mod lists;
 mod live;
+mod pages;
 mod resources;
 mod roles;
 mod work;

@@ -4,10 +4,12 @@ use axum::http::StatusCode;
 use sea_query::Query;
 
 use super::Answer;
+use super::activity::{self, Entry};
 use super::call::Call;
 use super::error::ApiError;
 use super::generic;
 use super::rules::{Rule, Rules};
+use super::settings;
 use crate::auth;
 use crate::registry::TOKENS;
 use crate::registry::read::Record;
@@ -64,6 +66,10 @@ pub(super) async fn create(call: &Call, owner: i64) -> Answer {
     }
     let draft = Draft::create(&TOKENS, &body)?;
     check_scope(&draft)?;
+    let provider = settings::setting(&call.app.db, "OAUTH2_PROVIDER").await?;
+    let life =
+        provider["ACCESS_TOKEN_EXPIRE_SECONDS"].as_i64().filter(|life| (1..=LIFE_SECONDS).contains(life));
+    let life = life.unwrap_or(LIFE_SECONDS);
     let (token, hash) = auth::new_token()?;
     let now = jiff::Timestamp::now().as_microsecond();
     let mut insert = Query::insert();
@@ -74,12 +80,14 @@ pub(super) async fn create(call: &Call, owner: i64) -> Answer {
         hash.into(),
         draft.text("description").into(),
         draft.text("scope").into(),
-        (now + LIFE_SECONDS * 1_000_000).into(),
+        now.saturating_add(life.saturating_mul(1_000_000)).into(),
         now.into(),
         now.into(),
     ]);
     let mut tx = call.app.db.begin(Class::Intent).await?;
     let id = tx.insert(&mut insert).await?;
+    let entry = Entry::on("create", &TOKENS, id, activity::created(id, &draft), |name| draft.int(name));
+    activity::note(call, &mut tx, entry).await?;
     tx.commit().await?;
     let mut record = generic::fetch(call, &TOKENS, &id.to_string()).await?;
     record.set("token", token);

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use super::injectors::Injected;
 use plexus_proto::seal::SpoolKey;
 use plexus_proto::work::{PrivateBlock, PrivateFile, RegistryAuth};
 use serde_json::{Map, Value, json};
@@ -158,6 +159,8 @@ pub struct Private<'a> {
     pub machine: Option<&'a MachineCredential>,
     /// And with what to decrypt.
     pub vaults: &'a [VaultCredential],
+    /// What credentials of other kinds bring.
+    pub injected: &'a Injected,
     /// For the pull of the image.
     pub registry: Option<&'a RegistryAuth>,
     /// Seals what comes back.
@@ -180,6 +183,9 @@ impl Private<'_> {
             file("env/settings", self.settings().to_string()),
             file("env/cmdline", self.command_line()),
         ];
+        for (name, content) in &self.injected.files {
+            files.push(file(&format!("env/{name}"), content.clone()));
+        }
         if !self.extra_vars.is_empty() {
             // Answers to a survey may be passwords.
             let variables = Value::Object(self.extra_vars.clone()).to_string();
@@ -246,6 +252,9 @@ impl Private<'_> {
         });
         if let Some(inventory) = self.options.inventory_id {
             environment["INVENTORY_ID"] = json!(inventory.to_string());
+        }
+        for (name, value) in &self.injected.env {
+            environment[name] = json!(value);
         }
         environment
     }
@@ -346,6 +355,8 @@ fn quote(word: &str) -> String {
 mod tests {
     use super::*;
 
+    static NOTHING: std::sync::LazyLock<Injected> = std::sync::LazyLock::new(Injected::default);
+
     fn block(options: &JobOptions, machine: Option<&MachineCredential>) -> PrivateBlock {
         block_with(options, machine, &[])
     }
@@ -361,6 +372,7 @@ mod tests {
             facts: &BTreeMap::from([("web1".to_owned(), "{}".to_owned())]),
             extra_vars: &Map::new(),
             machine,
+            injected: &NOTHING,
             vaults,
             registry: None,
             spool_key: &SpoolKey::new([1; 32]),

@@ -327,6 +327,7 @@ impl Driver {
         let status = self.client.submit(self.unit.attempt, epoch, self.unit.store, spec).await?;
         if needs_payload(&status) {
             let private = Private {
+                injected: &loaded.injected,
                 options: &loaded.options,
                 inventory: &loaded.inventory,
                 facts: &loaded.facts,

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use super::Context;
 use crate::facts;
 use crate::job::{self, CredentialError};
+use crate::payload::injectors::{self, Injected, Inputs};
 use crate::payload::private::{Group, Inventory, JobOptions, MachineCredential, VaultCredential};
 use crate::payload::tree::{self, Tree, Trees};
 use crate::project;
@@ -37,6 +38,12 @@ pub(super) enum Error {
     Variables { what: String, detail: String },
     #[error(transparent)]
     Credential(#[from] CredentialError),
+    #[error("credential {name:?} cannot be put into the job")]
+    Injector {
+        name: String,
+        #[source]
+        source: injectors::Error,
+    },
     #[error("the job has no execution environment")]
     NoImage,
 }
@@ -61,6 +68,7 @@ pub(super) struct Loaded {
     pub(super) extra_vars: Map<String, Value>,
     pub(super) machine: Option<MachineCredential>,
     pub(super) vaults: Vec<VaultCredential>,
+    pub(super) injected: Injected,
     pub(super) registry: Option<RegistryAuth>,
     pub(super) organization: String,
     project: PathBuf,
@@ -89,9 +97,14 @@ pub(super) async fn shown(context: &Context, job: i64) -> Result<Shown, Error> {
         Some(row) => row.value::<Option<String>>("image")?,
         None => None,
     };
-    let (machine, vaults) = passwords(context, job).await?;
+    let credentials = job::credentials(&context.core, &context.vault, job).await?;
+    let (machine, vaults) = passwords(context, job, &credentials).await?;
     let mut secrets = machine.map(|machine| machine.secrets()).unwrap_or_default();
     secrets.extend(vaults.iter().map(|vault| vault.password.clone()).filter(|secret| !secret.is_empty()));
+    for credential in &credentials {
+        let own = credential.secrets().filter(|secret| !secret.is_empty() && *secret != ASK);
+        secrets.extend(own.map(str::to_owned));
+    }
     let survey = job::survey_passwords(&context.core, &context.vault, job).await?;
     secrets
         .extend(survey.values().map(|secret| secret.expose().to_owned()).filter(|secret| !secret.is_empty()));
@@ -132,7 +145,11 @@ pub(super) async fn everything(context: &Context, id: i64) -> Result<Loaded, Err
         .left_join("projects", Expr::col(("projects", "id")).equals(("unified_jobs", "project_id")))
         .and_where(Expr::col(("unified_jobs", "id")).eq(id));
     let row = context.core.optional(select).await?.ok_or(StoreError::Reference)?;
-    let options = options(id, &row)?;
+    let mut options = options(id, &row)?;
+    if options.timeout == 0 {
+        let limit = context.core.setting(&job::setting("DEFAULT_JOB_TIMEOUT")).await?;
+        options.timeout = limit.and_then(|limit| limit.parse().ok()).unwrap_or(0);
+    }
     let project = project(context, row.value("local_path")?, &options.playbook)?;
     let inventory = match options.inventory_id {
         Some(inventory) => inventory_of(context, inventory).await?,
@@ -148,7 +165,21 @@ pub(super) async fn everything(context: &Context, id: i64) -> Result<Loaded, Err
         extra_vars.insert(name, secret.expose().into());
     }
     let image: Option<String> = row.value("image")?;
-    let (machine, vaults) = passwords(context, id).await?;
+    let credentials = job::credentials(&context.core, &context.vault, id).await?;
+    let (machine, vaults) = passwords(context, id, &credentials).await?;
+    let mut injected = Injected { env: task_environment(context).await?, ..Injected::default() };
+    for credential in &credentials {
+        let values = credential.values();
+        let inputs = Inputs { id: credential.id, fields: &credential.fields, values: &values };
+        let own = match credential.namespace.as_deref() {
+            Some(namespace) => injectors::builtin(namespace, inputs, &mut injected),
+            None => Ok(false),
+        };
+        let added =
+            own.and_then(|own| if own { Ok(()) } else { injected.add(&credential.injectors, inputs) });
+        added.map_err(|source| Error::Injector { name: credential.name.clone(), source })?;
+    }
+    extra_vars.extend(injected.extra_vars.clone());
     let organization: Option<i64> = row.value("organization_id")?;
     Ok(Loaded {
         image: image.filter(|image| !image.is_empty()).ok_or(Error::NoImage)?,
@@ -158,6 +189,7 @@ pub(super) async fn everything(context: &Context, id: i64) -> Result<Loaded, Err
         extra_vars,
         machine,
         vaults,
+        injected,
         registry: registry(context, id).await?,
         organization: organization.map(|id| id.to_string()).unwrap_or_default(),
         project,
@@ -311,8 +343,8 @@ async fn members(
 async fn passwords(
     context: &Context,
     id: i64,
+    credentials: &[job::Credential],
 ) -> Result<(Option<MachineCredential>, Vec<VaultCredential>), Error> {
-    let credentials = job::credentials(&context.core, &context.vault, id).await?;
     let asked = job::start_passwords(&context.core, &context.vault, id).await?;
     let text = |found: &job::Credential, input: &str, prompt: &str| {
         let stored = found.inputs.get(input).map(Secret::expose).filter(|&text| text != ASK);
@@ -338,6 +370,12 @@ async fn passwords(
         VaultCredential { password: text(found, "vault_password", &prompt), id: vault_id }
     });
     Ok((machine, vaults.collect()))
+}
+
+/// Variables that every job's environment has, by the setting `AWX_TASK_ENV`.
+async fn task_environment(context: &Context) -> Result<BTreeMap<String, String>, StoreError> {
+    let text = context.core.setting(&job::setting("AWX_TASK_ENV")).await?.unwrap_or_default();
+    Ok(serde_json::from_str(&text).unwrap_or_default())
 }
 
 /// The credential for the registry of the job's image.

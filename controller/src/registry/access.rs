@@ -44,6 +44,7 @@ pub fn condition(resource: &Resource, alias: &str, user: &User, role: &str) -> O
     }
     Some(match resource.path {
         "roles" if role == READ => visible_roles(user, alias),
+        "activity_stream" if role == READ => visible_activity(user, alias),
         "credential_types" if role == READ => return None,
         "instances" if role == READ => {
             let mut members = Query::select();
@@ -222,6 +223,30 @@ fn visible_roles(user: &User, alias: &str) -> Expr {
         let of_family = Expr::col((alias.to_owned(), "content_type")).eq(family.type_name);
         any.or(of_family.and(Expr::col((alias.to_owned(), "object_id")).in_subquery(objects)))
     })
+}
+
+/// Entries of the activity stream: what the user did, what belongs to an organization that they run or audit, and
+/// what happened to objects that they see. Each object is looked up by its id, so this costs the same however many
+/// objects of a family there are.
+fn visible_activity(user: &User, alias: &str) -> Expr {
+    let column = |name: &'static str| Expr::col((alias.to_owned(), name));
+    let seen = |kind: &'static str, id: &'static str| {
+        super::ALL.iter().fold(nobody(), |any, resource| {
+            if !resource.table.kin.is_empty() || matches!(resource.path, "roles" | "activity_stream") {
+                return any;
+            }
+            let inner = "act";
+            let mut object = source(resource, inner);
+            object.expr(Expr::val(1)).and_where_option(condition(resource, inner, user, READ));
+            object.and_where(Expr::col((inner, "id")).equals((alias.to_owned(), id)));
+            any.or(column(kind).eq(resource.type_name).and(Expr::exists(object)))
+        })
+    };
+    let organization =
+        |role: &str| column("organization_id").in_subquery(granted(user, "organizations", role).0);
+    let both =
+        seen("object1", "object1_id").and(column("object2_id").is_null().or(seen("object2", "object2_id")));
+    column("actor_id").eq(user.id).or(organization(ADMIN)).or(organization("auditor_role")).or(both)
 }
 
 fn nobody() -> Expr {

@@ -549,6 +549,13 @@ fn all() -> Vec<Builtin> {
     types
 }
 
+/// The fields of a built-in type.
+#[cfg(test)]
+pub(crate) fn fields_of(namespace: &str) -> Vec<Value> {
+    let found = all().into_iter().find(|builtin| builtin.namespace == namespace);
+    found.and_then(|builtin| builtin.inputs["fields"].as_array().cloned()).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use sea_query::{Expr, ExprTrait};

@@ -27,6 +27,7 @@ const RESERVED: &[&str] = &[
     "order_by",
     "format",
     "count_disabled",
+    "cursor",
     "no_truncate",
     "limit",
     "search",

@@ -2,8 +2,8 @@
 
 use super::field::{Preset, choice, description, flag, id, int, name, text, variables};
 use super::{
-    Access, By, Duplicate, JOB_HOST_SUMMARIES, JOB_TEMPLATES, JOBS, ORGANIZATIONS, Owner, Resource, SubList,
-    Table, Verbs,
+    Access, By, Duplicate, INSTANCE_GROUPS, JOB_HOST_SUMMARIES, JOB_TEMPLATES, JOBS, ORGANIZATIONS, Owner,
+    Resource, SubList, Table, Verbs,
 };
 
 /// Sets of hosts.
@@ -41,11 +41,29 @@ pub static INVENTORIES: Resource = Resource {
             .help("If enabled, the inventory will prevent adding any organization instance groups."),
     ],
     lists: &[
+        SubList {
+            name: "instance_groups",
+            of: &INSTANCE_GROUPS,
+            by: By::Pairs {
+                table: "inventory_instance_groups",
+                here: "inventory_id",
+                there: "instance_group_id",
+                writable: true,
+            },
+        },
         SubList { name: "hosts", of: &HOSTS, by: By::Field("inventory") },
         SubList { name: "groups", of: &GROUPS, by: By::Field("inventory") },
         SubList { name: "job_templates", of: &JOB_TEMPLATES, by: By::Field("inventory") },
     ],
-    actions: &["script", "variable_data", "root_groups", "object_roles", "access_list"],
+    actions: &[
+        "copy",
+        "script",
+        "variable_data",
+        "root_groups",
+        "object_roles",
+        "access_list",
+        "activity_stream",
+    ],
     search: &["name", "description"],
     summary: &["name", "description", "kind", "organization_id"],
     capabilities: &["edit", "delete", "copy", "adhoc"],
@@ -85,7 +103,7 @@ pub static HOSTS: Resource = Resource {
         },
         SubList { name: "job_host_summaries", of: &JOB_HOST_SUMMARIES, by: By::Field("host") },
     ],
-    actions: &["variable_data", "ansible_facts"],
+    actions: &["variable_data", "ansible_facts", "activity_stream"],
     search: &["name", "description"],
     summary: &["name", "description"],
     capabilities: &["edit", "delete"],
@@ -123,7 +141,7 @@ pub static GROUPS: Resource = Resource {
             by: By::Pairs { table: "group_children", here: "group_id", there: "child_id", writable: true },
         },
     ],
-    actions: &["variable_data", "all_hosts"],
+    actions: &["variable_data", "all_hosts", "activity_stream"],
     search: &["name", "description"],
     summary: &["name", "description"],
     capabilities: &["edit", "delete", "copy"],

@@ -165,7 +165,7 @@ pub static JOBS: Resource = Resource {
             },
         },
     ],
-    actions: &["job_events", "stdout", "cancel", "relaunch"],
+    actions: &["job_events", "stdout", "cancel", "relaunch", "why", "activity_stream"],
     search: &["name", "description", "playbook"],
     summary: &["name", "description", "status", "failed", "elapsed", "canceled_on"],
     capabilities: &["delete", "start"],

@@ -2,8 +2,8 @@
 
 use super::field::{Preset, description, flag, id, int, name, text, time};
 use super::{
-    Access, By, CREDENTIALS, Duplicate, EXECUTION_ENVIRONMENTS, INVENTORIES, JOB_TEMPLATES, Owner, PROJECTS,
-    Resource, SubList, Table, Verbs,
+    Access, By, CREDENTIALS, Duplicate, EXECUTION_ENVIRONMENTS, INSTANCE_GROUPS, INVENTORIES, JOB_TEMPLATES,
+    Owner, PROJECTS, Resource, SubList, Table, Verbs,
 };
 
 /// A list whose members come and go by the roles they hold.
@@ -56,8 +56,18 @@ pub static ORGANIZATIONS: Resource = Resource {
         members("users", &USERS, "organization_members", "organization_id", "user_id"),
         members("admins", &USERS, "organization_admins", "organization_id", "user_id"),
         SubList { name: "teams", of: &TEAMS, by: By::Field("organization") },
+        SubList {
+            name: "instance_groups",
+            of: &INSTANCE_GROUPS,
+            by: By::Pairs {
+                table: "organization_instance_groups",
+                here: "organization_id",
+                there: "instance_group_id",
+                writable: true,
+            },
+        },
     ],
-    actions: &["object_roles", "access_list"],
+    actions: &["object_roles", "access_list", "activity_stream"],
     search: &["name", "description"],
     summary: &["name", "description"],
     capabilities: &["edit", "delete"],
@@ -82,7 +92,7 @@ pub static LABELS: Resource = Resource {
         id("organization", &ORGANIZATIONS).required().help("Organization this label belongs to."),
     ],
     lists: &[],
-    actions: &[],
+    actions: &["activity_stream"],
     search: &["name"],
     summary: &["name"],
     capabilities: &[],
@@ -127,7 +137,7 @@ pub static USERS: Resource = Resource {
         shown("teams", &TEAMS, "team_members", "user_id", "team_id"),
         members("roles", &ROLES, "user_roles", "user_id", "role_id"),
     ],
-    actions: &["access_list"],
+    actions: &["access_list", "activity_stream"],
     search: &["username", "first_name", "last_name", "email"],
     summary: &["username", "first_name", "last_name"],
     capabilities: &["edit", "delete"],
@@ -158,7 +168,7 @@ pub static TEAMS: Resource = Resource {
         shown("credentials", &CREDENTIALS, "team_credentials", "team_id", "credential_id"),
         members("roles", &ROLES, "role_teams", "team_id", "role_id"),
     ],
-    actions: &["object_roles", "access_list"],
+    actions: &["object_roles", "access_list", "activity_stream"],
     search: &["name", "description"],
     summary: &["name", "description"],
     capabilities: &["edit", "delete"],
@@ -224,7 +234,7 @@ pub static TOKENS: Resource = Resource {
         time("last_used"),
     ],
     lists: &[],
-    actions: &[],
+    actions: &["activity_stream"],
     search: &["description"],
     summary: &["description", "scope"],
     capabilities: &["edit", "delete"],

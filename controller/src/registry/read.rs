@@ -311,7 +311,8 @@ fn relate(record: &mut Record, authors: [Option<i64>; 2]) {
     }
     let url = record.resource.url(record.id);
     let lists = record.resource.lists.iter().map(|list| list.name);
-    for name in lists.chain(record.resource.actions.iter().copied()) {
+    let later = super::later::below(record.resource.path).map(|(name, _)| name);
+    for name in lists.chain(record.resource.actions.iter().copied()).chain(later) {
         related.insert(name.to_owned(), format!("{url}{name}/").into());
     }
 }

@@ -4,8 +4,8 @@ use super::field::{
     Preset, choice, description, flag, id, int, int_choice, json, name, text, time, variables,
 };
 use super::{
-    Access, By, CREDENTIALS, Duplicate, EXECUTION_ENVIRONMENTS, Field, INVENTORIES, JOBS, LABELS,
-    ORGANIZATIONS, Owner, Resource, SYSTEM_JOB_TEMPLATES, SubList, Table, UNIFIED_JOBS, Verbs,
+    Access, By, CREDENTIALS, Duplicate, EXECUTION_ENVIRONMENTS, Field, INSTANCE_GROUPS, INVENTORIES, JOBS,
+    LABELS, ORGANIZATIONS, Owner, Resource, SYSTEM_JOB_TEMPLATES, SubList, Table, UNIFIED_JOBS, Verbs,
 };
 
 /// What ansible-playbook does: change things, or say what it would change.
@@ -106,7 +106,7 @@ pub static PROJECTS: Resource = Resource {
         time("last_updated"),
     ],
     lists: &[SubList { name: "job_templates", of: &JOB_TEMPLATES, by: By::Field("project") }],
-    actions: &["playbooks", "inventories", "object_roles", "access_list"],
+    actions: &["copy", "playbooks", "inventories", "object_roles", "access_list", "activity_stream"],
     search: &["name", "description"],
     summary: &["name", "description", "status", "scm_type", "allow_override"],
     capabilities: &["edit", "delete", "start", "schedule", "copy"],
@@ -200,6 +200,16 @@ pub static JOB_TEMPLATES: Resource = Resource {
     lists: &[
         SubList { name: "jobs", of: &JOBS, by: By::Field("job_template") },
         SubList {
+            name: "instance_groups",
+            of: &INSTANCE_GROUPS,
+            by: By::Pairs {
+                table: "job_template_instance_groups",
+                here: "job_template_id",
+                there: "instance_group_id",
+                writable: true,
+            },
+        },
+        SubList {
             name: "credentials",
             of: &CREDENTIALS,
             by: By::Pairs {
@@ -220,7 +230,7 @@ pub static JOB_TEMPLATES: Resource = Resource {
             },
         },
     ],
-    actions: &["launch", "survey_spec", "object_roles", "access_list"],
+    actions: &["copy", "launch", "plan", "survey_spec", "object_roles", "access_list", "activity_stream"],
     search: &["name", "description"],
     summary: &["name", "description"],
     capabilities: &["edit", "delete", "start", "schedule", "copy"],

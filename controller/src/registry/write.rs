@@ -147,6 +147,11 @@ impl Draft {
         self.values.shift_remove(field)
     }
 
+    /// All that is to be written.
+    pub fn all(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.values.iter().map(|(name, value)| (name.as_str(), value))
+    }
+
     /// The objects it points to: field, family, id.
     pub fn relations(&self) -> impl Iterator<Item = (&'static str, &'static Resource, i64)> {
         self.resource.fields.iter().filter_map(|field| match field.kind {

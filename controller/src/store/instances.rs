@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use plexus_proto::id::{Identity, NodeId, Role, StoreId};
 use sea_query::{Expr, ExprTrait, OnConflict, Query, Value};
 
-use super::core::{Class, CoreDb, Error, WriteTx};
+use super::core::{Class, CoreDb, Error};
+use super::groups;
 
 /// A node as last seen.
 #[derive(Debug, Clone)]
@@ -88,28 +89,8 @@ pub async fn record(core: &CoreDb, nodes: &[Seen]) -> Result<(), Error> {
     update.table("instances").value("errors", "");
     update.and_where(Expr::col("enabled").eq(true)).and_where(Expr::col("errors").ne(""));
     tx.execute(update).await?;
-    join_groups(&mut tx).await?;
+    groups::apply_policies(&mut tx).await?;
     tx.commit().await
-}
-
-/// Puts every instance into the group that takes its kind of work: as long as groups are not edited, those are two.
-async fn join_groups(tx: &mut WriteTx) -> Result<(), Error> {
-    for (group, kinds) in [("default", ["execution", "hybrid"]), ("controlplane", ["control", "hybrid"])] {
-        let mut select = Query::select();
-        select
-            .column(("g", "id"))
-            .column(("i", "id"))
-            .from_as("instances", "i")
-            .from_as("instance_groups", "g");
-        select.and_where(Expr::col(("g", "name")).eq(group));
-        select.and_where(Expr::col(("i", "node_type")).is_in(kinds));
-        let columns = ["instance_group_id", "instance_id"];
-        let conflict = OnConflict::columns(columns).do_nothing().to_owned();
-        let mut insert = Query::insert();
-        insert.into_table("instance_group_members").columns(columns).on_conflict(conflict);
-        tx.execute(insert.select_from(select).expect("both have two columns")).await?;
-    }
-    Ok(())
 }
 
 /// Switches a node off, and says why; it stays off until somebody switches it on.

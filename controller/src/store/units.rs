@@ -36,6 +36,14 @@ pub struct ActiveJob {
     pub forks: i64,
     /// On which inventory.
     pub inventory: Option<i64>,
+    /// Of which template.
+    pub template: Option<i64>,
+    /// Of which organization.
+    pub organization: Option<i64>,
+    /// Whether it may run beside other jobs of its template.
+    pub simultaneous: bool,
+    /// The instance group it was placed by.
+    pub group: Option<i64>,
     /// Its unit, once placed.
     pub unit: Option<Unit>,
 }
@@ -85,6 +93,8 @@ pub struct Placement {
     pub attempt: Attempt,
     /// Where it shall run.
     pub node: NodeId,
+    /// The instance group that node was found in.
+    pub group: Option<i64>,
     /// That node's data directory.
     pub store: StoreId,
 }
@@ -168,9 +178,19 @@ fn unit(row: &Row) -> Result<Option<Unit>, Error> {
 /// Every job that is not over, oldest first.
 pub async fn active_jobs(core: &CoreDb) -> Result<Vec<ActiveJob>, Error> {
     let mut select = Query::select();
-    for column in
-        ["id", "created", "status", "job_explanation", "cancel_requested_at", "forks", "inventory_id"]
-    {
+    for column in [
+        "id",
+        "created",
+        "status",
+        "job_explanation",
+        "cancel_requested_at",
+        "forks",
+        "inventory_id",
+        "job_template_id",
+        "organization_id",
+        "allow_simultaneous",
+        "instance_group_id",
+    ] {
         select.column(("unified_jobs", column));
     }
     unit_columns(&mut select);
@@ -190,6 +210,10 @@ pub async fn active_jobs(core: &CoreDb) -> Result<Vec<ActiveJob>, Error> {
             cancel_requested_at: row.opt_time("cancel_requested_at")?,
             forks: row.value("forks")?,
             inventory: row.value("inventory_id")?,
+            template: row.value("job_template_id")?,
+            organization: row.value("organization_id")?,
+            simultaneous: row.value("allow_simultaneous")?,
+            group: row.value("instance_group_id")?,
             unit: unit(row)?,
         })
     };
@@ -234,6 +258,7 @@ pub async fn place(core: &CoreDb, placements: &[Placement], me: &NodeId) -> Resu
             .value("status", "waiting")
             .value("job_explanation", "")
             .value("execution_node", placement.node.as_str())
+            .value("instance_group_id", placement.group)
             .value("controller_node", me.as_str())
             .and_where(Expr::col("status").is_in(["new", "pending"]))
             .and_where(Expr::col("cancel_flag").eq(false));

@@ -499,3 +499,45 @@ async fn a_survey_is_asked_answered_and_kept_secret() {
     assert_eq!(api.get(&spec_url).await.json, json!({}));
     assert_eq!(launch(&api, template, json!({})).await.status, 201);
 }
+
+#[tokio::test]
+async fn anothers_job_is_started_again_only_with_what_the_template_asks() {
+    let api = Api::new().await;
+    let template = api.template("t").await;
+    let url = format!("/api/v2/job_templates/{template}/");
+    let ada = api.ordinary("ada").await;
+    let number = api.get("/api/v2/users/?username=ada").await.json["results"][0]["id"].as_i64().unwrap();
+    let role = api.get(&url).await.json["summary_fields"]["object_roles"]["execute_role"]["id"].clone();
+    assert_eq!(api.post(&format!("/api/v2/users/{number}/roles/"), json!({"id": role})).await.status, 204);
+    let asks =
+        json!({"ask_limit_on_launch": true, "ask_variables_on_launch": true, "extra_vars": "{\"own\": 1}"});
+    api.call("PATCH", &url, asks).await;
+    let launch = async |body: serde_json::Value| {
+        let job = api.post(&format!("{url}launch/"), body).await;
+        assert_eq!(job.status, 201, "{}", job.text);
+        format!("/api/v2/jobs/{}/relaunch/", job.json["job"])
+    };
+    let (plain, limited) = (launch(json!({})).await, launch(json!({"limit": "web1"})).await);
+    let varied = launch(json!({"extra_vars": {"target": "production"}})).await;
+    for path in [&plain, &limited, &varied] {
+        let reply = api.by(&ada, "POST", path, json!({})).await;
+        assert_eq!(reply.status, 201, "{path}: {}", reply.text);
+    }
+    // The template no longer asks: what somebody else answered is not hers to repeat.
+    api.call("PATCH", &url, json!({"ask_limit_on_launch": false, "ask_variables_on_launch": false})).await;
+    assert_eq!(api.by(&ada, "POST", &plain, json!({})).await.status, 201);
+    for path in [&limited, &varied] {
+        let reply = api.by(&ada, "POST", path, json!({})).await;
+        assert_eq!(reply.status, 403, "{path}: {}", reply.text);
+        assert_eq!(reply.json["detail"], "Job was launched with prompts no longer accepted.");
+        assert_eq!(api.post(path, json!({})).await.status, 201, "whoever launched it may");
+    }
+    // Secret answers are nobody else's.
+    let question = json!({"type": "password", "question_name": "q", "variable": "pin", "required": true});
+    api.post(&format!("{url}survey_spec/"), json!({"name": "", "description": "", "spec": [question]})).await;
+    api.call("PATCH", &url, json!({"survey_enabled": true})).await;
+    let secret = launch(json!({"extra_vars": {"pin": "1234"}})).await;
+    let reply = api.by(&ada, "POST", &secret, json!({})).await;
+    assert_eq!(reply.status, 403, "{}", reply.text);
+    assert_eq!(reply.json["detail"], "Job was launched with secret prompts provided by another user.");
+}

@@ -1,0 +1,150 @@
+//! Families that AWX has and that are not here yet: what they are called, and where other objects list them.
+//!
+//! Clients ask for them even when nobody uses them: `awx users grant` wants to know the roles of workflow templates,
+//! `awx export` walks every sub-list. They answer as lists of nothing; what would make one says what is missing.
+
+/// A family that is not here yet.
+#[derive(Debug)]
+pub struct Later {
+    /// Its name in the root map.
+    pub key: &'static str,
+    /// Its part of the path.
+    pub path: &'static str,
+    /// The `type` of its objects.
+    pub type_name: &'static str,
+    /// The name for people.
+    pub label: &'static str,
+    /// Whether clients make them by POST.
+    pub creates: bool,
+}
+
+const fn made(key: &'static str, path: &'static str, type_name: &'static str, label: &'static str) -> Later {
+    Later { key, path, type_name, label, creates: true }
+}
+
+const fn shown(key: &'static str, path: &'static str, type_name: &'static str, label: &'static str) -> Later {
+    Later { key, path, type_name, label, creates: false }
+}
+
+/// Every such family, in the order of the root map.
+pub static LATER: &[Later] = &[
+    shown("project_updates", "project_updates", "project_update", "Project Update"),
+    made(
+        "credential_input_sources",
+        "credential_input_sources",
+        "credential_input_source",
+        "Credential Input Source",
+    ),
+    made("applications", "applications", "o_auth2_application", "OAuth2 Application"),
+    made("constructed_inventory", "constructed_inventories", "inventory", "Constructed Inventory"),
+    made("inventory_sources", "inventory_sources", "inventory_source", "Inventory Source"),
+    shown("inventory_updates", "inventory_updates", "inventory_update", "Inventory Update"),
+    shown("host_metrics", "host_metrics", "host_metric", "Host Metric"),
+    made("ad_hoc_commands", "ad_hoc_commands", "ad_hoc_command", "Ad Hoc Command"),
+    made("schedules", "schedules", "schedule", "Schedule"),
+    made(
+        "notification_templates",
+        "notification_templates",
+        "notification_template",
+        "Notification Template",
+    ),
+    shown("notifications", "notifications", "notification", "Notification"),
+    made(
+        "workflow_job_templates",
+        "workflow_job_templates",
+        "workflow_job_template",
+        "Workflow Job Template",
+    ),
+    shown("workflow_jobs", "workflow_jobs", "workflow_job", "Workflow Job"),
+    shown("workflow_approvals", "workflow_approvals", "workflow_approval", "Workflow Approval"),
+    made(
+        "workflow_job_template_nodes",
+        "workflow_job_template_nodes",
+        "workflow_job_template_node",
+        "Workflow Job Template Node",
+    ),
+    shown("workflow_job_nodes", "workflow_job_nodes", "workflow_job_node", "Workflow Job Node"),
+];
+
+const NOTICES: [(&str, &str); 3] = [
+    ("notification_templates_started", "notification_templates"),
+    ("notification_templates_success", "notification_templates"),
+    ("notification_templates_error", "notification_templates"),
+];
+
+/// Sub-lists of such families: the resource they are below, and name and family of each.
+const BELOW: &[(&str, &[(&str, &str)])] = &[
+    (
+        "organizations",
+        &[
+            ("workflow_job_templates", "workflow_job_templates"),
+            ("notification_templates", "notification_templates"),
+            NOTICES[0],
+            NOTICES[1],
+            NOTICES[2],
+            ("notification_templates_approvals", "notification_templates"),
+            ("applications", "applications"),
+        ],
+    ),
+    (
+        "projects",
+        &[
+            ("project_updates", "project_updates"),
+            ("schedules", "schedules"),
+            NOTICES[0],
+            NOTICES[1],
+            NOTICES[2],
+        ],
+    ),
+    (
+        "job_templates",
+        &[
+            ("schedules", "schedules"),
+            NOTICES[0],
+            NOTICES[1],
+            NOTICES[2],
+            ("slice_workflow_jobs", "workflow_jobs"),
+        ],
+    ),
+    ("jobs", &[("notifications", "notifications")]),
+    ("system_job_templates", &[("schedules", "schedules"), NOTICES[0], NOTICES[1], NOTICES[2]]),
+    ("system_jobs", &[("notifications", "notifications")]),
+    ("inventories", &[("inventory_sources", "inventory_sources"), ("ad_hoc_commands", "ad_hoc_commands")]),
+    ("hosts", &[("inventory_sources", "inventory_sources"), ("ad_hoc_commands", "ad_hoc_commands")]),
+    ("groups", &[("inventory_sources", "inventory_sources"), ("ad_hoc_commands", "ad_hoc_commands")]),
+    ("credentials", &[("input_sources", "credential_input_sources")]),
+    ("users", &[("applications", "applications")]),
+];
+
+/// The family with this part of the path.
+pub fn by_path(path: &str) -> Option<&'static Later> {
+    LATER.iter().find(|later| later.path == path)
+}
+
+/// Names of the sub-lists of such families below a resource.
+pub fn below(path: &str) -> impl Iterator<Item = (&'static str, &'static Later)> {
+    let lists = BELOW.iter().find(|(resource, _)| *resource == path).map_or(&[][..], |(_, lists)| *lists);
+    lists.iter().filter_map(|(name, family)| Some((*name, by_path(family)?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_family_is_both_here_and_later() {
+        for later in LATER {
+            assert!(super::super::by_path(later.path).is_none(), "{}", later.path);
+        }
+        for (resource, lists) in BELOW {
+            let resource = super::super::by_path(resource).unwrap();
+            for (name, family) in *lists {
+                assert!(by_path(family).is_some(), "{family}");
+                assert!(
+                    resource.list(name).is_none() && !resource.actions.contains(name),
+                    "{resource:?} {name}"
+                );
+            }
+        }
+    }
+}
