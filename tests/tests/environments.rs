@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use plexus_tests::{Builder, Cluster, JobOptions, Recap, Samples, demo_image};
+use plexus_tests::{Builder, Cluster, JobOptions, Recap, Samples, demo_image, is_verify};
 use serde_json::{Value, json};
 
 const JOB: Duration = Duration::from_secs(300);
@@ -84,7 +84,8 @@ async fn playbooks_run_as_the_user_of_the_image() {
 #[tokio::test]
 async fn playbooks_run_under_any_user_id() {
     let images = ["localhost/plexus-ee:init", "localhost/plexus-ee:demo", "localhost/plexus-ee:old"];
-    check(Cluster::builder("any-user").podman("user = \"12345:0\""), &images).await.unwrap();
+    let images = if is_verify() { &images[..] } else { &images[..1] };
+    check(Cluster::builder("any-user").podman("user = \"12345:0\""), images).await.unwrap();
 }
 
 #[tokio::test]

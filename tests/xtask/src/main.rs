@@ -45,6 +45,9 @@ enum Command {
     /// What a bench starts in place of a worker: copies its payload.
     #[command(hide = true)]
     Capture(probe::Capture),
+    /// What a bench starts in place of a worker: prints lines, as many bytes as it is told.
+    #[command(hide = true)]
+    Flood(probe::Flood),
     /// What a bench starts in place of a worker: prints a prepared stream, as fast as it can or at a rate.
     #[command(hide = true)]
     Feed(feed::Options),
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Command::Bench(options) => bench::run(&options),
         Command::Probe(options) => probe::run(&options, began),
         Command::Capture(options) => probe::capture(&options),
+        Command::Flood(options) => probe::flood(&options),
         Command::Feed(options) => feed::run(&options),
     };
     match result {

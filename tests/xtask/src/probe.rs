@@ -68,6 +68,34 @@ pub(crate) fn capture(options: &Capture) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Arguments of the flood.
+#[derive(Debug, Args)]
+pub(crate) struct Flood {
+    /// Bytes to print.
+    bytes: u64,
+    /// Ignored: names the unit in the command line.
+    dir: Option<PathBuf>,
+}
+
+/// Prints lines of 1 KiB, as a job prints its text.
+///
+/// # Errors
+/// When nobody reads them.
+pub(crate) fn flood(options: &Flood) -> anyhow::Result<ExitCode> {
+    drain_input().context("cannot read the input")?;
+    let mut line = vec![b'x'; 1023];
+    line.push(b'\n');
+    let piece = line.repeat(64);
+    let mut out = stdout().lock();
+    let mut left = options.bytes;
+    while left > 0 {
+        let size = usize::try_from(left).unwrap_or(usize::MAX).min(piece.len());
+        out.write_all(&piece[..size]).context("cannot print")?;
+        left -= size as u64;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Copies a folder with the permissions of its files.
 pub(crate) fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(to).with_context(|| format!("cannot create {}", to.display()))?;
