@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, error, info, info_span, warn};
 
+use crate::cgroup;
 use crate::config::WorkSection;
 use crate::runtime::{Images, Kind, Place, Runtime, choice};
 use crate::store_id::Store;
@@ -305,6 +306,8 @@ impl Supervisor {
         self.0.tasks.close();
         self.0.tasks.wait().await;
         drop(self.0.take_spare()); // it ends when its agent hangs up
+        // What a shim that was killed left; one that lives keeps its group.
+        cgroup::sweep(&self.0.store.to_string());
         // Streams may hold this supervisor for a while yet; the directory is the next one's from now on.
         self.0.lock.lock().expect("no code panics under this lock").take();
     }

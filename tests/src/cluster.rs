@@ -15,7 +15,7 @@ use crate::api::Api;
 use crate::binaries::Binaries;
 use crate::daemon::Daemon;
 use crate::layout::{Layout, runtime_root};
-use crate::leftovers::Leftovers;
+use crate::leftovers::{Leftovers, groups};
 use crate::ports::ReservedPort;
 use crate::wait::{Seen, wait_for};
 
@@ -423,6 +423,8 @@ impl Cluster {
     /// When a daemon does not end well, records do not balance, or something is left; then the folder is kept.
     pub async fn finish(mut self) -> anyhow::Result<()> {
         self.clean().await?;
+        // Read before the folder is looked at: a node that never ran has none.
+        let store = fs::read_to_string(self.layout.data_dir("node-1").join("store_id"));
         self.node.stop().await?;
         if self.controller.is_running() {
             self.balanced().await?;
@@ -431,6 +433,13 @@ impl Cluster {
         self.hop.stop().await?;
         for hop in &mut self.more_hops {
             hop.stop().await?;
+        }
+        if let Ok(store) = store {
+            wait_for("control groups of shims to be gone", SETTLED, async || {
+                let left = groups(store.trim());
+                Seen::when(left.is_empty(), || format!("{left:?}"))
+            })
+            .await?;
         }
         let found = self.leftovers();
         if !found.is_empty() {

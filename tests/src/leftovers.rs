@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::layout::podman_command;
@@ -18,6 +19,8 @@ pub struct Leftovers {
     pub containers: Vec<String>,
     /// Files of units that still lie there: private data on tmpfs, spools.
     pub files: Vec<PathBuf>,
+    /// File systems mounted below a folder of the cluster.
+    pub mounts: Vec<PathBuf>,
 }
 
 impl Leftovers {
@@ -28,6 +31,7 @@ impl Leftovers {
             processes: processes(dirs),
             containers: if with_containers { containers(runtime_dir) } else { Vec::new() },
             files: private(runtime_dir),
+            mounts: mounts(dirs),
         }
     }
 
@@ -36,7 +40,7 @@ impl Leftovers {
         *self == Self::default()
     }
 
-    /// Kills the processes and removes the containers that were found; the folders are the caller's.
+    /// Kills the processes, removes the containers and takes down the mounts that were found; the folders are the caller's.
     pub fn sweep(&self) {
         for (pid, _) in &self.processes {
             if let Some(pid) = i32::try_from(*pid).ok().and_then(Pid::from_raw) {
@@ -45,6 +49,9 @@ impl Leftovers {
         }
         if !self.containers.is_empty() {
             podman(&["rm", "--force", "--time", "0"], &self.containers);
+        }
+        for at in &self.mounts {
+            unmount(at, UnmountFlags::DETACH).ok(); // without the right to, it was not ours
         }
     }
 }
@@ -104,6 +111,31 @@ fn containers(runtime_dir: &Path) -> Vec<String> {
             .any(|source| Path::new(source).starts_with(runtime_dir))
         })
         .collect()
+}
+
+/// Control groups that the agent with this store made for shims.
+pub(crate) fn groups(store: &str) -> Vec<PathBuf> {
+    let is_ours = |dir: &Path| {
+        let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.starts_with(&format!("plexus-{store}"))
+    };
+    let (mut found, mut open) = (Vec::new(), vec![PathBuf::from("/sys/fs/cgroup")]);
+    while let Some(dir) = open.pop() {
+        let below = fs::read_dir(dir).into_iter().flatten().flatten();
+        let folders = below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        let (ours, others): (Vec<_>, Vec<_>) =
+            folders.map(|entry| entry.path()).partition(|dir| is_ours(dir));
+        found.extend(ours);
+        open.extend(others);
+    }
+    found
+}
+
+/// Mounts below one of the folders, innermost last.
+fn mounts(dirs: &[&Path]) -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let places = table.lines().filter_map(|line| line.split(' ').nth(1)).map(PathBuf::from);
+    places.filter(|at| dirs.iter().any(|dir| at.starts_with(dir))).collect()
 }
 
 /// Folders of units on tmpfs.
