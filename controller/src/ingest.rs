@@ -31,6 +31,7 @@ use self::result::Stats;
 use self::seal::{Place, Sealer};
 use self::take::Yield;
 use crate::crash::Point;
+use crate::facts::{self, Change};
 use crate::store::events::{self, Batch, Commits, Entrance, EventStore, GapKind, JobKey, Slot};
 use crate::stream::{Parser, RunnerStatus};
 
@@ -288,6 +289,13 @@ impl Session {
                 Ok(found) => {
                     result.rc = found.rc.as_deref().and_then(Rc::parse);
                     result.artifacts = Some(found.names);
+                    result.facts = facts::changes(&found.facts);
+                    result.facts.retain(|_, change| match change {
+                        // Not for any disk. The next job gathers them anew.
+                        Change::Set(facts) => !self.masks.finds(facts),
+                        Change::Cleared => true,
+                    });
+                    result.inventory = found.output.and_then(result::inventory);
                 }
                 Err(error) => {
                     tracing::warn!(unit = %attempt.unit, error = &error as &dyn std::error::Error, "artifacts cannot be read");

@@ -7,6 +7,7 @@ pub mod debug;
 pub mod dispatch;
 pub mod enrolment;
 mod event_kind;
+pub mod facts;
 pub mod fleet;
 mod grep;
 pub mod http;

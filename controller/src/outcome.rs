@@ -30,6 +30,7 @@ pub fn of(result: &UnitResult, canceled: bool) -> Final {
         artifacts: result.artifact_data.as_ref().map(|data| data.get().to_owned()).unwrap_or_default(),
         host_status_counts: host_status_counts(&hosts),
         hosts,
+        facts: result.facts.clone(),
     }
 }
 

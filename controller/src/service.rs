@@ -12,6 +12,7 @@ use plexus_mesh::Mesh;
 use plexus_mesh::identity::Credentials;
 use plexus_mesh::local::LocalSocket;
 use plexus_proto::id::Role;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
@@ -34,11 +35,16 @@ use crate::{auth, fleet};
 pub const ADMIN_PASSWORD: &str = "PLEXUS_CONTROLLER_ADMIN_PASSWORD";
 
 /// Runs the controller until `shutdown`. At SIGHUP, and when root asks at the local door, peers, listeners and
-/// certificates are taken over from `file`, which `config` is from.
+/// certificates are taken over from `file`, which `config` is from. The API is served on `api`, everything else here.
 ///
 /// # Errors
 /// What keeps it from starting, in words for an operator, or what ended it.
-pub async fn run(config: Config, file: &Path, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(
+    config: Config,
+    file: &Path,
+    api: &Handle,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let credentials = Credentials::load(&config.identity_dir)
         .with_context(|| format!("cannot use the identity in {}", config.identity_dir.display()))?;
     let identity = credentials.identity().clone();
@@ -131,7 +137,7 @@ pub async fn run(config: Config, file: &Path, shutdown: CancellationToken) -> an
         mesh = ?mesh.listen_addresses(),
         "controller ready"
     );
-    let served = doors.serve(http::router(app), shutdown.clone()).await;
+    let served = api.spawn(doors.serve(http::router(app), shutdown.clone())).await;
 
     ours.cancel();
     for (what, task) in
@@ -148,7 +154,7 @@ pub async fn run(config: Config, file: &Path, shutdown: CancellationToken) -> an
     events.close().await;
     core.close().await;
     tracing::info!("controller stopped");
-    served.context("the API stopped")
+    served.context("the API broke off")?.context("the API stopped")
 }
 
 /// Opens the core database: on the server that is configured, otherwise in its file.

@@ -20,6 +20,11 @@ pub use self::status::{RunnerStatus, Status};
 
 use self::base64::{Decoder, Progress};
 use self::normalise::{Ending, normalise};
+
+/// A JSON object as Python writes it, in JSON as everybody reads it; `None` for what is no object.
+pub fn normal_json(text: &[u8]) -> Option<Vec<u8>> {
+    normalise(text, Ending::Whole)
+}
 use self::scan::scan;
 
 /// Longest line kept in full. Of a longer one the beginning becomes a cut event and the rest is counted.

@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::sync::CancellationToken;
 
+use crate::bounded::{BoundedClient, BoundedServer};
 use crate::config::LinkKind;
 use crate::error::StartError;
 use crate::forward::Drops;
@@ -285,12 +286,12 @@ fn expired(alpn: &[u8]) -> Expired {
     if alpn == LINK_ALPN { Expired::MayRenew } else { Expired::Refused }
 }
 
-pub(crate) fn quic_server(credentials: &Credentials, alpn: &[u8]) -> QuicServerConfig {
-    QuicServerConfig::try_from(credentials.server_config_for(&[alpn], expired(alpn)))
-        .expect("aws-lc-rs has the cipher suite of QUIC's first packets")
+pub(crate) fn quic_server(credentials: &Credentials, alpn: &[u8]) -> BoundedServer {
+    let config = QuicServerConfig::try_from(credentials.server_config_for(&[alpn], expired(alpn)));
+    BoundedServer(Arc::new(config.expect("aws-lc-rs has the cipher suite of QUIC's first packets")))
 }
 
-pub(crate) fn quic_client(credentials: &Credentials, alpn: &[u8]) -> QuicClientConfig {
-    QuicClientConfig::try_from(credentials.client_config_for(&[alpn], expired(alpn)))
-        .expect("aws-lc-rs has the cipher suite of QUIC's first packets")
+pub(crate) fn quic_client(credentials: &Credentials, alpn: &[u8]) -> BoundedClient {
+    let config = QuicClientConfig::try_from(credentials.client_config_for(&[alpn], expired(alpn)));
+    BoundedClient(Arc::new(config.expect("aws-lc-rs has the cipher suite of QUIC's first packets")))
 }

@@ -88,6 +88,7 @@ mod link;
 mod node;
 mod settings;
 
+mod bounded;
 mod clones;
 mod driver;
 mod epoch;

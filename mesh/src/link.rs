@@ -18,6 +18,7 @@ pub(crate) mod dial;
 pub(crate) mod egress;
 pub(crate) mod frames;
 mod halves;
+mod places;
 pub(crate) mod refusal;
 mod seal;
 pub(crate) mod sealed;
@@ -87,16 +88,16 @@ pub(crate) mod code {
     pub(crate) const SUPERSEDED: VarInt = VarInt::from_u32(4);
     /// The neighbour did not read its control stream.
     pub(crate) const SLOW: VarInt = VarInt::from_u32(5);
-    /// The neighbour's certificate was revoked.
-    pub(crate) const REVOKED: VarInt = VarInt::from_u32(10);
-    /// A certificate has expired while the link was up.
-    pub(crate) const EXPIRED: VarInt = VarInt::from_u32(9);
     /// Both ends dialed; the other link stays.
     pub(crate) const DUPLICATE: VarInt = VarInt::from_u32(6);
     /// The neighbour's configuration no longer has this link.
     pub(crate) const REMOVED: VarInt = VarInt::from_u32(7);
     /// Nothing is heard from the neighbour any more.
-    pub(crate) const SILENT: VarInt = VarInt::from_u32(10);
+    pub(crate) const SILENT: VarInt = VarInt::from_u32(8);
+    /// A certificate has expired while the link was up.
+    pub(crate) const EXPIRED: VarInt = VarInt::from_u32(9);
+    /// The neighbour's certificate was revoked.
+    pub(crate) const REVOKED: VarInt = VarInt::from_u32(10);
 }
 
 /// A connection that has not said hello yet.

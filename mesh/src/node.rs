@@ -38,13 +38,13 @@ pub(crate) struct Node {
     pub(crate) tasks: TaskTracker,
     /// Kinds of link that this node takes part in.
     pub(crate) kinds: Vec<LinkKind>,
-    /// Neighbours to dial.
     /// Where machines without a certificate knock.
     pub(crate) front: Arc<Front>,
     /// Wakes the task that renews our certificate.
     pub(crate) renew_now: tokio::sync::Notify,
     /// Tells renew-only links that they are needed no more.
     pub(crate) renewed: tokio::sync::Notify,
+    /// Neighbours to dial.
     pub(crate) dialed: Mutex<Vec<Arc<Dialed>>>,
     pub(crate) neighbors: Neighbors,
 }

@@ -7,6 +7,11 @@ use plexus_mesh::MeshSection;
 use plexus_mesh::port_forward::Policy;
 use serde::Deserialize;
 
+use crate::spool::SEGMENT_BYTES;
+
+/// Smallest quota of a spool: its newest segment is at work and stays, so that one segment alone would hold a job for ever.
+const SPOOL_QUOTA_MIN: u64 = 2 * SEGMENT_BYTES;
+
 /// A file that is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -76,6 +81,8 @@ pub struct WorkSection {
     pub cache_mib: u64,
     /// Cores that the controller reckons with, instead of those its control group allows: for work that hardly computes.
     pub cores: Option<u16>,
+    /// MiB of memory that the controller reckons with, instead of what its control group allows: for work that needs little.
+    pub memory_mib: Option<u32>,
     /// Of runtime podman.
     pub podman: ContainerSection,
     /// Of runtime docker.
@@ -191,6 +198,7 @@ impl Default for WorkSection {
             spool_quota_mib: 4096,
             cache_mib: 10 * 1024,
             cores: None,
+            memory_mib: None,
             podman: ContainerSection::default(),
             docker: ContainerSection::default(),
             images: ImagesSection::default(),
@@ -324,8 +332,11 @@ impl Config {
         if self.work.images.pull_timeout_s == 0 {
             return Err("work.images.pull_timeout_s must be above 0".to_owned());
         }
-        if self.work.spool_quota_mib == 0 {
-            return Err("work.spool_quota_mib must be above 0".to_owned());
+        if self.work.spool_quota_mib << 20 < SPOOL_QUOTA_MIN {
+            return Err(format!(
+                "work.spool_quota_mib must be at least {}: acknowledged output is deleted in pieces of half of that",
+                SPOOL_QUOTA_MIN >> 20
+            ));
         }
         Ok(())
     }
@@ -403,6 +414,7 @@ mod tests {
         check(&work("[work.docker]\nmounts = [\"/x:/runner/project\"]"), "would hide");
         check(&work("[work.docker]\nuser = \"image\""), "docker gives mounts to nobody");
         check(&work("[work.images]\npull_timeout_s = 0"), "pull_timeout_s must be above 0");
+        check(&work("[work]\nspool_quota_mib = 15"), "spool_quota_mib must be at least 16");
         let forward = "[mesh]\nlisten = [\"[::]:1\"]\n[forward]\n";
         check(&format!("{forward}allow = [{{ from = \"A\", to = [] }}]\n"), "forward.allow: from \"A\"");
         check(&format!("{forward}allow = [{{ from = \"a\", to = [\"h\"] }}]\n"), "must be host:port");

@@ -272,6 +272,12 @@ impl Supervisor {
         supervisor.0.tasks.spawn(async move {
             cancel.run_until_cancelled(tidier.tidy_for_ever()).await;
         });
+        if let Ok(images) = supervisor.images().engine() {
+            let cancel = supervisor.0.cancel.clone();
+            supervisor.0.tasks.spawn(async move {
+                cancel.run_until_cancelled(images.watch()).await;
+            });
+        }
         Ok(supervisor)
     }
 
@@ -513,7 +519,12 @@ impl Supervisor {
             store_id: self.0.store.0.as_bytes().to_vec().into(),
             software: crate::SOFTWARE.to_owned(),
             cpu_millis,
-            memory_bytes: capacity.memory_bytes,
+            memory_bytes: self
+                .0
+                .options
+                .work
+                .memory_mib
+                .map_or(capacity.memory_bytes, |mib| u64::from(mib) << 20),
             runtime: self.0.runtime.kind().as_str().to_owned(),
             runtime_version: version.clone(),
         }

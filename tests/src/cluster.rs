@@ -42,6 +42,8 @@ pub struct Builder {
     database: Option<String>,
     direct: bool,
     cores: Option<u16>,
+    disk: Option<u32>,
+    spool_quota: Option<u32>,
 }
 
 /// A running cluster in a folder and on ports of its own.
@@ -89,6 +91,19 @@ impl Builder {
         self
     }
 
+    /// Lets a unit's output take so many MiB on the execution node, and no more.
+    pub fn spool_quota(mut self, mebibytes: u32) -> Self {
+        self.spool_quota = Some(mebibytes);
+        self
+    }
+
+    /// Gives the controller a data folder of so many MiB, in memory, that only its process sees and that goes with it: it cannot
+    /// be started a second time. [`Cluster::controller_data`] is the way in.
+    pub fn small_disk(mut self, mebibytes: u32) -> Self {
+        self.disk = Some(mebibytes);
+        self
+    }
+
     /// Leaves the execution node down at first.
     pub fn without_node(mut self) -> Self {
         self.start_node = false;
@@ -119,12 +134,16 @@ impl Builder {
             database: self.database,
             direct: self.direct,
             cores: self.cores,
+            spool_quota: self.spool_quota,
         };
         layout.make_dirs()?;
         layout.certify()?;
         layout.configure()?;
         let api = Api::new(&format!("http://127.0.0.1:{}", layout.http_port), "admin", PASSWORD)?;
-        let mut controller = daemon(&layout, "controller", layout.binaries.controller());
+        let mut controller = match self.disk {
+            Some(mebibytes) => on_small_disk(&layout, mebibytes)?,
+            None => daemon(&layout, "controller", layout.binaries.controller()),
+        };
         controller.set_env("PLEXUS_CONTROLLER_ADMIN_PASSWORD", PASSWORD);
         Ok(Cluster {
             controller,
@@ -170,12 +189,24 @@ impl Cluster {
             database: None,
             direct: false,
             cores: None,
+            disk: None,
+            spool_quota: None,
         }
     }
 
     /// The API as the administrator.
     pub fn api(&self) -> &Api {
         &self.api
+    }
+
+    /// The controller's data folder, as its running process sees it.
+    ///
+    /// # Errors
+    /// When the controller does not run.
+    pub fn controller_data(&self) -> anyhow::Result<PathBuf> {
+        let pid = self.controller.pid().context("the controller does not run")?;
+        let dir = self.layout.data_dir("controller");
+        Ok(Path::new("/proc").join(pid.to_string()).join("root").join(dir.strip_prefix("/").unwrap_or(&dir)))
     }
 
     /// Waits until the API answers.
@@ -309,10 +340,11 @@ impl Cluster {
     }
 
     /// Waits until everything that the controller received since its start is stored, was stored before, or is named: refused,
-    /// undone and sent again.
+    /// undone and sent again. Of each unit that the node let go, it had as many records as are stored or a named gap: in this
+    /// life of the controller and in those before.
     ///
     /// # Errors
-    /// When the sum does not balance.
+    /// When a sum does not balance.
     pub async fn balanced(&self) -> anyhow::Result<()> {
         wait_for("the records to balance", Duration::from_secs(15), async || {
             let text = match self.api.get("/metrics").await {
@@ -328,11 +360,21 @@ impl Cluster {
             let parts = ["stored", "repeated", "refused", "undone"].map(of);
             let sum: Option<u64> = parts.into_iter().sum();
             let received = of("received");
+            let unbalanced =
+                text.lines().find_map(|line| line.strip_prefix("plexus_units_unbalanced_total "));
+            if unbalanced != Some("0") {
+                return Seen::NotYet(format!("{unbalanced:?} units do not balance"));
+            }
             Seen::when(received.is_some() && received == sum, || {
                 format!("{received:?} received; stored, repeated, refused, undone: {parts:?}")
             })
         })
-        .await
+        .await?;
+        if let Some(line) = self.controller.log().lines().find(|line| line.contains("records do not balance"))
+        {
+            bail!("{line}");
+        }
+        Ok(())
     }
 
     /// Ends the daemons in order and checks that nothing is left behind.
@@ -396,6 +438,18 @@ fn below(dir: &Path) -> Vec<PathBuf> {
 fn daemon(layout: &Layout, name: &str, program: PathBuf) -> Daemon {
     let args = vec![OsString::from("run"), OsString::from("--config"), layout.config(name).into_os_string()];
     Daemon::new(name, program, args, layout.log(name))
+}
+
+/// The controller with a mount of its own at its data folder. The process stays the one that was started.
+fn on_small_disk(layout: &Layout, mebibytes: u32) -> anyhow::Result<Daemon> {
+    let dir = layout.data_dir("controller");
+    fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let script = r#"mount -t tmpfs -o "size=$1m" none "$2" && shift 2 && exec "$@""#;
+    let words = ["--user", "--map-root-user", "--mount", "bash", "-c", script, "small-disk"];
+    let mut args: Vec<OsString> = words.map(OsString::from).to_vec();
+    args.extend([mebibytes.to_string().into(), dir.into_os_string(), layout.binaries.controller().into()]);
+    args.extend(["run".into(), "--config".into(), layout.config("controller").into_os_string()]);
+    Ok(Daemon::new("controller", "unshare".into(), args, layout.log("controller")))
 }
 
 /// Copies logs and configuration to a place that survives the folder.

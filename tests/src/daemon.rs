@@ -22,6 +22,7 @@ pub struct Daemon {
     program: PathBuf,
     args: Vec<OsString>,
     env: Vec<(String, String)>,
+    later: Duration,
     log: PathBuf,
     child: Option<Child>,
 }
@@ -29,7 +30,8 @@ pub struct Daemon {
 impl Daemon {
     /// Describes a daemon; nothing runs yet. Standard output and error go to `log`, which every start appends to.
     pub fn new(name: &str, program: PathBuf, args: Vec<OsString>, log: PathBuf) -> Self {
-        Self { name: name.to_owned(), program, args, env: Vec::new(), log, child: None }
+        let later = Duration::ZERO;
+        Self { name: name.to_owned(), program, args, env: Vec::new(), later, log, child: None }
     }
 
     /// Sets a variable of the environment for the next starts.
@@ -43,6 +45,11 @@ impl Daemon {
         self.env.retain(|(n, _)| n != name);
     }
 
+    /// Has the next starts happen so much later: by the clock that counts from the start of the machine, which timers go by.
+    pub fn set_later(&mut self, later: Duration) {
+        self.later = later;
+    }
+
     /// Starts the process, in a process group of its own: Ctrl-C at a terminal reaches us, not it.
     ///
     /// # Errors
@@ -52,7 +59,8 @@ impl Daemon {
             bail!("{} runs already", self.name);
         }
         let output = open_log(&self.log)?;
-        let child = Command::new(&self.program)
+        let child = self
+            .command()
             .args(&self.args)
             .envs(self.env.iter().map(|(n, v)| (n, v)))
             .stdin(Stdio::null())
@@ -63,6 +71,20 @@ impl Daemon {
             .with_context(|| format!("cannot start {}", self.program.display()))?;
         self.child = Some(child);
         Ok(())
+    }
+
+    /// The program, perhaps in a time of its own; its process is the one that was started either way.
+    fn command(&self) -> Command {
+        if self.later.is_zero() {
+            return Command::new(&self.program);
+        }
+        let mut command = Command::new("unshare");
+        if !rustix::process::geteuid().is_root() {
+            command.args(["--user", "--map-root-user"]);
+        }
+        let seconds = self.later.as_secs().to_string();
+        command.args(["--time", "--monotonic", &seconds, "--boottime", &seconds]).arg(&self.program);
+        command
     }
 
     /// Name as in messages: `controller`, `hop-1`, …

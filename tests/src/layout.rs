@@ -38,6 +38,8 @@ pub struct Layout {
     pub direct: bool,
     /// Cores that the execution node says it has; none: what it finds.
     pub cores: Option<u16>,
+    /// MiB that a unit's output may take on the execution node; none: what it allows by itself.
+    pub spool_quota: Option<u32>,
 }
 
 impl Layout {
@@ -200,6 +202,7 @@ listen = ["127.0.0.1:{mesh}"]
             }
         };
         let cores = self.cores.map(|cores| format!("cores = {cores}\n")).unwrap_or_default();
+        let quota = self.spool_quota.map(|mib| format!("spool_quota_mib = {mib}\n")).unwrap_or_default();
         format!(
             r#"data_dir = {data}
 runtime_dir = {runtime_dir}
@@ -215,7 +218,7 @@ address = "127.0.0.1:{mesh}"
 [work]
 # Secrets of a job lie on tmpfs; this machine's swap, if it has one, may take them.
 allow_swap = true
-{cores}{runtime}"#,
+{cores}{quota}{runtime}"#,
             data = quoted(&self.data_dir("node-1")),
             runtime_dir = quoted(&self.runtime_dir.join("node-1")),
             socket = quoted(&self.socket("node-1")),

@@ -51,6 +51,42 @@ impl Replay {
         Self::with(name, case, lines, |builder| builder.database(database))?.begin().await
     }
 
+    /// The same with a data folder of so many MiB for the controller.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub async fn start_on_small_disk(
+        mebibytes: u32,
+        name: &str,
+        case: &str,
+        lines: u64,
+    ) -> anyhow::Result<Self> {
+        Self::with(name, case, lines, |builder| builder.small_disk(mebibytes))?.begin().await
+    }
+
+    /// The same with a stream of any origin, and a node that lets output of a unit take so many MiB.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub async fn start_with_spool_quota(
+        mebibytes: u32,
+        name: &str,
+        stream: &Path,
+        lines: u64,
+    ) -> anyhow::Result<Self> {
+        Self::of_stream(name, stream, lines, |builder| builder.spool_quota(mebibytes))?.begin().await
+    }
+
+    /// A cluster whose jobs run this command instead, which nothing holds at a gate.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub async fn start_command(name: &str, command: Vec<String>) -> anyhow::Result<Self> {
+        let cluster = Cluster::builder(name).process(command).prepare()?;
+        let gate = std::env::temp_dir().join(format!("plexus-gate-{}-{name}", std::process::id()));
+        Self { cluster, template: 0, gate: Gate(gate), before_gate: 0 }.begin().await
+    }
+
     async fn begin(mut self) -> anyhow::Result<Self> {
         self.bring_up().await?;
         self.load().await?;
@@ -77,8 +113,17 @@ impl Replay {
         lines: u64,
         change: impl FnOnce(Builder) -> Builder,
     ) -> anyhow::Result<Self> {
+        let streams = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/runner-streams");
+        Self::of_stream(name, &streams.join(case).join("worker.bin"), lines, change)
+    }
+
+    fn of_stream(
+        name: &str,
+        stream: &Path,
+        lines: u64,
+        change: impl FnOnce(Builder) -> Builder,
+    ) -> anyhow::Result<Self> {
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
-        let stream = fixtures.join("runner-streams").join(case).join("worker.bin");
         ensure!(stream.is_file(), "no such captured stream: {}", stream.display());
         // The gate lies where no cluster can know it before it is made: beside the port locks, named by process and case.
         let gate = std::env::temp_dir().join(format!("plexus-gate-{}-{name}", std::process::id()));
@@ -87,7 +132,7 @@ impl Replay {
         // The last argument only names the cluster's folder, so that a script of a failed test is found and ended.
         let command = vec![
             text(&fixtures.join("replay.sh")),
-            text(&stream),
+            text(stream),
             lines.to_string(),
             text(&gate),
             "{dir}".to_owned(),

@@ -207,3 +207,72 @@ async fn a_node_that_was_away_brings_its_spool_also_of_a_job_that_was_given_up()
     assert_eq!(replay.api().job(given_up).await.unwrap()["status"], "error");
     replay.finish().await.unwrap();
 }
+
+/// Bytes of all files below a folder.
+fn held(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(found) if found.is_dir() => held(&entry.path()),
+            Ok(found) => found.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+/// A node that could not be reached for a day holds its jobs as soon as their spools are full. When it is back all of it
+/// comes, whatever has become of the job meanwhile.
+#[tokio::test]
+async fn a_node_that_returns_after_a_day_brings_its_full_spools() {
+    const EVENTS: usize = 250;
+    const QUOTA: u32 = 16;
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    let dir = tempfile::tempdir().unwrap();
+    let stream = dir.path().join("stream");
+    let printed = std::process::Command::new("sh")
+        .args(["-c", r#"echo '{"eof": true}' | python3 "$1/much.py" "$1/runner-streams/ok-2-hosts/worker.bin" "$2" 100 >"$3""#, "much"])
+        .args([&fixtures, Path::new(&EVENTS.to_string()), &stream])
+        .status();
+    assert!(printed.unwrap().success());
+    let mut replay = Replay::start_with_spool_quota(QUOTA, "day", &stream, 7).await.unwrap();
+    let expected = replay.undisturbed().await.unwrap();
+    assert_eq!(expected.len(), EVENTS);
+    let kept = replay.launch().await.unwrap();
+    let given_up = replay.launch().await.unwrap();
+    for job in [kept, given_up] {
+        replay.at_gate(job).await.unwrap();
+    }
+    replay.cluster.hop.kill();
+    replay.open_gate().unwrap();
+    let units = replay.cluster.layout.data_dir("node-1").join("units");
+    wait_for("both spools to be full", DEADLINE, async || {
+        let full = std::fs::read_dir(&units)
+            .unwrap()
+            .flatten()
+            .filter(|unit| held(&unit.path()) >= u64::from(QUOTA) << 20)
+            .count();
+        Seen::when(full == 2, || format!("{full} are full, {} bytes in all", held(&units)))
+    })
+    .await
+    .unwrap();
+    let path = format!("/api/plexus/v1/work/{given_up}/abandon/");
+    replay.api().post(&path, &serde_json::json!({})).await.unwrap();
+    assert_eq!(replay.api().finished(given_up, DEADLINE).await.unwrap()["status"], "error");
+
+    let cluster = &mut replay.cluster;
+    for daemon in [&mut cluster.controller, &mut cluster.node, &mut cluster.hop] {
+        daemon.kill();
+        daemon.set_later(Duration::from_secs(24 * 3600));
+        daemon.start().unwrap();
+    }
+    cluster.api_up().await.unwrap();
+    assert_eq!(replay.successful(kept).await.unwrap(), expected);
+    replay.cluster.clean().await.unwrap();
+    // Its worker stood at the full spool, and was ended there: what the spool held is stored.
+    let brought = replay.api().events(given_up).await.unwrap();
+    let whole =
+        expected.iter().zip(&brought).all(|(expected, brought)| *expected == plexus_tests::essence(brought));
+    assert!(whole && brought.len() > 100 && brought.len() < EVENTS, "{} events", brought.len());
+    assert_eq!(replay.api().job(given_up).await.unwrap()["status"], "error");
+    replay.finish().await.unwrap();
+}

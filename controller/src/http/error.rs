@@ -70,6 +70,11 @@ impl From<core::Error> for ApiError {
             core::Error::Closed => {
                 Self::Detail(StatusCode::SERVICE_UNAVAILABLE, "The controller is stopping.".to_owned())
             }
+            core::Error::Unavailable { trouble, .. } => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "a request was put off");
+                let detail = format!("The database {trouble}. Try again later.");
+                Self::Detail(StatusCode::SERVICE_UNAVAILABLE, detail)
+            }
             error => Self::internal("the database failed a request", error),
         }
     }

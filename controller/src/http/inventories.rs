@@ -10,6 +10,7 @@ use super::call::Call;
 use super::error::ApiError;
 use super::rules::{Rule, Rules};
 use super::{Answer, access, generic, ok};
+use crate::facts;
 use crate::inventory::{self, Script};
 use crate::registry::read::{BASE, Record};
 use crate::registry::roles::ADMIN;
@@ -283,4 +284,15 @@ pub(super) async fn variable_data(call: &Call, resource: &'static Resource, id: 
         Method::OPTIONS => ok(json!({"name": "Variable Data", "actions": {"PUT": {}, "GET": {}}})),
         _ => ok(Map::from_iter(variables)),
     }
+}
+
+/// What the last job that keeps facts found out about a host.
+pub(super) async fn ansible_facts(call: &Call, id: &str) -> Answer {
+    call.allow(READS)?;
+    let id = generic::visible_id(call, &HOSTS, id).await?;
+    if call.method == Method::OPTIONS {
+        return ok(json!({"name": "Ansible Facts", "actions": {"GET": {}}}));
+    }
+    let facts = facts::of_host(&call.app.db, id).await?;
+    ok(facts.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_else(|| json!({})))
 }

@@ -43,6 +43,13 @@ pub(super) async fn serve(call: &Call) -> Answer {
     for (job, lag) in &meters.lags {
         let _ = writeln!(text, "plexus_job_event_lag_seconds{{job=\"{job}\"}} {lag:.6}");
     }
+    head(
+        &mut text,
+        "plexus_event_store_blocked_seconds",
+        "gauge",
+        "For how long the event store has not taken a write: locked, full, or away. 0 when it does.",
+    );
+    let _ = writeln!(text, "plexus_event_store_blocked_seconds {:.3}", meters.blocked.as_secs_f64());
     let (watched, watchers) = call.app.live.watched();
     for (name, help, value) in [
         ("plexus_watched_jobs", "Jobs that somebody watches.", watched),
@@ -82,6 +89,16 @@ fn ingest(text: &mut String, counts: &Counts) {
         ("event_commits", "Transactions of events.", counts.commits),
         ("event_commit_retries", "Times a transaction was tried again.", counts.retries),
         ("units_fenced", "Units left out because another controller owns them by now.", counts.fenced),
+        (
+            "units_balanced",
+            "Units that nodes forgot, all their records being stored or a named gap.",
+            counts.units_balanced,
+        ),
+        (
+            "units_unbalanced",
+            "Units of which nodes had another number of records than are stored or a named gap: none, ever.",
+            counts.units_unbalanced,
+        ),
     ] {
         counter(text, &format!("plexus_{name}_total"), help, value);
     }

@@ -4,6 +4,7 @@ mod access;
 mod activity;
 mod copies;
 mod events;
+mod facts;
 mod grep;
 mod groups;
 mod hostile;

@@ -1,18 +1,23 @@
-//! What an artifacts zip says: the names in it, and the text of `rc` and `status`.
+//! What an artifacts zip says: the names in it, the text of `rc` and `status`, files of the fact cache, and `output.json`.
 //!
 //! The zip comes from a container that runs anybody's code, so nothing of it is believed: names that would leave a
 //! directory are passed over, and directory, entries and members are bounded before memory is taken for them. Nothing
 //! is unpacked here. The directory is read by hand, because a general reader reserves memory for as many entries as a
 //! zip claims to have; members are inflated by the `zip` crate.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read, Seek, SeekFrom};
 
 /// Longest directory that is read; about 100,000 entries.
 const DIRECTORY_MAX: u64 = 8 * 1024 * 1024;
-/// Longest member that is read.
-const MEMBER_MAX: u64 = 64 * 1024;
-/// Most bytes of the zip that are read for a member: header and compressed content.
-const COMPRESSED_MAX: u64 = 2 * MEMBER_MAX;
+/// Longest `rc` or `status` that is read.
+const WORD_MAX: u64 = 64 * 1024;
+/// Longest facts of one host. A large machine has some 100 KiB.
+const FACTS_MAX: u64 = 4 * 1024 * 1024;
+/// Most bytes of facts of all hosts, in both forms.
+const ALL_FACTS_MAX: u64 = 256 * 1024 * 1024;
+/// Longest `output.json`: an inventory of 50,000 hosts with their variables.
+const OUTPUT_MAX: u64 = 64 * 1024 * 1024;
 /// Longest name that is kept.
 const NAME_MAX: usize = 1024;
 /// The end record with the longest comment it may have, and a zip64 locator before it.
@@ -43,6 +48,10 @@ pub struct Artifacts {
     pub status: Option<String>,
     /// Entries passed over because of their names.
     pub ignored: usize,
+    /// Files of the fact cache, by name; without those too long to be facts.
+    pub facts: BTreeMap<String, Vec<u8>>,
+    /// `output.json`: what `ansible-inventory` made of a source.
+    pub output: Option<Vec<u8>>,
 }
 
 impl Artifacts {
@@ -52,14 +61,21 @@ impl Artifacts {
     /// Bytes that are no zip, or whose directory is beyond 8 MiB.
     pub fn read(mut zip: impl Read + Seek) -> Result<Self, Error> {
         let mut found = Self::default();
-        let (mut rc, mut status) = (None, None);
+        let (mut rc, mut status, mut output) = (None, None, None);
+        let mut facts = BTreeMap::new();
         for (name, offset) in directory(&mut zip)? {
             match name {
                 Some(name) => {
                     match name.as_str() {
                         "rc" => rc = Some(offset),
                         "status" => status = Some(offset),
-                        _ => {}
+                        "output.json" => output = Some(offset),
+                        name => {
+                            if let Some(file) = name.strip_prefix("fact_cache/").filter(|file| is_file(file))
+                            {
+                                facts.insert(file.to_owned(), offset);
+                            }
+                        }
                     }
                     found.names.push(name);
                 }
@@ -68,8 +84,22 @@ impl Artifacts {
         }
         found.names.sort_unstable();
         found.names.dedup();
-        found.rc = rc.and_then(|offset| member(&mut zip, offset));
-        found.status = status.and_then(|offset| member(&mut zip, offset));
+        found.rc = rc.and_then(|offset| word(&mut zip, offset));
+        found.status = status.and_then(|offset| word(&mut zip, offset));
+        let whole = |zip: &mut _, offset, max| {
+            member(zip, offset, max + 1).filter(|content| content.len() as u64 <= max)
+        };
+        found.output = output.and_then(|offset| whole(&mut zip, offset, OUTPUT_MAX));
+        let mut left = ALL_FACTS_MAX;
+        for (file, offset) in facts {
+            // A file that is not read counts as one that did not come, which would mean that its facts were cleared.
+            let Some(content) = whole(&mut zip, offset, FACTS_MAX.min(left)) else {
+                found.facts.clear();
+                break;
+            };
+            left -= content.len() as u64;
+            found.facts.insert(file, content);
+        }
         Ok(found)
     }
 }
@@ -142,20 +172,34 @@ fn zip64_offset(mut extra: &[u8], sizes: usize) -> Option<u64> {
 }
 
 /// Text of a small member, trimmed; `None` when it cannot be read.
-fn member(zip: &mut (impl Read + Seek), offset: u64) -> Option<String> {
-    zip.seek(SeekFrom::Start(offset)).ok()?;
-    let mut bounded = zip.by_ref().take(COMPRESSED_MAX);
-    let member = zip::read::read_zipfile_from_stream(&mut bounded).ok()??;
-    let mut text = Vec::new();
-    member.take(MEMBER_MAX).read_to_end(&mut text).ok()?;
+fn word(zip: &mut (impl Read + Seek), offset: u64) -> Option<String> {
+    let text = member(zip, offset, WORD_MAX)?;
     Some(String::from_utf8_lossy(&text).trim().to_owned())
+}
+
+/// The first `max` bytes of a member; `None` when it cannot be read.
+fn member(zip: &mut (impl Read + Seek), offset: u64, max: u64) -> Option<Vec<u8>> {
+    zip.seek(SeekFrom::Start(offset)).ok()?;
+    // What does not shrink may be a little longer packed, and its header comes before it.
+    let mut bounded = zip.by_ref().take(max + max / 8 + WORD_MAX);
+    let member = zip::read::read_zipfile_from_stream(&mut bounded).ok()??;
+    let mut content = Vec::new();
+    member.take(max).read_to_end(&mut content).ok()?;
+    Some(content)
+}
+
+/// Whether a safe name is that of a file right here.
+fn is_file(name: &str) -> bool {
+    !name.is_empty() && !name.contains('/')
 }
 
 /// Whether a name stays below a directory on every system.
 fn is_safe(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= NAME_MAX
-        && !name.contains(|c: char| c.is_control() || c == '\\' || c == ':')
+        && !name.contains(|c: char| c.is_control() || c == '\\')
+        // A drive, or a stream of a file; but IPv6 addresses are names of hosts.
+        && (!name.contains(':') || name.starts_with("fact_cache/"))
         && name.strip_suffix('/').unwrap_or(name).split('/').all(|part| !matches!(part, "" | "." | ".."))
 }
 
@@ -195,6 +239,26 @@ mod tests {
     }
 
     #[test]
+    fn facts_and_output_come_whole_or_not_at_all() {
+        let large = vec![b' '; FACTS_MAX as usize];
+        let members: [(&str, &[u8]); 6] = [
+            ("fact_cache/", b""),
+            ("fact_cache/s1_::1", b"{}"),
+            ("fact_cache/deep/er", b"{}"),
+            ("fact_cache/../x", b"{}"),
+            ("fact_cache/large", &large),
+            ("output.json", b"{\"all\": {}}"),
+        ];
+        let found = Artifacts::read(Cursor::new(zip_of(&members))).unwrap();
+        assert_eq!(found.facts.keys().collect::<Vec<_>>(), ["large", "s1_::1"]);
+        assert_eq!((found.facts["large"].len(), found.ignored), (large.len(), 1));
+        assert_eq!(found.output.as_deref(), Some(&b"{\"all\": {}}"[..]));
+        let longer = [&large[..], b" "].concat();
+        let members: [(&str, &[u8]); 2] = [("fact_cache/a", b"{}"), ("fact_cache/b", &longer)];
+        assert_eq!(Artifacts::read(Cursor::new(zip_of(&members))).unwrap().facts, BTreeMap::new());
+    }
+
+    #[test]
     fn hostile_names_are_passed_over() {
         for name in ["../x", "/etc/x", "a/../b", "a//b", "a\\b", "c:x", "./a", "\u{1}", &"x".repeat(2000)] {
             let found = Artifacts::read(Cursor::new(zip_of(&[(name, b""), ("rc", b"2")]))).unwrap();
@@ -205,7 +269,7 @@ mod tests {
     #[test]
     fn a_swelling_member_is_cut() {
         let found = Artifacts::read(Cursor::new(zip_of(&[("rc", &vec![b'1'; 1 << 22])]))).unwrap();
-        assert_eq!(found.rc.map(|text| text.len() as u64), Some(MEMBER_MAX));
+        assert_eq!(found.rc.map(|text| text.len() as u64), Some(WORD_MAX));
     }
 
     #[test]

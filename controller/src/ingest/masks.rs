@@ -38,6 +38,14 @@ impl Masks {
         self.text(value).into_owned()
     }
 
+    /// Whether a secret long enough to be told from other text is in here.
+    pub(super) fn finds(&self, text: &str) -> bool {
+        self.secrets.iter().filter(|secret| secret.len() >= WITHIN_MIN).any(|secret| {
+            let quoted = serde_json::to_string(secret).unwrap_or_default();
+            text.contains(secret.as_str()) || text.contains(quoted.trim_matches('"'))
+        })
+    }
+
     fn text<'a>(&self, text: &'a str) -> Cow<'a, str> {
         if self.secrets.iter().any(|secret| secret == text) {
             return Cow::Borrowed(MASK);

@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 
 use super::artifacts;
 use super::seal::{Place, Sealer};
+use crate::facts::Change;
 use crate::store::events::{self, EventStore, Gap, JobKey, Slot};
 use crate::stream::RunnerStatus;
 
@@ -84,6 +85,10 @@ pub struct UnitResult {
     pub events: u64,
     /// Names in the artifacts zip; absent without one that can be read.
     pub artifacts: Option<Vec<String>>,
+    /// What the job did to the facts of hosts.
+    pub facts: BTreeMap<String, Change>,
+    /// The inventory that a source came to, a JSON object as text; absent in all but inventory updates.
+    pub inventory: Option<Box<RawValue>>,
     /// By host, from the job's last `playbook_on_stats`.
     pub host_summaries: BTreeMap<String, HostSummary>,
     /// `set_stats` data of the playbook, a JSON object; absent when there is none.
@@ -127,6 +132,12 @@ impl Stats {
         stats.artifact_data = data.map(|&raw| raw.to_owned());
         stats
     }
+}
+
+/// `output.json` as text; `None` for what is no object.
+pub(super) fn inventory(output: Vec<u8>) -> Option<Box<RawValue>> {
+    let text = crate::stream::normal_json(&output)?;
+    RawValue::from_string(String::from_utf8(text).ok()?).ok()
 }
 
 /// Reads the artifacts zip from its staged pieces, a piece at a time.

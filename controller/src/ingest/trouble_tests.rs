@@ -265,7 +265,27 @@ async fn what_is_sent_again_is_counted_and_stored_once(place: Place) {
     store.close().await;
 }
 
+async fn what_a_node_had_is_compared_with_what_is_stored(place: Place) {
+    let store = place.events().await;
+    let mut records = Spool::lines(attempt(1, 1), &captured("flow"), 2);
+    let had = records.len() as u64;
+    drop(records.drain(7..10)); // a named gap
+    let mut session = open(&store, context(1, 1), 1).await;
+    feed(&mut session, &records[..5]).await;
+    let balance = async |attempt, sent| {
+        store.balance(job(1), attempt, sent).await.unwrap();
+        (store.counts().units_balanced, store.counts().units_unbalanced)
+    };
+    assert_eq!(balance(attempt(1, 1), had).await, (0, 1), "only five are stored");
+    feed(&mut session, &records).await;
+    assert_eq!(balance(attempt(1, 1), had).await, (1, 1));
+    assert_eq!(balance(attempt(1, 1), had + 1).await, (1, 2));
+    assert_eq!(balance(attempt(1, 2), 7).await, (1, 2), "nothing is known of this attempt");
+    store.close().await;
+}
+
 on_each_engine![
+    what_a_node_had_is_compared_with_what_is_stored,
     odd_bytes_are_stored_as_they_came,
     counters_of_the_runner_that_jump_repeat_and_restart_are_noted,
     an_event_of_fifty_megabytes_is_cut_and_named,

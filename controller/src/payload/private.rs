@@ -4,11 +4,16 @@
 //! The tree is mounted by the node, so standard input is two lines: kwargs and eof. Values that may be secret go
 //! into files or into the kwargs line, never onto a command line.
 
-use super::injectors::Injected;
+use std::collections::BTreeMap;
+
 use plexus_proto::seal::SpoolKey;
 use plexus_proto::work::{PrivateBlock, PrivateFile, RegistryAuth};
 use serde_json::{Map, Value, json};
 use zeroize::{Zeroize, ZeroizeOnDrop};
+
+use super::injectors::Injected;
+
+use crate::facts;
 
 /// How the job asks Ansible to run. Names and meanings as in AWX's job record.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -43,6 +48,8 @@ pub struct JobOptions {
     pub inventory_id: Option<i64>,
     /// Revision of the project, where it has one.
     pub project_revision: String,
+    /// Whether facts of hosts are kept from job to job.
+    pub fact_cache: bool,
 }
 
 /// Inputs of a machine credential, decrypted. Empty text: not set.
@@ -145,6 +152,8 @@ pub struct Private<'a> {
     pub options: &'a JobOptions,
     /// On what.
     pub inventory: &'a Inventory,
+    /// What is known of its hosts: facts as JSON text, by name.
+    pub facts: &'a BTreeMap<String, String>,
     /// Variables of the job, the strongest of all.
     pub extra_vars: &'a Map<String, Value>,
     /// With what.
@@ -181,6 +190,11 @@ impl Private<'_> {
         if !self.extra_vars.is_empty() {
             files.push(file("env/extravars", Value::Object(self.extra_vars.clone()).to_string()));
         }
+        if self.options.fact_cache {
+            let cache = format!("artifacts/{}/fact_cache", self.options.job_id);
+            let facts = facts::files(self.facts).into_iter();
+            files.extend(facts.map(|(name, content)| file(&format!("{cache}/{name}"), content)));
+        }
         PrivateBlock {
             files,
             stdin: format!("{}\n{{\"eof\": true}}\n", json!({"kwargs": self.kwargs()})).into(),
@@ -212,7 +226,7 @@ impl Private<'_> {
             "envvars": self.environment(),
             "passwords": self.passwords(),
             "suppress_env_files": true,
-            "fact_cache_type": "",
+            "fact_cache_type": if self.options.fact_cache { "jsonfile" } else { "" },
         });
         if let Some(machine) = self.machine.filter(|machine| !machine.ssh_key_data.is_empty()) {
             let mut key = machine.ssh_key_data.clone();
@@ -354,6 +368,7 @@ mod tests {
         Private {
             options,
             inventory: &Inventory::default(),
+            facts: &BTreeMap::from([("web1".to_owned(), "{}".to_owned())]),
             extra_vars: &Map::new(),
             machine,
             injected: &NOTHING,
@@ -400,6 +415,19 @@ mod tests {
         assert_eq!(kwargs["kwargs"]["ssh_key"], "KEY\n");
         assert_eq!(eof, "{\"eof\": true}\n");
         assert_eq!(format!("{machine:?}"), "MachineCredential(..)");
+    }
+
+    #[test]
+    fn facts_go_along_where_they_are_kept() {
+        let paths = |fact_cache| {
+            let block = block(&JobOptions { job_id: 7, fact_cache, ..JobOptions::default() }, None);
+            let stdin = String::from_utf8(block.stdin.to_vec()).unwrap();
+            assert_eq!(stdin.contains(r#""fact_cache_type":"jsonfile""#), fact_cache);
+            block.files.into_iter().map(|file| file.path).filter(|path| path.contains("fact_cache")).collect()
+        };
+        let with: Vec<String> = paths(true);
+        assert_eq!(with, ["artifacts/7/fact_cache/s1_web1", "artifacts/7/fact_cache/web1"]);
+        assert_eq!(paths(false), [""; 0]);
     }
 
     #[test]

@@ -180,15 +180,26 @@ pub(super) async fn forget(context: &Context, unit: Unit, created: Timestamp) {
                 status => drop(status?),
             }
         }
-        match client.forget(unit.attempt, epoch).await {
-            Ok(_) => {}
+        let last = match client.forget(unit.attempt, epoch).await {
             Err(CallError::Refused { refusal, .. })
-                if matches!(refusal.code(), RefusalCode::UnknownUnit | RefusalCode::OtherStore) => {}
+                if matches!(refusal.code(), RefusalCode::UnknownUnit | RefusalCode::OtherStore) =>
+            {
+                None
+            }
             Err(CallError::Refused { refusal, .. }) if refusal.code() == RefusalCode::NotFinished => {
                 settle(context, &unit, created, epoch).await?;
-                drop(client.forget(unit.attempt, epoch).await?);
+                Some(client.forget(unit.attempt, epoch).await?)
             }
-            Err(error) => return Err(error.into()),
+            status => Some(status?),
+        };
+        if let Some(last) = last {
+            let key = JobKey { id: unit.job, created };
+            if let Err(error) = context.events.balance(key, unit.attempt, last.records).await {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot see whether the records of a unit balance"
+                );
+            }
         }
         Ok::<_, Trouble>(units::forgotten(&context.core, unit.attempt).await?)
     };
@@ -302,6 +313,7 @@ impl Driver {
                 injected: &loaded.injected,
                 options: &loaded.options,
                 inventory: &loaded.inventory,
+                facts: &loaded.facts,
                 extra_vars: &loaded.extra_vars,
                 machine: loaded.machine.as_ref(),
                 vaults: &loaded.vaults,

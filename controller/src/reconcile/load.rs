@@ -9,6 +9,7 @@ use sea_query::{Expr, ExprTrait, JoinType, Order, Query};
 use serde_json::{Map, Value};
 
 use super::Context;
+use crate::facts;
 use crate::job::{self, CredentialError};
 use crate::payload::injectors::{self, Injected, Inputs};
 use crate::payload::private::{Group, Inventory, JobOptions, MachineCredential, VaultCredential};
@@ -63,6 +64,7 @@ pub(super) struct Loaded {
     pub(super) image: String,
     pub(super) pull: PullPolicy,
     pub(super) inventory: Inventory,
+    pub(super) facts: BTreeMap<String, String>,
     pub(super) extra_vars: Map<String, Value>,
     pub(super) machine: Option<MachineCredential>,
     pub(super) vaults: Vec<VaultCredential>,
@@ -109,7 +111,7 @@ pub(super) async fn shown(context: &Context, job: i64) -> Result<Shown, Error> {
     Ok(Shown { image, secrets })
 }
 
-const JOB_COLUMNS: [&str; 20] = [
+const JOB_COLUMNS: [&str; 21] = [
     "playbook",
     "job_type",
     "diff_mode",
@@ -130,6 +132,7 @@ const JOB_COLUMNS: [&str; 20] = [
     "name",
     "launch_type",
     "organization_id",
+    "use_fact_cache",
 ];
 
 /// Reads everything a job was launched with.
@@ -151,6 +154,10 @@ pub(super) async fn everything(context: &Context, id: i64) -> Result<Loaded, Err
     let inventory = match options.inventory_id {
         Some(inventory) => inventory_of(context, inventory).await?,
         None => Inventory::default(),
+    };
+    let facts = match options.inventory_id.filter(|_| options.fact_cache) {
+        Some(inventory) => facts::of_inventory(&context.core, inventory).await?,
+        None => BTreeMap::new(),
     };
     let mut extra_vars = meta_variables(id, &row)?;
     extra_vars.extend(variables("extra_vars of the job", &row.value::<String>("extra_vars")?)?);
@@ -178,6 +185,7 @@ pub(super) async fn everything(context: &Context, id: i64) -> Result<Loaded, Err
         image: image.filter(|image| !image.is_empty()).ok_or(Error::NoImage)?,
         pull: pull(row.value::<Option<String>>("pull")?.as_deref()),
         inventory,
+        facts,
         extra_vars,
         machine,
         vaults,
@@ -206,6 +214,7 @@ fn options(id: i64, row: &Row) -> Result<JobOptions, StoreError> {
         timeout: row.value("timeout")?,
         inventory_id: row.value("inventory_id")?,
         project_revision: row.value("scm_revision")?,
+        fact_cache: row.value("use_fact_cache")?,
     })
 }
 

@@ -103,7 +103,7 @@ pub static HOSTS: Resource = Resource {
         },
         SubList { name: "job_host_summaries", of: &JOB_HOST_SUMMARIES, by: By::Field("host") },
     ],
-    actions: &["variable_data", "activity_stream"],
+    actions: &["variable_data", "ansible_facts", "activity_stream"],
     search: &["name", "description"],
     summary: &["name", "description"],
     capabilities: &["edit", "delete"],

@@ -123,9 +123,39 @@ pub enum Error {
     /// The database is shutting down.
     #[error("the database is closed")]
     Closed,
-    /// Anything else: disk full, damaged file, a bug in a query.
+    /// It takes nothing at the moment: the same may work later.
+    #[error("the database {trouble}")]
+    Unavailable {
+        /// What keeps it.
+        trouble: Trouble,
+        /// What the database said.
+        #[source]
+        source: Box<sqlx::Error>,
+    },
+    /// Anything else: a damaged file, a bug in a query.
     #[error("database error")]
     Database(#[source] Box<sqlx::Error>),
+}
+
+/// What passes by itself, or once an operator has acted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// Somebody else holds it, for longer than a request waits.
+    Locked,
+    /// No room to write.
+    Full,
+    /// The server restarts, fails over, or is too busy.
+    Away,
+}
+
+impl std::fmt::Display for Trouble {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Locked => "is locked by another process",
+            Self::Full => "has no disk space left",
+            Self::Away => "does not answer",
+        })
+    }
 }
 
 impl From<sqlx::Error> for Error {
@@ -137,7 +167,10 @@ impl From<sqlx::Error> for Error {
             }
             sqlx::Error::Database(db) if db.is_foreign_key_violation() => Self::Reference,
             sqlx::Error::PoolClosed => Self::Closed,
-            _ => Self::Database(Box::new(error)),
+            _ => match sqlite::trouble(&error).or_else(|| postgres::trouble(&error)) {
+                Some(trouble) => Self::Unavailable { trouble, source: Box::new(error) },
+                None => Self::Database(Box::new(error)),
+            },
         }
     }
 }

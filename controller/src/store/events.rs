@@ -310,6 +310,22 @@ impl EventStore {
         self.inner.counters.read()
     }
 
+    /// Compares what a node says that it had of an attempt, now that it lets it go, with what is stored of it.
+    ///
+    /// # Errors
+    /// A month that cannot be read.
+    pub async fn balance(&self, job: JobKey, attempt: Attempt, sent: u64) -> Result<(), Error> {
+        // Nothing is known of an attempt whose job or month is gone.
+        let Some(stored) = self.last_record(job, attempt).await? else { return Ok(()) };
+        if stored == sent {
+            self.inner.counters.units_balanced.add(1);
+        } else {
+            self.inner.counters.units_unbalanced.add(1);
+            tracing::error!(unit = %attempt, sent, stored, "records do not balance");
+        }
+        Ok(())
+    }
+
     pub(crate) fn counters(&self) -> &Counters {
         &self.inner.counters
     }

@@ -12,6 +12,8 @@ use sea_query::{
 };
 use uuid::Uuid;
 
+use crate::facts::{self, Change};
+
 use super::core::{Class, CoreDb, Error, Row};
 
 /// States of a job that is not over.
@@ -118,6 +120,8 @@ pub struct Final {
     pub host_status_counts: Option<String>,
     /// The recap, one entry a host.
     pub hosts: Vec<HostSummary>,
+    /// What became of the facts of hosts.
+    pub facts: BTreeMap<String, Change>,
 }
 
 /// One host of the recap.
@@ -350,14 +354,33 @@ pub async fn ran_in(core: &CoreDb, job: i64, digest: &str) -> Result<(), Error> 
     tx.commit().await
 }
 
-/// Ends a job: status, recap and everything else that was waited for, in one transaction. A job that is over stays
+/// Ends a job: status, recap and everything else that was waited for, in one transaction, after the facts of its hosts. A job that is over stays
 /// as it is.
 pub async fn finish(core: &CoreDb, job: i64, last: &Final) -> Result<(), Error> {
+    if !last.facts.is_empty() {
+        keep_facts(core, job, last).await?;
+    }
     let mut tx = core.begin(Class::Bookkeeping).await?;
     if finish_in(&mut tx, job, last).await? {
         tx.commit().await?;
     }
     Ok(())
+}
+
+/// Before the end, in transactions of their own: they may be many megabytes, and to keep them twice does no harm.
+async fn keep_facts(core: &CoreDb, job: i64, last: &Final) -> Result<(), Error> {
+    let mut select = Query::select();
+    select
+        .column("inventory_id")
+        .from("unified_jobs")
+        .and_where(Expr::col("id").eq(job))
+        .and_where(Expr::col("use_fact_cache").eq(true))
+        .and_where(Expr::col("status").is_in(ACTIVE));
+    let Some(row) = core.optional(select).await? else { return Ok(()) };
+    match row.value::<Option<i64>>("inventory_id")? {
+        Some(inventory) => facts::keep(core, inventory, &last.facts).await,
+        None => Ok(()),
+    }
 }
 
 /// The same within a transaction; false when it was over.

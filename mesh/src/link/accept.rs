@@ -5,19 +5,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::places::{Place, Places};
 use super::udp::SharedSocket;
 use super::{Error, Fresh, Origin, Side, frames, greet, run};
+use crate::bounded::Bounded;
 use crate::enrol;
 use crate::node::Node;
 
-/// Handshakes that may be under way at once on one socket; more strangers must prove their address first.
-const HANDSHAKES: usize = 64;
+/// Longest handshake of QUIC, from its first packet: as long as whoever dials tries.
+const QUIC_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest TLS handshake on a TCP stream.
 const TLS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for links to say goodbye.
@@ -44,7 +46,12 @@ pub(crate) async fn accept_quic(
             door.links.spawn(door.node.front.clone().receive(incoming));
             continue;
         }
-        let Some(turn) = door.turn() else {
+        let remote = incoming.remote_address();
+        let place = match incoming.remote_address_validated() {
+            true => door.places.proven(remote.ip()),
+            false => door.places.forgeable(),
+        };
+        let Some(place) = place else {
             // Many at once, or a flood from forged addresses: only who can be reached may try again.
             if incoming.may_retry() {
                 let _ = incoming.retry();
@@ -53,9 +60,10 @@ pub(crate) async fn accept_quic(
             }
             continue;
         };
-        let (remote, socket) = (incoming.remote_address(), socket.clone());
-        door.admit(remote, turn, async move {
-            incoming.await.map(|connection| Fresh::Quic(connection, socket)).map_err(Error::Connection)
+        let socket = socket.clone();
+        door.admit(remote, place, async move {
+            let shaken = tokio::time::timeout(QUIC_TIMEOUT, incoming).await.map_err(|_| Error::Timeout)?;
+            shaken.map(|connection| Fresh::Quic(connection, socket)).map_err(Error::Connection)
         });
     }
 }
@@ -78,24 +86,24 @@ pub(crate) async fn accept_tcp(node: Arc<Node>, listener: Arc<TcpListener>, clos
             () = closed.cancelled() => return door.shut().await,
         };
         // Who comes when all places are taken is turned away, and dials again.
-        let Some(turn) = door.turn() else { continue };
+        let Some(place) = door.places.proven(remote.ip()) else { continue };
         let acceptor = door.node.endpoints.acceptor();
-        door.admit(remote, turn, secure(acceptor, stream, remote));
+        door.admit(remote, place, secure(acceptor, stream, remote));
     }
 }
 
 async fn secure(acceptor: TlsAcceptor, stream: TcpStream, remote: SocketAddr) -> Result<Fresh, Error> {
     frames::prepare(&stream);
-    let secured = tokio::time::timeout(TLS_TIMEOUT, acceptor.accept(stream)).await;
+    let secured = tokio::time::timeout(TLS_TIMEOUT, acceptor.accept(Bounded::new(stream))).await;
     let stream = secured.map_err(|_| Error::Timeout)?.map_err(Error::Tls)?;
-    Ok(Fresh::Tcp(Box::new(stream.into()), remote))
+    Ok(Fresh::Tcp(frames::authenticated(stream), remote))
 }
 
 /// What both kinds of door have in common.
 struct Door {
     node: Arc<Node>,
     closed: CancellationToken,
-    handshakes: Arc<Semaphore>,
+    places: Places,
     links: JoinSet<()>,
     warned: Option<Instant>,
     refused: mpsc::Sender<(SocketAddr, Error)>,
@@ -105,25 +113,31 @@ struct Door {
 impl Door {
     fn new(node: Arc<Node>, closed: CancellationToken) -> Self {
         let (refused, refusals) = mpsc::channel(16);
-        let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
-        Self { node, closed, handshakes, links: JoinSet::new(), warned: None, refused, refusals }
-    }
-
-    fn turn(&self) -> Option<OwnedSemaphorePermit> {
-        self.handshakes.clone().try_acquire_owned().ok()
+        Self {
+            node,
+            closed,
+            places: Places::default(),
+            links: JoinSet::new(),
+            warned: None,
+            refused,
+            refusals,
+        }
     }
 
     /// Makes a link of what `fresh` yields.
     fn admit(
         &mut self,
         remote: SocketAddr,
-        turn: OwnedSemaphorePermit,
+        place: Place,
         fresh: impl Future<Output = Result<Fresh, Error>> + Send + 'static,
     ) {
         let (node, refused, cancel) = (self.node.clone(), self.refused.clone(), self.closed.clone());
         self.links.spawn(async move {
-            let greeted = async { greet(&node, fresh.await?, Side::Accepted).await }.await;
-            drop(turn);
+            let greeted = tokio::select! {
+                greeted = async { greet(&node, fresh.await?, Side::Accepted).await } => greeted,
+                () = place.lost() => Err(Error::Crowded),
+            };
+            drop(place);
             match greeted {
                 Ok(greeted) => {
                     run(&node, greeted, Origin { dialed: false, bandwidth: None, cancel }).await;

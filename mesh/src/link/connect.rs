@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 
 use super::frames::{self, Target};
 use super::{Error, Fresh, Greeted, Side, greet};
+use crate::bounded::Bounded;
 use crate::config::{LinkKind, Peer};
 use crate::node::Node;
 use crate::settings::SERVER_NAME;
@@ -124,8 +125,9 @@ async fn attempt(node: Arc<Node>, peer: Arc<Peer>, way: Way, delay: Duration) ->
                 let remote = stream.peer_addr().map_err(Error::Dial)?;
                 frames::prepare(&stream);
                 let name = SERVER_NAME.try_into().expect("the name is a host name");
-                let stream = node.endpoints.connector().connect(name, stream).await.map_err(Error::Tls)?;
-                Ok(Fresh::Tcp(Box::new(stream.into()), remote))
+                let connecting = node.endpoints.connector().connect(name, Bounded::new(stream));
+                let stream = connecting.await.map_err(Error::Tls)?;
+                Ok(Fresh::Tcp(frames::authenticated(stream), remote))
             }
         }
     };

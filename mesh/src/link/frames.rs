@@ -27,6 +27,7 @@ use super::egress::Egress;
 use super::wire::{End, TcpWire};
 use super::{code, message};
 use crate::batch::Batch;
+use crate::bounded::Bounded;
 use crate::forward::{Overlay, Via};
 use crate::settings::{self, TCP_IDLE, TCP_KEEPALIVE};
 
@@ -41,8 +42,15 @@ const HEADER: usize = 4;
 /// Longest wait for the goodbye to be written.
 const FAREWELL: Duration = Duration::from_millis(300);
 
-/// A TLS stream of either side.
-pub(crate) type Stream = TlsStream<TcpStream>;
+/// A TLS stream of either side, after its handshake.
+pub(crate) type Stream = TlsStream<Bounded>;
+
+/// A stream whose handshake is over.
+pub(crate) fn authenticated(stream: impl Into<Stream>) -> Box<Stream> {
+    let mut stream = Box::new(stream.into());
+    stream.get_mut().0.unbound();
+    stream
+}
 
 /// Settings of a fresh TCP socket that links need.
 pub(crate) fn prepare(stream: &TcpStream) {

@@ -40,6 +40,8 @@ pub(crate) enum Error {
     NoHello,
     #[error("no hello in time")]
     Timeout,
+    #[error("too many handshakes at once from where this one came")]
+    Crowded,
     #[error("a certificate has expired: the link with {0} was good for renewing it only")]
     RenewOnly(NodeId),
 }
@@ -68,6 +70,7 @@ impl Error {
             | Self::Hello(_)
             | Self::NoHello
             | Self::Timeout
+            | Self::Crowded
             | Self::RenewOnly(_) => false,
         }
     }

@@ -16,9 +16,13 @@ use super::{Error, Kind};
 use crate::config::ImagesSection;
 use pull::Pull;
 
-/// Longest time for which an image found once is taken to be there without asking the engine, even where its store
-/// seems unchanged.
-const FOUND: Duration = Duration::from_secs(60);
+/// Age from which what is known of an image is looked up again, beside its use, even where the engine's store seems
+/// unchanged.
+const OLD: Duration = Duration::from_secs(60);
+/// The same where nothing shows whether images came or went (docker): it is looked up before its use.
+const BLIND: Duration = Duration::from_secs(10);
+/// Pause between two looks at the engine's store. A look is one system call while nothing changed.
+const WATCH: Duration = Duration::from_secs(5);
 
 /// The images of one engine. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -33,6 +37,8 @@ struct Inner {
     /// What this node pulled for units, and when each was last used.
     ledger: PathBuf,
     found: Mutex<HashMap<String, Found>>,
+    /// The store as it was when all of its images were read.
+    read: Mutex<Option<Stamp>>,
     store: std::sync::OnceLock<Option<PathBuf>>,
     pulls: Mutex<HashMap<pull::Key, Weak<Pull>>>,
 }
@@ -73,6 +79,7 @@ impl Images {
             private,
             ledger,
             found: Mutex::default(),
+            read: Mutex::default(),
             store: std::sync::OnceLock::new(),
             pulls: Mutex::default(),
         }))
@@ -142,6 +149,19 @@ impl Images {
         tokio::task::spawn_blocking(move || inner.find(&name)).await.ok().flatten()
     }
 
+    /// Keeps in mind which images are here, so that a unit finds its own without asking the engine, which takes a quarter of
+    /// a second. Only where the engine's store shows when they change; never ends there.
+    pub async fn watch(&self) {
+        loop {
+            let inner = self.0.clone();
+            let read = tokio::task::spawn_blocking(move || inner.read_all()).await;
+            if !read.unwrap_or(false) {
+                return;
+            }
+            tokio::time::sleep(WATCH).await;
+        }
+    }
+
     /// All images that are here.
     ///
     /// # Errors
@@ -172,22 +192,70 @@ impl Images {
 }
 
 impl Inner {
-    fn find(&self, name: &str) -> Option<ImageInfo> {
+    /// Should the image be gone in spite of what is known, the engine says so when the container starts.
+    fn find(self: &Arc<Self>, name: &str) -> Option<ImageInfo> {
         if name.starts_with('-') {
             return None;
         }
         let stamp = self.stamp();
-        {
-            let found = self.found.lock().expect("no code panics under this lock");
-            let known = found.get(name).filter(|known| stamp.is_some() && known.stamp == stamp);
-            if let Some(known) = known.filter(|known| known.at.elapsed() < FOUND) {
-                return Some(known.image.clone());
+        let known = self.found.lock().expect("no code panics under this lock").get(name).cloned();
+        let age = |known: &Found| known.at.elapsed();
+        match known.filter(|known| known.stamp == stamp) {
+            Some(known) if age(&known) < if stamp.is_some() { OLD } else { BLIND } => Some(known.image),
+            Some(known) if stamp.is_some() => {
+                let (inner, name) = (self.clone(), name.to_owned());
+                std::thread::spawn(move || inner.look_up(&name));
+                Some(known.image)
             }
+            _ => self.look_up(name),
         }
-        let image = self.inspect(&[name]).ok()?.into_iter().next()?;
-        let fresh = Found { image: image.clone(), stamp, at: Instant::now() };
-        self.found.lock().expect("no code panics under this lock").insert(name.to_owned(), fresh);
-        Some(image)
+    }
+
+    /// Asks the engine, and remembers the answer.
+    fn look_up(&self, name: &str) -> Option<ImageInfo> {
+        let stamp = self.stamp(); // before the answer: a change meanwhile makes it old
+        let image = self.inspect(&[name]).ok().and_then(|images| images.into_iter().next());
+        let mut found = self.found.lock().expect("no code panics under this lock");
+        match &image {
+            Some(image) => {
+                found.insert(name.to_owned(), Found { image: image.clone(), stamp, at: Instant::now() });
+            }
+            None => drop(found.remove(name)),
+        }
+        image
+    }
+
+    /// Reads all images, unless nothing changed since; false where changes do not show.
+    fn read_all(&self) -> bool {
+        let Some(stamp) = self.stamp() else { return false };
+        let read = *self.read.lock().expect("no code panics under this lock");
+        if read == Some(stamp) {
+            return true;
+        }
+        let listed = self.ids().and_then(|ids| match ids.is_empty() {
+            true => Ok(Vec::new()),
+            false => self.inspect(&ids.iter().map(String::as_str).collect::<Vec<_>>()),
+        });
+        if let Ok(images) = listed {
+            let named = images.into_iter().flat_map(|image| {
+                let found = Found { image, stamp: Some(stamp), at: Instant::now() };
+                found.image.names.clone().into_iter().map(move |name| (name, found.clone()))
+            });
+            let all = named.collect();
+            *self.found.lock().expect("no code panics under this lock") = all;
+            *self.read.lock().expect("no code panics under this lock") = Some(stamp);
+        }
+        true // one that was removed between the two questions fails them; the next round asks again
+    }
+
+    /// Ids of all images.
+    fn ids(&self) -> Result<Vec<String>, Error> {
+        let text = self.engine.call(&["images", "--quiet", "--no-trunc"])?;
+        let mut ids: Vec<String> =
+            text.lines().map(|id| id.trim().to_owned()).filter(|id| !id.is_empty()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        Ok(ids)
     }
 
     fn inspect(&self, names: &[&str]) -> Result<Vec<ImageInfo>, Error> {
@@ -202,14 +270,11 @@ impl Inner {
     }
 
     fn list(&self) -> Result<Vec<ImageInfo>, Error> {
-        let ids = self.engine.call(&["images", "--quiet", "--no-trunc"])?;
-        let mut ids: Vec<&str> = ids.lines().map(str::trim).filter(|id| !id.is_empty()).collect();
-        ids.sort_unstable();
-        ids.dedup();
+        let ids = self.ids()?;
         if ids.is_empty() {
             return Ok(Vec::new());
         }
-        let mut images = self.inspect(&ids)?;
+        let mut images = self.inspect(&ids.iter().map(String::as_str).collect::<Vec<_>>())?;
         let used = self.in_use()?;
         for image in &mut images {
             let id = bare(&image.id);
@@ -237,7 +302,7 @@ impl Inner {
         Ok(ids.lines().map(|id| id.trim().to_owned()).filter(|id| !id.is_empty()).collect())
     }
 
-    fn check(&self, name: &str) -> ImageReply {
+    fn check(self: &Arc<Self>, name: &str) -> ImageReply {
         let Some(image) = self.find(name) else {
             return ImageReply {
                 problem: Problem::Absent.tell(name, PullPolicy::Missing, None),
@@ -305,4 +370,76 @@ impl From<Inspected> for ImageInfo {
 /// An id without its algorithm.
 fn bare(id: &str) -> &str {
     id.strip_prefix("sha256:").unwrap_or(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// An engine with one image, `here:1`, that counts what it is asked.
+    struct Fake(tempfile::TempDir);
+
+    impl Fake {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let at = dir.path().display();
+            let script = format!(
+                "#!/bin/sh\ncase \"$1 $2\" in\n'info --format') printf '{at}\\toverlay\\n' ;;\n'images --quiet') echo abc ;;\n\
+                 'image inspect') echo x >>{at}/asked; [ \"$3\" != gone:1 ] && cat {at}/image ;;\nesac\n"
+            );
+            fs::write(dir.path().join("podman"), script).unwrap();
+            fs::set_permissions(dir.path().join("podman"), fs::Permissions::from_mode(0o755)).unwrap();
+            let image = r#"[{"Id": "abc", "Digest": "sha256:1", "RepoTags": ["here:1"], "Size": 7}]"#;
+            fs::write(dir.path().join("image"), image).unwrap();
+            fs::create_dir(dir.path().join("overlay-images")).unwrap();
+            let fake = Self(dir);
+            fake.change("1");
+            fake
+        }
+
+        /// As when an image comes or goes.
+        fn change(&self, text: &str) {
+            fs::write(self.0.path().join("overlay-images/images.json"), text).unwrap();
+        }
+
+        fn images(&self, kind: Kind) -> Images {
+            let command = vec![self.0.path().join("podman").display().to_string()];
+            let dir = |name| self.0.path().join(name);
+            Images::new(Engine { kind, command }, ImagesSection::default(), dir("private"), dir("ledger"))
+        }
+
+        fn asked(&self) -> usize {
+            fs::read_to_string(self.0.path().join("asked")).unwrap_or_default().lines().count()
+        }
+    }
+
+    #[test]
+    fn an_image_that_was_read_with_all_is_found_without_a_question() {
+        let fake = Fake::new();
+        let images = fake.images(Kind::Podman);
+        assert!(images.0.read_all() && images.0.read_all());
+        assert_eq!(images.0.find("here:1").map(|image| image.size), Some(7));
+        assert_eq!(fake.asked(), 1, "nothing changed since");
+        fake.change("other");
+        assert!(images.0.find("here:1").is_some());
+        assert_eq!(fake.asked(), 2, "something came or went");
+        assert!(images.0.find("gone:1").is_none() && images.0.find("gone:1").is_none());
+        assert_eq!(fake.asked(), 4, "what is missing may come");
+    }
+
+    #[test]
+    fn an_engine_that_shows_no_changes_is_asked_again_soon() {
+        let fake = Fake::new();
+        let images = fake.images(Kind::Docker);
+        assert!(!images.0.read_all());
+        assert!(images.0.find("here:1").is_some() && images.0.find("here:1").is_some());
+        assert_eq!(fake.asked(), 1);
+        let mut found = images.0.found.lock().unwrap();
+        found.get_mut("here:1").unwrap().at = Instant::now().checked_sub(BLIND).unwrap();
+        drop(found);
+        assert!(images.0.find("here:1").is_some());
+        assert_eq!(fake.asked(), 2);
+    }
 }

@@ -217,6 +217,7 @@ impl System {
             database: None,
             direct: false,
             cores: None,
+            spool_quota: None,
         };
         layout.make_dirs()?;
         Running::of_this_process().write(dir)?;

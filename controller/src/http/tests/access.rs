@@ -226,6 +226,7 @@ async fn whoever_is_no_superuser_sees_only_what_is_theirs() {
         "/api/v2/projects/1/playbooks/".to_owned(),
         "/api/v2/inventories/1/script/".to_owned(),
         "/api/v2/hosts/1/variable_data/".to_owned(),
+        "/api/v2/hosts/1/ansible_facts/".to_owned(),
         "/api/v2/inventories/1/root_groups/".to_owned(),
     ] {
         assert_eq!(api.by(&ada, "GET", &path, json!(null)).await.status, 404, "{path}");

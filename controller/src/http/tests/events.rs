@@ -9,6 +9,11 @@ use crate::store::events::JobKey;
 
 /// A launched job, its key, and the way for its records.
 pub(super) async fn launched(api: &Api) -> (JobKey, Attempt, Session) {
+    launched_with(api, Vec::new()).await
+}
+
+/// The same of a job with secrets.
+pub(super) async fn launched_with(api: &Api, masks: Vec<String>) -> (JobKey, Attempt, Session) {
     let ee = json!({"name": "e", "image": "localhost/ee:1"});
     api.make("execution_environments", ee).await;
     let template = api.template("web").await;
@@ -21,7 +26,7 @@ pub(super) async fn launched(api: &Api) -> (JobKey, Attempt, Session) {
         job: JobKey { id: job, created },
         key: key(),
         header: Some(crate::job::header("localhost/ee:1")),
-        masks: Vec::new(),
+        masks,
     };
     let ingest = Ingest::new(api.app.events.clone());
     let session = ingest.open(context, OwnerEpoch { incarnation: 1, counter: 1 }).await.unwrap();

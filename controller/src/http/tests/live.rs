@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -249,11 +249,24 @@ async fn served(api: &Api) -> std::net::SocketAddr {
 }
 
 async fn socket(address: std::net::SocketAddr, headers: &[(&'static str, String)]) -> Socket {
+    socket_with(address, headers, None).await
+}
+
+/// The same with so many bytes of room for what it has not read.
+async fn socket_with(
+    address: std::net::SocketAddr,
+    headers: &[(&'static str, String)],
+    room: Option<u32>,
+) -> Socket {
     let mut request = format!("ws://{address}/websocket/").into_client_request().unwrap();
     for (name, value) in headers {
         request.headers_mut().insert(*name, value.parse().unwrap());
     }
-    let stream = TcpStream::connect(address).await.unwrap();
+    let stream = TcpSocket::new_v4().unwrap();
+    if let Some(room) = room {
+        stream.set_recv_buffer_size(room).unwrap();
+    }
+    let stream = stream.connect(address).await.unwrap();
     tokio_tungstenite::client_async(request, stream).await.unwrap().0
 }
 
@@ -337,6 +350,83 @@ async fn the_websocket_speaks_as_awx_does() {
     }
     assert_eq!(counters, (1..=last.unwrap()).collect::<Vec<_>>());
     assert_eq!(statuses, ["successful"]);
+}
+
+/// A client that does not read fills its connection and costs nothing more: an hour is its patience, ten minutes are none.
+#[tokio::test]
+async fn a_client_that_reads_nothing_for_ten_minutes_misses_nothing_and_one_that_never_does_is_left() {
+    const EVENTS: usize = 20_000;
+    let api = Api::new().await;
+    let address = served(&api).await;
+    let mut run = Run::of(&api, &printed(EVENTS)).await;
+    let job = run.key.id;
+    let wish = json!({"groups": {"job_events": [job]}, "resume": {job.to_string(): 0}});
+    let admin = [("authorization", basic("admin", "pw"))];
+    // Little room on the way, so that what it does not read stays with us soon.
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let mut client = socket_with(address, &admin, Some(16 * 1024)).await;
+        assert_eq!(heard(&mut client).await["accept"], true);
+        say(&mut client, wish.clone()).await;
+        assert!(heard(&mut client).await["groups_joined"].is_array());
+        clients.push(client);
+    }
+    let [mut reads, mut stalls, mut never]: [Socket; 3] = clients.try_into().unwrap();
+    run.push(usize::MAX).await;
+    // While the others stall, one reads all there is.
+    heard_events(&mut reads, 0, EVENTS as i64).await;
+    at_rest(&api).await;
+    let behind = api.app.live.behind();
+    after(Duration::from_secs(600)).await;
+    let stored = heard_events(&mut stalls, 0, EVENTS as i64).await;
+    assert_eq!(stored, EVENTS as i64);
+    assert!(api.app.live.behind() > behind, "it was given from the store what the ring holds no longer");
+    run.end(&api).await;
+
+    after(Duration::from_secs(3601)).await;
+    let mut last = 0;
+    while let Some(Ok(message)) = soon("the end of a connection", never.next()).await {
+        if let Message::Text(text) = message {
+            let event: serde_json::Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(event["counter"], json!(last + 1));
+            last += 1;
+        }
+    }
+    assert!(last < EVENTS as i64, "it was left, for it had not read for an hour");
+    // It comes back with the last event that it has.
+    let mut again = socket(address, &admin).await;
+    assert_eq!(heard(&mut again).await["accept"], true);
+    say(&mut again, json!({"groups": {"job_events": [job]}, "resume": {job.to_string(): last}})).await;
+    assert!(heard(&mut again).await["groups_joined"].is_array());
+    heard_events(&mut again, last, EVENTS as i64).await;
+}
+
+/// Reads the events behind `last` until number `until`, in order and without a hole.
+async fn heard_events(socket: &mut Socket, mut last: i64, until: i64) -> i64 {
+    while last < until {
+        let message = heard(socket).await;
+        assert_eq!(message["counter"], json!(last + 1), "{message}");
+        last += 1;
+    }
+    last
+}
+
+/// Waits until nobody is given anything more: connections of those who do not read are full by then.
+async fn at_rest(api: &Api) {
+    let (mut behind, mut looks) = (api.app.live.behind(), 0);
+    while looks < 25 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let now = api.app.live.behind();
+        looks = if now == behind { looks + 1 } else { 0 };
+        behind = now;
+    }
+}
+
+/// Lets so much time pass at once, for all who wait for a moment.
+async fn after(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
 }
 
 #[tokio::test]

@@ -5,8 +5,8 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions, Postgres};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Transaction};
 
-use super::super::postgres::Server;
-use super::{Error, OpenError};
+use super::super::postgres::{Server, is_transient};
+use super::{Error, OpenError, Trouble};
 
 /// Readers: as many as the API reads at a time.
 pub(super) const READERS: u32 = 8;
@@ -83,6 +83,19 @@ pub(super) async fn advance_ids(
          (SELECT last_value FROM {table}_id_seq)))"
     );
     sqlx::query(AssertSqlSafe(sql)).execute(&mut **tx).await.map(drop)
+}
+
+/// What keeps the server from doing just now what it may do later.
+pub(super) fn trouble(error: &sqlx::Error) -> Option<Trouble> {
+    if !is_transient(error) {
+        return None;
+    }
+    let code = error.as_database_error().and_then(|error| error.code());
+    Some(match code.as_deref() {
+        Some("55P03" | "57014") => Trouble::Locked,
+        Some("53100") => Trouble::Full,
+        _ => Trouble::Away,
+    })
 }
 
 /// `table.column` list of a unique index that was violated, as SQLite names it.

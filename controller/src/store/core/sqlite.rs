@@ -8,7 +8,7 @@ use sqlx::sqlite::{
 };
 use sqlx::{AssertSqlSafe, Transaction};
 
-use super::{Error, OpenError};
+use super::{Error, OpenError, Trouble};
 
 /// Takes the write lock at once: a read transaction that wants to write later fails whatever the timeout.
 pub(super) const BEGIN: &str = "BEGIN IMMEDIATE";
@@ -92,4 +92,15 @@ pub(super) async fn set_schema_version(
     version: i64,
 ) -> Result<(), sqlx::Error> {
     sqlx::query(AssertSqlSafe(format!("PRAGMA user_version = {version}"))).execute(&mut **tx).await.map(drop)
+}
+
+/// What keeps the file from being used just now, by SQLite's primary code.
+pub(super) fn trouble(error: &sqlx::Error) -> Option<Trouble> {
+    let source = error.as_database_error()?;
+    source.try_downcast_ref::<sqlx::sqlite::SqliteError>()?;
+    match source.code()?.parse::<i32>().ok()? & 0xff {
+        5 | 6 => Some(Trouble::Locked),
+        13 => Some(Trouble::Full),
+        _ => None,
+    }
 }

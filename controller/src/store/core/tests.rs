@@ -173,11 +173,11 @@ fn the_schema_speaks_every_engine() {
     for migration in migrations::ALL {
         let sqlite = migration.statements(Engine::Sqlite);
         let postgres = migration.statements(Engine::Postgres);
-        assert!(sqlite.iter().any(|sql| sql.contains("AUTOINCREMENT")));
         assert!(sqlite.iter().all(|sql| !sql.contains("ALTER TABLE")));
         assert!(postgres.iter().any(|sql| sql.starts_with("ALTER TABLE") && sql.contains("FOREIGN KEY")));
     }
     // A word that is SQL's own is quoted.
     let first = migrations::ALL[0].statements(Engine::Sqlite);
+    assert!(first.iter().any(|sql| sql.contains("AUTOINCREMENT")));
     assert!(first.iter().any(|sql| sql.contains("\"limit\" text")));
 }

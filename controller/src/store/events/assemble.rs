@@ -13,7 +13,7 @@ use sea_query::{Expr, ExprTrait, Query};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::body::{Body, Packer, Tail};
+use super::body::{self, Body, Packer, Tail};
 use super::commit::{Bundle, EventRow, JobPart, JobState, OpenWork, OpenedRows, SlotChange, UnitPart, Work};
 use super::engine::{Reader, statement};
 use super::id::Uuid;
@@ -27,6 +27,11 @@ use crate::stream;
 const EVENTS_MAX: usize = 1000;
 /// Bytes of bodies after which it takes none.
 const BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Of many jobs it takes more: as much as fills a block of each. What only begins a block is packed and written again with
+/// the next transaction, so that fifty jobs with twenty events each would cost twice what one costs with a thousand.
+const JOB_EVENTS: usize = body::EVENTS_MAX;
+/// Bytes of them.
+const JOB_BYTES: usize = 128 * 1024;
 /// Longest name that is kept, in bytes; AWX cuts its names at 1,024 characters too.
 const NAME_MAX: usize = 1024;
 /// Names kept in memory of each dictionary.
@@ -120,6 +125,8 @@ impl Assembler {
                 }
             }
         }
+        // Before the writer closes, who is told by the end of this task: the last one out folds the log into the file.
+        self.reader.close().await;
     }
 
     /// Gathers what is waiting until the writer is free; gives back a request of another kind that came between.
@@ -304,6 +311,7 @@ impl Assembler {
 #[derive(Default)]
 struct Gathered {
     batches: Vec<Batch>,
+    jobs: HashSet<i64>,
     events: usize,
     bytes: usize,
 }
@@ -312,11 +320,13 @@ impl Gathered {
     fn add(&mut self, batch: Batch) {
         self.events += batch.events.len().max(1);
         self.bytes += batch.room.as_ref().map_or(0, tokio::sync::OwnedSemaphorePermit::num_permits);
+        self.jobs.insert(batch.job);
         self.batches.push(batch);
     }
 
     fn has_room(&self) -> bool {
-        self.events < EVENTS_MAX && self.bytes < BYTES_MAX
+        let jobs = self.jobs.len();
+        self.events < EVENTS_MAX.max(jobs * JOB_EVENTS) && self.bytes < BYTES_MAX.max(jobs * JOB_BYTES)
     }
 }
 

@@ -195,7 +195,7 @@ impl Committer {
             match work {
                 Work::Store(bundle) => self.store(bundle).await,
                 Work::Open(open) => {
-                    let mut wait = Wait::new(&self.stop);
+                    let mut wait = Wait::new(&self.stop, &self.meters);
                     let answer = loop {
                         match open_attempt(&mut self.writer, &open).await {
                             Err(error) if is_transient(&error) && wait.again(&error).await => {}
@@ -217,7 +217,7 @@ impl Committer {
     }
 
     async fn store(&mut self, bundle: Bundle) {
-        let mut wait = Wait::new(&self.stop);
+        let mut wait = Wait::new(&self.stop, &self.meters);
         let mut began = Instant::now();
         let outcome = loop {
             if bundle.generation != self.generation.load(Ordering::Acquire) {
@@ -285,11 +285,13 @@ struct Wait<'a> {
     tries: u32,
     next: Duration,
     stop: &'a CancellationToken,
+    meters: Arc<Meters>,
+    began: Instant,
 }
 
 impl<'a> Wait<'a> {
-    fn new(stop: &'a CancellationToken) -> Self {
-        Self { tries: 0, next: RETRY.0, stop }
+    fn new(stop: &'a CancellationToken, meters: &Arc<Meters>) -> Self {
+        Self { tries: 0, next: RETRY.0, stop, meters: Arc::clone(meters), began: Instant::now() }
     }
 
     /// Whether to try again, once the time has come.
@@ -299,12 +301,23 @@ impl<'a> Wait<'a> {
             tries = self.tries,
             "event file does not take writes; waiting"
         );
+        if self.tries == 0 {
+            self.meters.blocked(self.began);
+        }
         self.tries += 1;
         let wait = self.next;
         self.next = RETRY.1.min(wait * 2);
         tokio::select! {
             () = tokio::time::sleep(wait) => true,
             () = self.stop.cancelled() => false,
+        }
+    }
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        if self.tries > 0 {
+            self.meters.unblocked(self.began);
         }
     }
 }

@@ -43,6 +43,10 @@ counts! {
     retries,
     /// Units left out of a transaction because somebody else owns them by now.
     fenced,
+    /// Units that their node forgot, every record that it had of them being stored or a named gap.
+    units_balanced,
+    /// Units of which their node had more or fewer records than are stored or a named gap. There are none.
+    units_unbalanced,
 }
 
 /// A number that only rises.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::EventStore;
 use super::intake::Commits;
@@ -44,6 +44,8 @@ pub struct Reading {
     pub commit_events: Histogram,
     /// Of each job that is being added to: seconds between its last event, by its own clock, and the commit.
     pub lags: Vec<(i64, f64)>,
+    /// How long ago the store was asked for a write that it still does not take; zero when it takes all.
+    pub blocked: Duration,
 }
 
 /// Shared by all who commit.
@@ -55,12 +57,14 @@ struct Inner {
     seconds: Histogram,
     events: Histogram,
     lags: HashMap<i64, (Weak<Commits>, f64)>,
+    /// Since when each writer waits for its file.
+    blocked: Vec<Instant>,
 }
 
 impl Default for Meters {
     fn default() -> Self {
         let (seconds, events) = (Histogram::new(&SECONDS), Histogram::new(&EVENTS));
-        Self(Mutex::new(Inner { seconds, events, lags: HashMap::new() }))
+        Self(Mutex::new(Inner { seconds, events, lags: HashMap::new(), blocked: Vec::new() }))
     }
 }
 
@@ -70,6 +74,19 @@ impl Meters {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         inner.seconds.add(took.as_secs_f64());
         inner.events.add(events as f64);
+    }
+
+    /// A writer waits since this moment.
+    pub(super) fn blocked(&self, since: Instant) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).blocked.push(since);
+    }
+
+    /// The writer that waited since this moment does so no longer.
+    pub(super) fn unblocked(&self, since: Instant) {
+        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = inner.blocked.iter().position(|&other| other == since) {
+            inner.blocked.swap_remove(at);
+        }
     }
 
     /// The last of a job's events that were just stored was made at this moment (microseconds).
@@ -92,6 +109,7 @@ impl EventStore {
         inner.lags.retain(|_, (commits, _)| commits.strong_count() > 0);
         let mut lags: Vec<_> = inner.lags.iter().map(|(&job, &(_, lag))| (job, lag)).collect();
         lags.sort_unstable_by_key(|&(job, _)| job);
-        Reading { commit_seconds: inner.seconds.clone(), commit_events: inner.events.clone(), lags }
+        let blocked = inner.blocked.iter().min().map_or(Duration::ZERO, Instant::elapsed);
+        Reading { commit_seconds: inner.seconds.clone(), commit_events: inner.events.clone(), lags, blocked }
     }
 }

@@ -224,6 +224,23 @@ impl EventStore {
         })
     }
 
+    /// The last record of an attempt that is stored, as are all before it that are no named gap; `None` when nothing is
+    /// known of the attempt, or no longer.
+    ///
+    /// # Errors
+    /// A month that cannot be read.
+    pub async fn last_record(&self, job: JobKey, attempt: Attempt) -> Result<Option<u64>, Error> {
+        let Some(reader) = self.reader(job).await? else { return Ok(None) };
+        let mut query = Query::select();
+        query
+            .column("record")
+            .from(schema::CURSOR)
+            .and_where(Expr::col("unit").eq(attempt.unit.0.as_bytes().to_vec()))
+            .and_where(Expr::col("attempt").eq(i64::from(attempt.number)));
+        let rows = reader.rows(statement(&query)).await?;
+        rows.first().map(|row| row.integer(0).map(i64::cast_unsigned)).transpose()
+    }
+
     /// Places and plain sizes of an attempt's staged pieces of a kind, in order.
     pub(crate) async fn staged_sizes(
         &self,

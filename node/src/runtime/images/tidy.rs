@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tracing::{debug, info};
@@ -46,7 +47,7 @@ impl Inner {
     }
 }
 
-pub(super) fn tidy(inner: &Inner, wanted: Option<&[String]>) -> Result<Vec<String>, Error> {
+pub(super) fn tidy(inner: &Arc<Inner>, wanted: Option<&[String]>) -> Result<Vec<String>, Error> {
     let mut removed = Vec::new();
     if inner.section.prune_dangling {
         // The engine itself spares what a container uses.
