@@ -22,7 +22,7 @@ NODE = RUSTFLAGS="-C link-arg=-Wl$(comma)-z$(comma)pack-relative-relocs -C force
 	cargo build --profile node -p plexus-node && ln -f "$$TARGET/node/plexus-node" "$$TARGET/release/plexus-node"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo demo-stop test verify bench sim fmt
+.PHONY: help setup build demo demo-stop test verify bench sim chaos mutants fmt
 
 help: ## Lists the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -60,6 +60,16 @@ sim: ## Lives troubled lives of a simulated mesh; SECONDS=60 SEED=0 NODES=40
 	@deploy/setup/setup.sh rust
 	@$(RELEASE)
 	@"$$TARGET/release/xtask" sim --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0) --nodes $(or $(NODES),40)
+
+chaos: ## Kills, stops and cuts real processes at random; SEED=1 MINUTES=1
+	@deploy/setup/setup.sh rust
+	@cargo build --workspace --all-targets
+	@PLEXUS_SEED=$(or $(SEED),1) PLEXUS_MINUTES=$(or $(MINUTES),1) cargo test --workspace --test chaos
+
+mutants: ## Takes safety lines out of the last commit, one at a time, and demands that tests fail; ARGS="--only NAME"
+	@deploy/setup/setup.sh rust
+	@cargo build --workspace --all-targets
+	@"$$TARGET/debug/xtask" mutants $(ARGS)
 
 fmt: ## Formats the source
 	@cargo fmt

@@ -1,4 +1,5 @@
-//! Numbered points at which a test can kill the process, from a record's arrival to its acknowledgement.
+//! Numbered points at which a test can kill the process: from a record's arrival to its acknowledgement, and from a
+//! token's arrival to the certificate that it is redeemed for.
 //!
 //! Only in builds with the feature `crash-points`; otherwise [`Point::hit`] is nothing. `PLEXUS_CRASH_AT=before-commit`
 //! kills at the first passage, `PLEXUS_CRASH_AT=before-commit:3` at the third. The process dies by SIGKILL to itself, as
@@ -25,11 +26,23 @@ pub enum Point {
     Acknowledgeable,
     /// The acknowledgement went to the node.
     AckSent,
+    /// A machine asks with a token that is good; nothing is written.
+    TokenChecked,
+    /// Its certificate is made; nobody knows.
+    Certified,
+    /// The token's use, the certificate and the member are written, nothing committed.
+    EnrolmentWritten,
+    /// Committed; the machine has no answer.
+    Enrolled,
 }
 
 impl Point {
-    /// All points in the order of a record's way.
-    pub const ALL: [Self; 9] = [
+    /// Those of a redeemed token, in order.
+    pub const ENROLMENT: [Self; 4] =
+        [Self::TokenChecked, Self::Certified, Self::EnrolmentWritten, Self::Enrolled];
+
+    /// Those of a record, in order.
+    pub const RECORD: [Self; 9] = [
         Self::RecordReceived,
         Self::Unsealed,
         Self::Parsed,
@@ -53,7 +66,16 @@ impl Point {
             Self::AfterCommit => "after-commit",
             Self::Acknowledgeable => "acknowledgeable",
             Self::AckSent => "ack-sent",
+            Self::TokenChecked => "token-checked",
+            Self::Certified => "certified",
+            Self::EnrolmentWritten => "enrolment-written",
+            Self::Enrolled => "enrolled",
         }
+    }
+
+    /// Every point.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Self::RECORD.into_iter().chain(Self::ENROLMENT)
     }
 
     /// Passes the point, or dies there.
@@ -80,7 +102,7 @@ mod armed {
     static ARMED: LazyLock<Option<Armed>> = LazyLock::new(|| {
         let text = std::env::var("PLEXUS_CRASH_AT").ok()?;
         let (name, nth) = text.split_once(':').unwrap_or((&text, "1"));
-        let point = Point::ALL.into_iter().find(|point| point.name() == name);
+        let point = Point::all().find(|point| point.name() == name);
         let nth = nth.parse().ok().filter(|&nth| nth > 0);
         match (point, nth) {
             (Some(point), Some(nth)) => Some(Armed { point, left: AtomicU64::new(nth) }),
@@ -107,7 +129,7 @@ mod tests {
 
     #[test]
     fn names_are_distinct() {
-        let names: std::collections::BTreeSet<_> = Point::ALL.iter().map(|point| point.name()).collect();
-        assert_eq!(names.len(), Point::ALL.len());
+        let names: std::collections::BTreeSet<_> = Point::all().map(Point::name).collect();
+        assert_eq!(names.len(), Point::all().count());
     }
 }

@@ -4,6 +4,8 @@
 //! capacity, asks again every minute, and publishes a snapshot; `instances` rows follow. Others hold a
 //! [`watch::Receiver`].
 
+mod copies;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +17,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+use copies::{Copies, Doubt, Start};
 
 use crate::dispatch::{CallError, NodeClient};
 use crate::schedule;
@@ -51,6 +55,7 @@ struct Fleet {
     nodes: Nodes,
     asked: BTreeMap<NodeId, Asked>,
     calls: JoinSet<(NodeId, Result<NodeInfo, CallError>)>,
+    copies: Copies,
 }
 
 /// Starts the task; it ends with `shutdown`.
@@ -60,7 +65,14 @@ pub fn spawn(
     shutdown: CancellationToken,
 ) -> (watch::Receiver<Arc<Nodes>>, tokio::task::JoinHandle<()>) {
     let (publish, nodes) = watch::channel(Arc::new(Nodes::new()));
-    let fleet = Fleet { mesh, core, nodes: Nodes::new(), asked: BTreeMap::new(), calls: JoinSet::new() };
+    let fleet = Fleet {
+        mesh,
+        core,
+        nodes: Nodes::new(),
+        asked: BTreeMap::new(),
+        calls: JoinSet::new(),
+        copies: Copies::default(),
+    };
     (nodes, tokio::spawn(fleet.run(publish, shutdown)))
 }
 
@@ -77,7 +89,7 @@ impl Fleet {
             let due = due.unwrap_or_else(|| Instant::now() + HEARTBEAT);
             tokio::select! {
                 changed = view.changed() => if changed.is_err() { return },
-                Some(done) = self.calls.join_next() => if let Ok((node, answer)) = done { self.answered(node, answer) },
+                Some(done) = self.calls.join_next() => if let Ok((node, answer)) = done { self.answered(node, answer).await },
                 () = tokio::time::sleep_until(due) => {}
                 () = shutdown.cancelled() => return,
             }
@@ -127,9 +139,11 @@ impl Fleet {
         }
     }
 
-    fn answered(&mut self, name: NodeId, answer: Result<NodeInfo, CallError>) {
+    async fn answered(&mut self, name: NodeId, answer: Result<NodeInfo, CallError>) {
+        let mut start = None;
         let info = answer.map_err(|error| error.to_string()).and_then(|info| {
             let store = StoreId::from_slice(&info.store_id).map_err(|error| error.to_string())?;
+            start = Some(Start { store, nonce: info.start, number: info.starts });
             let capacity = schedule::capacity(info.cpu_millis, info.memory_bytes);
             Ok(Info { store, cpu_millis: info.cpu_millis, memory: info.memory_bytes, capacity })
         });
@@ -145,8 +159,20 @@ impl Fleet {
                 RETRY
             }
         };
+        if let Some(doubt) = start.and_then(|start| self.copies.hear(&name, start)) {
+            self.hold(&name, doubt).await;
+        }
         if let Some(asked) = self.asked.get_mut(&name) {
             *asked = Asked { due: Instant::now() + again, under_way: false };
+        }
+    }
+
+    /// Gives a node no more work until an operator has looked.
+    async fn hold(&self, name: &NodeId, doubt: Doubt) {
+        let text = doubt.text(name);
+        tracing::error!(node = %name, "{text}");
+        if let Err(error) = instances::hold(&self.core, name, &text).await {
+            tracing::error!(node = %name, error = &error as &dyn std::error::Error, "cannot hold the node");
         }
     }
 

@@ -40,7 +40,7 @@ mod projects;
 mod roles;
 mod root;
 mod rules;
-mod settings;
+pub(crate) mod settings;
 mod stdout;
 mod survey;
 mod system;

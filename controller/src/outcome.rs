@@ -103,7 +103,7 @@ fn aborted(result: &UnitResult, finished: &Finished) -> String {
     text
 }
 
-fn push_sentence(text: &mut String, sentence: &str) {
+pub(crate) fn push_sentence(text: &mut String, sentence: &str) {
     if !text.is_empty() {
         text.push_str(if text.ends_with('.') { " " } else { ". " });
     }

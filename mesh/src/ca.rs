@@ -6,6 +6,7 @@
 //! the same node renews its certificate under the same address, and nobody else gets it.
 
 mod ledger;
+mod rollover;
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Write};
@@ -124,6 +125,12 @@ pub enum Error {
     /// Intermediates are certified by the root's key, which is not here.
     #[error("{0} is not here; bring the root's key, or run this where it is kept")]
     NoRootKey(PathBuf),
+    /// A step of a rollover out of turn.
+    #[error("{0}")]
+    Rollover(&'static str),
+    /// An intermediate of another root.
+    #[error("{0} is not below this root")]
+    OtherRoot(PathBuf),
     /// A validity of nothing, or one that overflows.
     #[error("validity must be at least one second and at most a hundred years")]
     Validity,

@@ -117,6 +117,18 @@ impl Default for Journal {
 }
 
 impl Journal {
+    /// The latest event of `kind` for each node, of those that happened after `since`; the node last heard of first.
+    pub(crate) fn latest(&self, kind: EventKind, since: Timestamp) -> Vec<MeshEvent> {
+        let events = self.events.lock().expect("no code panics under this lock");
+        let mut found: Vec<MeshEvent> = Vec::new();
+        for event in events.iter().rev().filter(|event| event.event == kind && event.at > since) {
+            if !found.iter().any(|known| known.node == event.node) {
+                found.push(event.clone());
+            }
+        }
+        found
+    }
+
     /// Writes down what happened, now.
     pub(crate) fn record(&self, event: EventKind, node: Option<NodeId>, text: String) {
         let mut events = self.events.lock().expect("no code panics under this lock");

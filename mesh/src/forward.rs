@@ -300,7 +300,8 @@ impl Overlay {
                         self.answer(header.source, reply);
                     } else if self.answers.take() {
                         let header = self.probe_header(header.source, HOP_LIMIT);
-                        via.egress.offer(Batch::one(header, &reply.encode()));
+                        let body = [&reply.encode()[..], &via.egress.note().encode()].concat();
+                        via.egress.offer(Batch::one(header, &body));
                     }
                 }
                 Ok(reply) => local.probed(header.source, reply, LinkNote::behind(&reply, body)),

@@ -204,7 +204,8 @@ pub struct Nodes {
 /// Something that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Problem {
-    /// For programs: `node_unreachable`, `peer_down`, `no_links`, `certificate_expires`, `clock_skew`, `version_skew`.
+    /// For programs: `node_unreachable`, `peer_down`, `no_links`, `certificate_expires`, `clock_skew`, `version_skew`,
+    /// `clone`.
     pub code: String,
     /// The node or address it is about.
     pub subject: String,

@@ -9,6 +9,7 @@
 //! * [`runtime`]: containers and plain processes behind one trait.
 //! * [`tree`], [`mod@private`]: the two blocks of a payload, one cached by content, one on tmpfs only.
 //! * [`serve`]: the node's services on the mesh.
+//! * [`crash`]: numbered points where tests kill agent or shim.
 //! * [`Node`]: all of it, started and shut down.
 //!
 //! This crate knows nothing of jobs, templates or the controller's database. A node whose certificate says hop
@@ -17,8 +18,10 @@
 pub mod capacity;
 pub mod cgroup;
 pub mod config;
+pub mod crash;
 pub mod door;
 pub mod join;
+pub mod kept;
 pub mod private;
 pub mod runtime;
 pub mod serve;
@@ -31,6 +34,8 @@ pub mod unit_dir;
 pub mod work;
 
 mod node;
+#[cfg(test)]
+mod testing;
 
 pub use node::{Node, StartError};
 

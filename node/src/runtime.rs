@@ -166,10 +166,14 @@ pub struct Place {
 
 /// What a worker's exit code means where the code alone says too little; pure, used by the shim.
 pub fn explain(kind: Kind, code: i32, stderr: &str, image: &str, pull: PullPolicy) -> Option<String> {
-    match kind {
+    let known = match kind {
         Kind::Podman | Kind::Docker => engine::explain(code, stderr, image, pull),
         Kind::Process => process::explain(code, stderr),
-    }
+    };
+    known.or_else(|| {
+        let full = stderr.lines().rev().find(|line| line.contains("No space left on device"))?;
+        Some(format!("a disk of the worker was full: {}", full.trim()))
+    })
 }
 
 /// The last line that says something.

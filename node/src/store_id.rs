@@ -40,7 +40,7 @@ pub enum Error {
         dir: PathBuf,
     },
     /// Damaged.
-    #[error("{} holds no store id; restore it from a backup, or delete data_dir to begin anew (its units are then lost)", path.display())]
+    #[error("{} is damaged; restore it from a backup, or delete data_dir to begin anew (its units are then lost)", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -52,6 +52,11 @@ pub enum Error {
 pub struct Store {
     /// Its identity.
     pub id: StoreId,
+    /// Drawn anew at each opening.
+    pub start: u64,
+    /// Openings so far, this one included. A store that was copied or brought back from a backup counts again what
+    /// was counted before, which tells it from one that was only opened again.
+    pub starts: u64,
     _lock: File,
 }
 
@@ -88,7 +93,16 @@ impl Store {
             }
             Err(error) => return Err(unwritable(error)),
         };
-        Ok(Self { id: StoreId(id), _lock: lock })
+        let count = dir.join("starts");
+        let starts = match fs::read_to_string(&count) {
+            Ok(text) => text.trim().parse::<u64>().map_err(|_| Error::Damaged { path: count.clone() })?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(unwritable(error)),
+        };
+        let starts = starts.saturating_add(1);
+        write_synced(dir, &count, &format!("{starts}\n")).map_err(unwritable)?;
+        let (start, _) = Uuid::new_v4().as_u64_pair();
+        Ok(Self { id: StoreId(id), start, starts, _lock: lock })
     }
 }
 
@@ -124,9 +138,12 @@ mod tests {
         let first = Store::open(&data).unwrap();
         let error = Store::open(&data).unwrap_err();
         assert!(error.to_string().contains("is used by another plexus-node"), "{error}");
-        let id = first.id;
+        let (id, start, starts) = (first.id, first.start, first.starts);
         drop(first);
-        assert_eq!(Store::open(&data).unwrap().id, id);
+        let again = Store::open(&data).unwrap();
+        assert_eq!((again.id, again.starts), (id, starts + 1));
+        assert_ne!(again.start, start);
+        drop(again);
         assert_ne!(Store::open(&dir.path().join("c")).unwrap().id, id);
         fs::write(data.join("store_id"), "nonsense").unwrap();
         assert!(matches!(Store::open(&data), Err(Error::Damaged { .. })));

@@ -132,6 +132,8 @@ pub struct Supervisor(Arc<Inner>);
 struct Inner {
     options: Options,
     store: StoreId,
+    /// Nonce of this start, and its number on the store.
+    start: (u64, u64),
     /// Keeps other agents out until shutdown.
     lock: Mutex<Option<Store>>,
     runtime: Arc<dyn Runtime>,
@@ -176,6 +178,11 @@ impl Inner {
 
     fn runtime_units(&self) -> PathBuf {
         self.options.runtime_dir.join("units")
+    }
+
+    /// Where private directories of ended units are kept for a while.
+    fn kept(&self) -> PathBuf {
+        self.options.runtime_dir.join("kept")
     }
 
     fn next_serial(&self) -> u64 {
@@ -245,6 +252,7 @@ impl Supervisor {
         let supervisor = Self(Arc::new(Inner {
             options,
             store: store.id,
+            start: (store.start, store.starts),
             lock: Mutex::new(Some(store)),
             runtime,
             images,
@@ -527,6 +535,8 @@ impl Supervisor {
                 .map_or(capacity.memory_bytes, |mib| u64::from(mib) << 20),
             runtime: self.0.runtime.kind().as_str().to_owned(),
             runtime_version: version.clone(),
+            start: self.0.start.0,
+            starts: self.0.start.1,
         }
     }
 

@@ -346,6 +346,7 @@ impl UnitFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::unsynced_bytes;
 
     fn attempt() -> Attempt {
         Attempt { unit: UnitId(Uuid::from_u128(77)), number: 3 }
@@ -382,6 +383,21 @@ mod tests {
         unit.store_outcome(&ended).unwrap();
         assert_eq!(unit.load_outcome().unwrap(), Some(ended));
         assert_eq!(list(dir.path()).unwrap(), [attempt()]);
+    }
+
+    #[test]
+    fn what_is_stored_is_on_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let unit = UnitDir::new(dir.path(), attempt());
+        let owner = Owner {
+            cluster: "main".parse().unwrap(),
+            node: "controller".parse().unwrap(),
+            epoch: OwnerEpoch { incarnation: 1, counter: 7 },
+        };
+        unit.store(&owner, &UnitSpec::default()).unwrap();
+        assert_eq!(unsynced_bytes(&unit.path().join("unit")), 0);
+        unit.store_outcome(&Ended { finished: Finished::default(), records: 9 }).unwrap();
+        assert_eq!(unsynced_bytes(&unit.path().join("outcome")), 0);
     }
 
     #[test]

@@ -329,6 +329,7 @@ impl Unit {
             state: Some(state),
             records: self.records,
             acked: self.acked,
+            kept: String::new(), // where things lie is not known here
         }
     }
 

@@ -356,6 +356,34 @@ async fn output_reaches_the_controller_at_once() {
 }
 
 #[tokio::test]
+async fn each_way_to_fail_has_a_reason_of_its_own_and_the_tail_of_standard_error() {
+    let place = Place::new();
+    let node = place.start().await;
+    let cases = [
+        ("echo dying words >&2; exit 3", "exit code 3", "dying words"),
+        ("echo dying words >&2; kill -KILL $$", "ran out of memory", "dying words"),
+        ("echo dying words >&2; kill -SEGV $$", "SIGSEGV", "dying words"),
+        (
+            "echo tar: x: No space left on device >&2; exit 2",
+            "a disk of the worker was full: tar: x",
+            "No space left",
+        ),
+        ("nothing-is-called-so", "command not found", "nothing-is-called-so"),
+        ("echo x > \"$0.no\"; exec \"$0.no\"", "command cannot be run", "denied"),
+    ];
+    for (script, reason, tail) in cases {
+        let job = Job::script(script);
+        let records = job.run(&node).await;
+        let outcome = records.outcome();
+        assert_eq!(outcome.outcome(), Outcome::Failed, "{script}");
+        assert!(outcome.reason.contains(reason), "{script}: {}", outcome.reason);
+        let said = String::from_utf8_lossy(&records.end().stderr_tail).into_owned();
+        assert!(said.contains(tail), "{script}: {said}");
+    }
+    node.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_time_limit_ends_the_unit() {
     let place = Place::new();
     let node = place.start().await;
@@ -396,5 +424,37 @@ async fn secrets_touch_no_disk_no_argument_and_no_log() {
     job.cancel(&node).await;
     records.take_all().await;
     assert!(!place.runtime_dir(job.attempt).exists(), "private data is gone with the unit");
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_kept_private_directory_is_shown_and_holds_no_secret() {
+    let place = Place::new();
+    let node = place.start().await;
+    let mut job = Job::script("echo done >artifacts/result");
+    job.spec.keep_seconds = 3600;
+    job.files.push(private_file("env/settings", "{}"));
+    job.files.push(PrivateFile { secret: true, ..private_file("env/extravars", "canary-extravars") });
+    job.files.push(private_file("env/passwords", "canary-passwords"));
+    let mut records = job.run(&node).await;
+    let kept = PathBuf::from(job.status(&node).await.unwrap().kept);
+    assert!(kept.starts_with(place.runtime.path()), "{kept:?}");
+    for there in ["env/settings", "artifacts/result"] {
+        assert!(kept.join(there).exists(), "{there}");
+    }
+    for gone in ["env/extravars", "env/passwords"] {
+        assert!(!kept.join(gone).exists(), "{gone}");
+    }
+    records.ack_all().await;
+    let last = records.got.last().unwrap().0;
+    wait_for(|| job.status(&node), |status| status.as_ref().unwrap().acked == last).await.unwrap();
+    job.forget(&node).await.unwrap();
+    assert!(kept.exists() && !place.runtime_dir(job.attempt).exists(), "it outlives its unit");
+
+    // Without the wish it is gone.
+    let job = Job::script("true");
+    job.run(&node).await;
+    assert_eq!(job.status(&node).await.unwrap().kept, "");
+    assert!(!place.runtime_dir(job.attempt).exists());
     node.shutdown().await;
 }

@@ -75,7 +75,14 @@ fn finished() -> Finished {
 }
 
 fn status(state: UnitStatusState) -> UnitStatus {
-    UnitStatus { unit: unit(), epoch: epoch(), state: Some(state), records: 12, acked: 9 }
+    UnitStatus {
+        unit: unit(),
+        epoch: epoch(),
+        state: Some(state),
+        records: 12,
+        acked: 9,
+        kept: String::new(),
+    }
 }
 
 #[test]
@@ -204,17 +211,17 @@ fn work_verbs() {
     check("reply-refusal", UnitReply { result: Some(UnitReplyResult::Refusal(refusal())) });
     let preparing = status(UnitStatusState::Preparing(Preparing { step: "pulling image".into() }));
     check("list-reply", ListReply { units: vec![preparing] });
-    check(
-        "node-info",
-        NodeInfo {
-            store_id,
-            software: "plexus 0.1.0".into(),
-            cpu_millis: 2000,
-            memory_bytes: 24 << 30,
-            runtime: "podman".into(),
-            runtime_version: "4.3.1".into(),
-        },
-    );
+    let info = NodeInfo {
+        store_id,
+        software: "plexus 0.1.0".into(),
+        cpu_millis: 2000,
+        memory_bytes: 24 << 30,
+        runtime: "podman".into(),
+        runtime_version: "4.3.1".into(),
+        ..NodeInfo::default()
+    };
+    check("node-info", info.clone());
+    check("node-info-start", NodeInfo { start: 0x0123_4567_89ab_cdef, starts: 12, ..info });
 }
 
 #[test]

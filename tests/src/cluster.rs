@@ -21,6 +21,8 @@ use crate::wait::{Seen, wait_for};
 
 /// Longest start: key generation, migrations and the first announcement, on a machine busy with builds.
 const START: Duration = Duration::from_secs(30);
+/// Longest time from the end of a trouble until nothing of its jobs is left.
+const SETTLED: Duration = Duration::from_secs(30);
 /// Password of the tests' administrator. The demo lets the controller make one.
 const PASSWORD: &str = "only-for-tests";
 
@@ -41,9 +43,12 @@ pub struct Builder {
     start_node: bool,
     database: Option<String>,
     direct: bool,
+    more_hops: usize,
     cores: Option<u16>,
     disk: Option<u32>,
     spool_quota: Option<u32>,
+    memory_mib: Option<u32>,
+    podman: String,
 }
 
 /// A running cluster in a folder and on ports of its own.
@@ -58,6 +63,8 @@ pub struct Cluster {
     pub controller: Daemon,
     /// The hop's process.
     pub hop: Daemon,
+    /// Further hops between the first one and the execution node, in order.
+    pub more_hops: Vec<Daemon>,
     /// The execution node's process.
     pub node: Daemon,
     api: Api,
@@ -104,6 +111,24 @@ impl Builder {
         self
     }
 
+    /// Puts this many further hops in a chain between the first one and the execution node.
+    pub fn more_hops(mut self, count: usize) -> Self {
+        self.more_hops = count;
+        self
+    }
+
+    /// Lets the execution node say that it has this much memory, for the same end as [`Builder::cores`].
+    pub fn memory_mib(mut self, memory_mib: u32) -> Self {
+        self.memory_mib = Some(memory_mib);
+        self
+    }
+
+    /// Adds lines to the section `[work.podman]` of the execution node.
+    pub fn podman(mut self, lines: &str) -> Self {
+        self.podman = format!("{lines}\n");
+        self
+    }
+
     /// Leaves the execution node down at first.
     pub fn without_node(mut self) -> Self {
         self.start_node = false;
@@ -122,7 +147,8 @@ impl Builder {
             .prefix(&prefix)
             .tempdir_in(runtime_root())
             .context("cannot make a folder on tmpfs")?;
-        let ports = (0..3).map(|_| ReservedPort::new()).collect::<anyhow::Result<Vec<_>>>()?;
+        let ports =
+            (0..3 + self.more_hops).map(|_| ReservedPort::new()).collect::<anyhow::Result<Vec<_>>>()?;
         let layout = Layout {
             dir: dir.path().to_owned(),
             runtime_dir: runtime_dir.path().to_owned(),
@@ -133,8 +159,11 @@ impl Builder {
             runtime: self.runtime,
             database: self.database,
             direct: self.direct,
+            more_hops: ports[3..].iter().map(ReservedPort::port).collect(),
             cores: self.cores,
             spool_quota: self.spool_quota,
+            memory_mib: self.memory_mib,
+            podman: self.podman,
         };
         layout.make_dirs()?;
         layout.certify()?;
@@ -148,6 +177,10 @@ impl Builder {
         Ok(Cluster {
             controller,
             hop: daemon(&layout, "hop-1", layout.binaries.node()),
+            more_hops: layout
+                .hop_names()
+                .map(|name| daemon(&layout, &name, layout.binaries.node()))
+                .collect(),
             node: daemon(&layout, "node-1", layout.binaries.node()),
             api,
             dir: Some(dir),
@@ -166,6 +199,9 @@ impl Builder {
         let mut cluster = self.prepare()?;
         if !cluster.layout.direct {
             cluster.hop.start()?;
+        }
+        for hop in &mut cluster.more_hops {
+            hop.start()?;
         }
         cluster.controller.start()?;
         if start_node {
@@ -188,9 +224,12 @@ impl Cluster {
             start_node: true,
             database: None,
             direct: false,
+            more_hops: 0,
             cores: None,
             disk: None,
             spool_quota: None,
+            memory_mib: None,
+            podman: String::new(),
         }
     }
 
@@ -321,7 +360,8 @@ impl Cluster {
     fn look_in(&self, dirs: &[&Path]) -> Leftovers {
         let with_containers = matches!(self.layout.runtime, Runtime::Podman);
         let mut found = Leftovers::find(dirs, &self.layout.runtime_dir, with_containers);
-        let daemons = [self.controller.pid(), self.hop.pid(), self.node.pid()];
+        let mut daemons = vec![self.controller.pid(), self.hop.pid(), self.node.pid()];
+        daemons.extend(self.more_hops.iter().map(Daemon::pid));
         found.processes.retain(|(pid, _)| !daemons.contains(&Some(*pid)));
         found.files.extend(below(&self.layout.data_dir("node-1").join("units")));
         found
@@ -332,7 +372,7 @@ impl Cluster {
     /// # Errors
     /// When something stays.
     pub async fn clean(&self) -> anyhow::Result<()> {
-        wait_for("everything of the jobs to be gone", Duration::from_secs(15), async || {
+        wait_for("everything of the jobs to be gone", SETTLED, async || {
             let found = self.of_jobs();
             Seen::when(found.is_empty(), || format!("{found:?}"))
         })
@@ -389,6 +429,9 @@ impl Cluster {
         }
         self.controller.stop().await?;
         self.hop.stop().await?;
+        for hop in &mut self.more_hops {
+            hop.stop().await?;
+        }
         let found = self.leftovers();
         if !found.is_empty() {
             bail!("left behind after an orderly end: {found:?}");
@@ -406,7 +449,9 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         let Some(dir) = self.dir.take() else { return };
-        for daemon in [&mut self.node, &mut self.controller, &mut self.hop] {
+        for daemon in
+            [&mut self.node, &mut self.controller, &mut self.hop].into_iter().chain(&mut self.more_hops)
+        {
             daemon.kill();
         }
         // Shims outlive their agent on purpose; twice, because one may be starting a container just now.
@@ -419,7 +464,7 @@ impl Drop for Cluster {
             thread::sleep(Duration::from_millis(100));
         }
         let kept = keep_logs(&dir);
-        for daemon in [&self.controller, &self.hop, &self.node] {
+        for daemon in [&self.controller, &self.hop, &self.node].into_iter().chain(&self.more_hops) {
             eprintln!("---- end of the log of {}:\n{}", daemon.name(), daemon.log_tail(30));
         }
         eprintln!("---- logs and configuration are kept in {}", kept.display());

@@ -18,8 +18,8 @@ pub struct Ended {
     pub explanation: String,
     /// Whether a cancel was accepted for it.
     pub canceled: bool,
-    /// Whether its shim was killed, which nobody can survive: `error` with a reason is then right.
-    pub shim_killed: bool,
+    /// Whether its shim may have been killed, its spool damaged or its node's disk full: `error` with a reason is then right.
+    pub struck: bool,
     /// What is stored, in order, without what differs from job to job.
     pub events: Vec<Value>,
 }
@@ -33,6 +33,8 @@ pub struct History {
     pub ended: Vec<Ended>,
     /// Unit and attempt, once for each start, as the jobs wrote them.
     pub starts: Vec<String>,
+    /// Such strikes, by the jobs that each can have met: that many errors are excused.
+    pub strikes: usize,
     /// What an undisturbed job stores.
     pub expected: Vec<Value>,
 }
@@ -40,7 +42,8 @@ pub struct History {
 /// Every promise that the history breaks, in words; empty when it breaks none.
 ///
 /// Each accepted job ends once and visibly; no attempt starts twice; a success stores exactly what an undisturbed job stores;
-/// whatever ended otherwise stores a beginning of it, in order, and says why; nothing fails without a cause.
+/// whatever ended otherwise stores a beginning of it, in order, and says why; nothing fails without a cause, and nothing
+/// succeeds without a start.
 pub fn check(history: &History) -> Vec<String> {
     let mut broken = Vec::new();
     for job in &history.accepted {
@@ -55,6 +58,13 @@ pub fn check(history: &History) -> Vec<String> {
     }
     broken
         .extend(starts.iter().filter(|(_, n)| **n > 1).map(|(unit, n)| format!("{unit} started {n} times")));
+    let with = |status: &str| history.ended.iter().filter(|ended| ended.status == status).count();
+    if with("error") > history.strikes {
+        broken.push(format!("{} errors by {} strikes", with("error"), history.strikes));
+    }
+    if starts.len() < with("successful") {
+        broken.push(format!("{} units started, {} were successful", starts.len(), with("successful")));
+    }
     for ended in &history.ended {
         if !history.accepted.contains(&ended.job) {
             broken.push(format!("job {} ended and was never accepted", ended.job));
@@ -73,7 +83,7 @@ fn judge(ended: &Ended, expected: &[Value]) -> Option<String> {
             Some(format!("successful with {} of {} events, or others", ended.events.len(), expected.len()))
         }
         "canceled" if !ended.canceled => Some("canceled, and nobody asked".to_owned()),
-        "error" if !ended.shim_killed => Some(format!("error without a cause: {}", ended.explanation)),
+        "error" if !ended.struck => Some(format!("error without a cause: {}", ended.explanation)),
         "error" if ended.explanation.is_empty() => Some("error without a reason".to_owned()),
         "canceled" | "error" if is_beginning => None,
         "canceled" | "error" => {
@@ -90,12 +100,12 @@ mod tests {
 
     fn good() -> History {
         let expected = vec![json!(1), json!(2), json!(3)];
-        let ended = |job, status: &str, canceled, shim_killed, events: &[Value]| Ended {
+        let ended = |job, status: &str, canceled, struck, events: &[Value]| Ended {
             job,
             status: status.to_owned(),
             explanation: if status == "error" { "the shim died" } else { "" }.to_owned(),
             canceled,
-            shim_killed,
+            struck,
             events: events.to_vec(),
         };
         History {
@@ -106,6 +116,7 @@ mod tests {
                 ended(3, "error", false, true, &expected[..2]),
             ],
             starts: vec!["a.1".to_owned(), "b.1".to_owned()],
+            strikes: 1,
             expected,
         }
     }
@@ -118,7 +129,7 @@ mod tests {
     #[test]
     fn each_bad_history_is_told_from_a_good_one() {
         type Spoil = fn(&mut History);
-        let bad: [(&str, Spoil); 11] = [
+        let bad: [(&str, Spoil); 13] = [
             ("an end lost", |h| drop(h.ended.remove(0))),
             ("an end doubled", |h| h.ended.push(h.ended[0].clone())),
             ("an end of nothing accepted", |h| {
@@ -130,7 +141,9 @@ mod tests {
             ("events swapped", |h| h.ended[0].events.swap(0, 1)),
             ("a gap in what was canceled", |h| h.ended[1].events = vec![json!(2)]),
             ("a cancel nobody asked for", |h| h.ended[1].canceled = false),
-            ("an error without a cause", |h| h.ended[2].shim_killed = false),
+            ("an error without a cause", |h| h.ended[2].struck = false),
+            ("an error too many", |h| h.strikes = 0),
+            ("a success that nothing ran for", |h| h.starts.clear()),
             ("a job that stands still", |h| h.ended[0].status = "running".to_owned()),
         ];
         for (what, spoil) in bad {

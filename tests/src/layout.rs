@@ -36,10 +36,16 @@ pub struct Layout {
     pub database: Option<String>,
     /// The execution node dials the controller itself; the hop is not started.
     pub direct: bool,
+    /// Ports of further hops in a chain, each of which dials the one before it; the execution node dials the last.
+    pub more_hops: Vec<u16>,
     /// Cores that the execution node says it has; none: what it finds.
     pub cores: Option<u16>,
     /// MiB that a unit's output may take on the execution node; none: what it allows by itself.
     pub spool_quota: Option<u32>,
+    /// MiB of memory that it says it has; none: what it finds.
+    pub memory_mib: Option<u32>,
+    /// Further lines of its section `[work.podman]`.
+    pub podman: String,
 }
 
 impl Layout {
@@ -66,6 +72,9 @@ impl Layout {
         self.plexus(&["ca", "init", &text(&ca), "--mesh", MESH, "--cluster", CLUSTER])?;
         for (role, name) in [("controller", "controller"), ("hop", "hop-1"), ("execution", "node-1")] {
             self.issue(&ca, role, name, &self.identity_dir(name))?;
+        }
+        for name in self.hop_names() {
+            self.issue(&ca, "hop", &name, &self.identity_dir(&name))?;
         }
         Ok(())
     }
@@ -101,8 +110,18 @@ impl Layout {
         let database =
             self.database.as_ref().map(|url| format!("\n[database]\nurl = {url:?}\n")).unwrap_or_default();
         write(&self.config("controller"), &(self.controller_config() + &database + &log))?;
-        write(&self.config("hop-1"), &(self.hop_config() + &log))?;
+        write(&self.config("hop-1"), &(self.hop_config("hop-1", self.mesh_port, None) + &log))?;
+        let mut before = self.mesh_port;
+        for (name, &port) in self.hop_names().zip(&self.more_hops) {
+            write(&self.config(&name), &(self.hop_config(&name, port, Some(before)) + &log))?;
+            before = port;
+        }
         write(&self.config("node-1"), &(self.node_config() + &log))
+    }
+
+    /// Names of the further hops.
+    pub fn hop_names(&self) -> impl Iterator<Item = String> + use<> {
+        (2..self.more_hops.len() + 2).map(|number| format!("hop-{number}"))
     }
 
     /// Folder of the certificate authority.
@@ -173,7 +192,10 @@ root = {projects}
         )
     }
 
-    fn hop_config(&self) -> String {
+    fn hop_config(&self, name: &str, port: u16, before: Option<u16>) -> String {
+        let peer = before
+            .map(|port| format!("\n[[mesh.peers]]\naddress = \"127.0.0.1:{port}\"\n"))
+            .unwrap_or_default();
         format!(
             r#"data_dir = {data}
 runtime_dir = {runtime}
@@ -181,21 +203,21 @@ socket = {socket}
 identity_dir = {identity}
 
 [mesh]
-listen = ["127.0.0.1:{mesh}"]
-"#,
-            data = quoted(&self.data_dir("hop-1")),
-            runtime = quoted(&self.runtime_dir.join("hop-1")),
-            socket = quoted(&self.socket("hop-1")),
-            identity = quoted(&self.identity_dir("hop-1")),
-            mesh = self.mesh_port,
+listen = ["127.0.0.1:{port}"]
+{peer}"#,
+            data = quoted(&self.data_dir(name)),
+            runtime = quoted(&self.runtime_dir.join(name)),
+            socket = quoted(&self.socket(name)),
+            identity = quoted(&self.identity_dir(name)),
         )
     }
 
     fn node_config(&self) -> String {
         let runtime = match &self.runtime {
             Runtime::Podman => format!(
-                "runtime = \"podman\"\n\n[work.podman]\ncommand = {}\nnetwork = \"host\"\n",
-                list(&podman_command())
+                "runtime = \"podman\"\n\n[work.podman]\ncommand = {}\nnetwork = \"host\"\n{}",
+                list(&podman_command()),
+                self.podman
             ),
             Runtime::Process(command) => {
                 format!("runtime = \"process\"\n\n[work.process]\ncommand = {}\n", list(command))
@@ -203,6 +225,7 @@ listen = ["127.0.0.1:{mesh}"]
         };
         let cores = self.cores.map(|cores| format!("cores = {cores}\n")).unwrap_or_default();
         let quota = self.spool_quota.map(|mib| format!("spool_quota_mib = {mib}\n")).unwrap_or_default();
+        let memory = self.memory_mib.map(|memory| format!("memory_mib = {memory}\n")).unwrap_or_default();
         format!(
             r#"data_dir = {data}
 runtime_dir = {runtime_dir}
@@ -218,12 +241,12 @@ address = "127.0.0.1:{mesh}"
 [work]
 # Secrets of a job lie on tmpfs; this machine's swap, if it has one, may take them.
 allow_swap = true
-{cores}{quota}{runtime}"#,
+{cores}{memory}{quota}{runtime}"#,
             data = quoted(&self.data_dir("node-1")),
             runtime_dir = quoted(&self.runtime_dir.join("node-1")),
             socket = quoted(&self.socket("node-1")),
             identity = quoted(&self.identity_dir("node-1")),
-            mesh = self.mesh_port,
+            mesh = self.more_hops.last().copied().unwrap_or(self.mesh_port),
         )
     }
 }

@@ -55,12 +55,36 @@ impl Newcomer {
         })
     }
 
+    /// A clone of the machine: the same identity and data in folders of their own, on this host.
+    ///
+    /// # Errors
+    /// When something cannot be copied.
+    pub fn cloned(&self, cluster: &Cluster, name: &str) -> anyhow::Result<Self> {
+        let copy = Self::new(cluster, name)?;
+        for part in ["etc", "data"] {
+            let copied = std::process::Command::new("cp")
+                .arg("-a")
+                .args([self.dir.join(part), copy.dir.join(part)])
+                .status()
+                .context("cannot run cp")?;
+            ensure!(copied.success(), "cannot copy {part}: {copied}");
+        }
+        let config = copy.dir.join("etc/node.toml");
+        let path = |path: &Path| path.display().to_string();
+        let text = fs::read_to_string(&config).with_context(|| format!("no {}", config.display()))?;
+        let text = text
+            .replace(&path(&self.dir), &path(&copy.dir))
+            .replace(&path(&self.runtime_dir), &path(&copy.runtime_dir));
+        fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
+        Ok(copy)
+    }
+
     /// Folder of its identity.
     pub fn identity_dir(&self) -> PathBuf {
         self.dir.join("etc/node")
     }
 
-    /// Runs `plexus-node join`.
+    /// Runs `plexus-node join`; killed when no longer awaited.
     ///
     /// # Errors
     /// When the program cannot be run; its own failure is in the output.
@@ -71,6 +95,7 @@ impl Newcomer {
             .args(["--data-dir", &path(&self.dir.join("data")), "--runtime-dir", &path(&self.runtime_dir)])
             .args(["--socket", &path(&self.runtime_dir.join("node.sock"))])
             .args(args)
+            .kill_on_drop(true)
             .output()
             .await
             .context("cannot run plexus-node")

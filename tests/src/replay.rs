@@ -127,18 +127,20 @@ impl Replay {
         ensure!(stream.is_file(), "no such captured stream: {}", stream.display());
         // The gate lies where no cluster can know it before it is made: beside the port locks, named by process and case.
         let gate = std::env::temp_dir().join(format!("plexus-gate-{}-{name}", std::process::id()));
-        fs::remove_file(&gate).ok();
+        let gate = Gate(gate);
+        fs::remove_file(&gate.0).ok();
+        fs::remove_file(gate.starts()).ok();
         let text = |path: &Path| path.display().to_string();
         // The last argument only names the cluster's folder, so that a script of a failed test is found and ended.
         let command = vec![
             text(&fixtures.join("replay.sh")),
             text(stream),
             lines.to_string(),
-            text(&gate),
+            text(&gate.0),
             "{dir}".to_owned(),
         ];
         let cluster = change(Cluster::builder(name).process(command)).prepare()?;
-        Ok(Self { cluster, template: 0, gate: Gate(gate), before_gate: lines - 2 })
+        Ok(Self { cluster, template: 0, gate, before_gate: lines - 2 })
     }
 
     async fn bring_up(&mut self) -> anyhow::Result<()> {
@@ -178,6 +180,12 @@ impl Replay {
     /// Makes jobs wait again.
     pub fn close_gate(&self) {
         fs::remove_file(&self.gate.0).ok();
+    }
+
+    /// Unit and attempt of every start so far, as the jobs themselves noted it.
+    pub fn starts(&self) -> Vec<String> {
+        let noted = fs::read_to_string(self.gate.starts()).unwrap_or_default();
+        noted.lines().map(str::to_owned).collect()
     }
 
     /// Launches a job.
@@ -250,9 +258,17 @@ impl Replay {
     }
 }
 
+impl Gate {
+    /// Where jobs note that they started.
+    fn starts(&self) -> PathBuf {
+        self.0.with_extension("starts")
+    }
+}
+
 impl Drop for Gate {
     fn drop(&mut self) {
         fs::remove_file(&self.0).ok();
+        fs::remove_file(self.starts()).ok();
     }
 }
 

@@ -5,15 +5,18 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on stops there")]
 
 use std::collections::BTreeSet;
+use std::ffi::CString;
 use std::fs;
 use std::io::Write as _;
-use std::path::Path;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use plexus_tests::history::{Ended, History, check};
 use plexus_tests::wire::{Direction, Shape, Wire};
 use plexus_tests::{Api, Cluster, Daemon, JobOptions, Samples, essence};
 use reqwest::Method;
+use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
@@ -21,7 +24,11 @@ use serde_json::json;
 const SHORT: Duration = Duration::from_secs(45);
 const LONG: Duration = Duration::from_secs(600);
 /// Longest time from the end of all faults until every job is over.
-const SETTLED: Duration = Duration::from_secs(60);
+const SETTLED: Duration = Duration::from_secs(30);
+/// Bytes before the first frame of a spool's segment.
+const SEGMENT_HEADER: u64 = 64;
+/// Room on the node's disk.
+const DISK_MIB: u64 = 64;
 /// Jobs that are on their way at the same time.
 const JOBS: usize = 3;
 
@@ -38,15 +45,37 @@ impl Dice {
     }
 }
 
+/// A small file system of the node's own. Its mount goes with it.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// None without the right to mount; the disk is then never full.
+    fn mount(at: &Path) -> Option<Self> {
+        fs::create_dir_all(at).unwrap();
+        let options = CString::new(format!("size={DISK_MIB}m,mode=700")).unwrap();
+        rustix::mount::mount("tmpfs", at, "tmpfs", MountFlags::empty(), options.as_c_str()).ok()?;
+        Some(Self(at.to_owned()))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        rustix::mount::unmount(&self.0, UnmountFlags::DETACH).ok();
+    }
+}
+
 /// The system in trouble, and what is known of its jobs.
 struct Arena {
+    /// Before the cluster, whose folder cannot go while it is mounted there.
+    disk: Option<SmallDisk>,
     cluster: Cluster,
     wire: Wire,
     template: i64,
     dice: Dice,
     accepted: Vec<i64>,
     canceled: BTreeSet<i64>,
-    shim_killed: BTreeSet<i64>,
+    struck: BTreeSet<i64>,
+    strikes: usize,
     said: Vec<String>,
 }
 
@@ -75,8 +104,9 @@ async fn what_a_nemesis_does_for_a_while_loses_nothing() {
     let tally = |status: &str| history.ended.iter().filter(|ended| ended.status == status).count();
     // Not println!, which the test harness keeps to itself when all is well.
     let line = format!(
-        "chaos: seed {seed}, {} faults, {} jobs: {} successful, {} canceled, {} error\n",
+        "chaos: seed {seed}, {} faults, {} starts, {} jobs: {} successful, {} canceled, {} error\n",
         arena.said.len(),
+        history.starts.len(),
         history.ended.len(),
         tally("successful"),
         tally("canceled"),
@@ -84,6 +114,9 @@ async fn what_a_nemesis_does_for_a_while_loses_nothing() {
     );
     std::io::stderr().write_all(line.as_bytes()).unwrap();
     assert!(broken.is_empty(), "seed {seed}:\n{}\nfaults:\n{}", broken.join("\n"), arena.said.join("\n"));
+    arena.cluster.clean().await.unwrap();
+    arena.cluster.node.stop().await.unwrap();
+    drop(arena.disk.take());
     arena.cluster.finish().await.unwrap();
 }
 
@@ -95,6 +128,7 @@ impl Arena {
         let mut command: Vec<String> = words.iter().map(|path| path.display().to_string()).collect();
         command.push("{dir}".to_owned());
         let mut cluster = Cluster::builder("chaos").process(command).prepare().unwrap();
+        let disk = SmallDisk::mount(&cluster.layout.data_dir("node-1"));
         // The execution node reaches its hop over a wire that can be cut.
         let hop = cluster.layout.mesh_port;
         let wire = Wire::to(([127, 0, 0, 1], hop).into(), Shape::default(), seed).unwrap();
@@ -117,13 +151,15 @@ impl Arena {
         let template =
             samples.template(api, loaded, "chaos", "webapp.yml", inventory, &options).await.unwrap();
         Self {
+            disk,
             cluster,
             wire,
             template,
             dice: Dice(seed),
             accepted: Vec::new(),
             canceled: BTreeSet::new(),
-            shim_killed: BTreeSet::new(),
+            struck: BTreeSet::new(),
+            strikes: 0,
             said: Vec::new(),
         }
     }
@@ -151,14 +187,17 @@ impl Arena {
 
     async fn keep_jobs_coming(&mut self) {
         let open = self.open_jobs().await;
-        if open.len() < JOBS {
+        for _ in open.len()..JOBS {
             self.launch().await;
-        } else if self.dice.below(4) == 0 {
-            let answer =
-                self.cluster.api().send(Method::POST, &format!("jobs/{}/cancel/", open[0]), None).await;
+        }
+        // Any of them: one that was just launched, one that runs.
+        let chosen = self.dice.below(3 * JOBS as u64);
+        if let Some(&job) = usize::try_from(chosen).ok().and_then(|n| open.get(n)) {
+            let path = format!("jobs/{job}/cancel/");
+            let answer = self.cluster.api().send(Method::POST, &path, None).await;
             // An answer that was lost may have been a yes.
             if answer.map_or(true, |answer| answer.status == 202) {
-                self.canceled.insert(open[0]);
+                self.canceled.insert(job);
             }
         }
     }
@@ -166,14 +205,17 @@ impl Arena {
     /// One fault, lived through for up to a second and a half.
     async fn fault(&mut self) {
         let pause = Duration::from_millis(100 + self.dice.below(1_400));
-        let kind = self.dice.below(10);
+        let kind = self.dice.below(13);
         let name = match kind {
             0..=2 => "kill -9, then start",
             3..=5 => "SIGSTOP, then SIGCONT",
             6 => "both ways cut",
             7 => "cut from node to hop",
             8 => "cut from hop to node",
-            _ => "shim killed",
+            9 => "shim killed",
+            10 => "agent and shim killed",
+            11 => "a byte of a spool flipped",
+            _ => "disk full",
         };
         self.said.push(format!("{name} ({kind}) for {pause:?}"));
         match kind {
@@ -199,7 +241,15 @@ impl Arena {
                 tokio::time::sleep(pause).await;
                 self.wire.cut(false);
             }
-            _ => self.kill_a_shim().await,
+            9 => self.kill_a_shim().await,
+            10 => {
+                self.victim(2).kill();
+                self.kill_a_shim().await;
+                tokio::time::sleep(pause).await;
+                self.victim(2).start().unwrap();
+            }
+            11 => self.flip_a_byte().await,
+            _ => self.fill_the_disk(pause).await,
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
@@ -217,10 +267,53 @@ impl Arena {
         let found = self.cluster.leftovers().processes;
         let shims: Vec<u32> =
             found.iter().filter(|(_, line)| line.contains("shim")).map(|(pid, _)| *pid).collect();
-        if let Some(&pid) = shims.first() {
+        if let Some(&pid) = self.one_of(&shims) {
             kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).ok();
-            self.shim_killed.extend(open);
+            self.struck.extend(open);
+            self.strikes += 1;
         }
+    }
+
+    /// Damages one spool behind its header.
+    async fn flip_a_byte(&mut self) {
+        let open = self.open_jobs().await;
+        let units = self.cluster.layout.data_dir("node-1").join("units");
+        let folders = fs::read_dir(units).into_iter().flatten().flatten();
+        let files =
+            folders.flat_map(|unit| fs::read_dir(unit.path().join("spool")).into_iter().flatten().flatten());
+        let segments: Vec<_> = files.map(|file| file.path()).collect();
+        let Some(path) = self.one_of(&segments).cloned() else { return };
+        let Ok(file) = fs::File::options().read(true).write(true).open(path) else { return };
+        let length = file.metadata().map_or(0, |metadata| metadata.len());
+        if length > SEGMENT_HEADER {
+            let at = SEGMENT_HEADER + self.dice.below(length - SEGMENT_HEADER);
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).unwrap();
+            file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+            self.struck.extend(open);
+            self.strikes += 1;
+        }
+    }
+
+    /// Leaves the node not a byte for a while. What is about to start then may end with that as its reason.
+    async fn fill_the_disk(&mut self, pause: Duration) {
+        if self.disk.is_none() {
+            return;
+        }
+        let open = self.open_jobs().await;
+        let path = self.cluster.layout.data_dir("node-1").join("filler");
+        let mut file = fs::File::create(&path).unwrap();
+        while file.write_all(&[0; 4096]).is_ok() {}
+        tokio::time::sleep(pause).await;
+        drop(file);
+        fs::remove_file(path).unwrap();
+        self.strikes += open.len();
+        self.struck.extend(open);
+    }
+
+    fn one_of<'a, T>(&mut self, all: &'a [T]) -> Option<&'a T> {
+        let count = u64::try_from(all.len()).ok().filter(|&count| count > 0)?;
+        all.get(usize::try_from(self.dice.below(count)).ok()?)
     }
 
     /// Everything runs and every wire is whole again.
@@ -248,12 +341,12 @@ impl Arena {
                 status: found["status"].as_str().unwrap_or_default().to_owned(),
                 explanation: found["job_explanation"].as_str().unwrap_or_default().to_owned(),
                 canceled: self.canceled.contains(&job),
-                shim_killed: self.shim_killed.contains(&job),
+                struck: self.struck.contains(&job),
                 events: events(api, job).await,
             });
         }
         let starts = fs::read_to_string(effects).unwrap().lines().map(str::to_owned).collect();
-        History { accepted: self.accepted.clone(), ended, starts, expected }
+        History { accepted: self.accepted.clone(), ended, starts, strikes: self.strikes, expected }
     }
 }
 

@@ -2,10 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on stops there")]
 
+use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
 
-use plexus_tests::{Cluster, Newcomer, Replay, Seen, wait_for};
+use plexus_proto::id::Role;
+use plexus_tests::net::{Net, PeerOptions};
+use plexus_tests::{Cluster, Daemon, Newcomer, Replay, Seen, wait_for};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const CASE: &str = "ok-2-hosts";
@@ -30,7 +33,7 @@ fn refused(output: &Output, reason: &str) {
 /// A fresh machine joins by token through the hop, runs a job, and is revoked.
 #[tokio::test]
 async fn a_fresh_node_joins_through_a_hop_runs_a_job_and_is_revoked() {
-    let replay = Replay::start_without_node("join", CASE, LINES).await.unwrap();
+    let mut replay = Replay::start_without_node("join", CASE, LINES).await.unwrap();
     let cluster = &replay.cluster;
     let token = cluster.token(&["--role", "execution", "--name", "fresh-*"]).await.unwrap();
     let mut fresh = Newcomer::new(cluster, "fresh-1").unwrap();
@@ -61,8 +64,95 @@ async fn a_fresh_node_joins_through_a_hop_runs_a_job_and_is_revoked() {
     fresh.daemon.kill();
     fresh.start().unwrap();
     fresh.daemon.logged("link refused", seen, DEADLINE).await.unwrap();
+
+    // Also by a controller that was killed and started again, and with the hop that kept the list started anew.
+    replay.cluster.controller.kill();
+    replay.cluster.hop.kill();
+    replay.cluster.hop.start().unwrap();
+    replay.cluster.controller.start().unwrap();
+    replay.cluster.api_up().await.unwrap();
+    let seen = fresh.daemon.log_size();
+    fresh.daemon.kill();
+    fresh.start().unwrap();
+    fresh.daemon.logged("link refused", seen, DEADLINE).await.unwrap();
+    ready(&replay.cluster, &fresh, "fresh-1", "unavailable").await;
     fresh.daemon.stop().await.unwrap();
     replay.finish().await.unwrap();
+}
+
+/// The controller dies at each step of redeeming a token: whatever was done by then, the machine that asked gets in with
+/// the same token and the same key when it asks again, and no other machine does.
+#[tokio::test]
+async fn a_token_is_redeemed_once_whatever_step_the_controller_dies_at() {
+    let mut cluster = Cluster::builder("join-crash").process(vec!["/bin/true".into()]).start().await.unwrap();
+    for point in ["token-checked", "certified", "enrolment-written", "enrolled"] {
+        let token = cluster.token(&["--role", "execution", "--name", &format!("{point}-*")]).await.unwrap();
+        let (first, other) = (format!("{point}-1"), format!("{point}-2"));
+        let (machine, late) =
+            (Newcomer::new(&cluster, &first).unwrap(), Newcomer::new(&cluster, &other).unwrap());
+        cluster.controller.kill();
+        cluster.controller.set_env("PLEXUS_CRASH_AT", point);
+        cluster.controller.start().unwrap();
+        cluster.api_up().await.unwrap();
+        // The machine goes down with it, instead of waiting for its answer.
+        let args = ["--name", first.as_str()];
+        let ended = tokio::select! {
+            ended = cluster.controller.exited(DEADLINE) => ended.unwrap(),
+            said = machine.join(&token, &args) => panic!("{point}: {}", text(&said.unwrap())),
+        };
+        assert!(!ended.success(), "{point}: the controller ended with {ended}");
+        cluster.controller.unset_env("PLEXUS_CRASH_AT");
+        cluster.controller.start().unwrap();
+        cluster.api_up().await.unwrap();
+        well(&machine.join(&token, &["--name", &first]).await.unwrap());
+        let said = late.join(&token, &["--name", &other]).await.unwrap();
+        refused(&said, "the token was used by another machine");
+    }
+    // One address each, none given twice, and the members are those who got in.
+    let list = cluster.plexus_as_admin(&["-o", "json", "token", "requests"]).await.unwrap();
+    let list: serde_json::Value = serde_json::from_slice(&list.stdout).unwrap();
+    let issued: Vec<_> = list["results"].as_array().unwrap().iter().map(|one| &one["node"]).collect();
+    assert_eq!(issued.len(), 4, "{list}");
+    cluster.finish().await.unwrap();
+}
+
+/// A machine that cannot reach the mesh yet: its request is carried to the authority and the answer back by hand.
+#[tokio::test]
+async fn a_request_that_was_carried_by_hand_makes_a_member() {
+    let net = Net::new("offline").unwrap();
+    let mut hop = net.hop("hop-1", &[]).unwrap();
+    hop.start().await.unwrap();
+    let (etc, machine, signed) = (net.of("etc"), net.of("far"), net.of("signed"));
+    let run = async |program: PathBuf, args: &[&str]| {
+        let output = tokio::process::Command::new(program).args(args).output().await.unwrap();
+        well(&output)
+    };
+    let path = |path: &Path| path.display().to_string();
+    let csr = path(&net.of("far.csr"));
+    run(net.binaries().node(), &["csr", "--name", "far", "--config-dir", &path(&etc), "--out", &csr]).await;
+    std::fs::rename(etc.join("node"), &machine).unwrap();
+    let ca = path(&net.of("ca"));
+    let out = path(&signed);
+    let said = run(
+        net.binaries().dir().join("plexus"),
+        &["ca", "sign", "--ca", &ca, "--role", "execution", &csr, "--out", &out],
+    )
+    .await;
+    assert!(said.contains("signed spiffe://proof/main/execution/far"), "{said}");
+    assert!(!signed.join("node.key").exists(), "the key never left the machine");
+    for name in ["ca.pem", "node.pem"] {
+        std::fs::copy(signed.join(name), machine.join(name)).unwrap();
+    }
+    let config = net.configure("far", Role::Execution, None, &[hop.address()], "").unwrap();
+    let args = vec!["run".into(), "--config".into(), config.into()];
+    let mut daemon = Daemon::new("far", net.binaries().node(), args, net.of("far").join("log"));
+    daemon.start().unwrap();
+    let options = PeerOptions { peers: &[hop.address()], ..PeerOptions::default() };
+    let mut controller = net.peer(Role::Controller, "controller", &options).await.unwrap();
+    controller.reach("far", true).await.unwrap();
+    let traced = controller.trace("far").await.unwrap();
+    assert_eq!(traced, ["hop-1", "far"]);
+    daemon.stop().await.unwrap();
 }
 
 /// Waits until the controller shows `node` in `state`.

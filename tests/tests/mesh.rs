@@ -145,6 +145,12 @@ async fn a_restarted_hop_ends_no_stream() -> anyhow::Result<()> {
     line.hop.daemon.kill();
     line.hop.start().await?;
     line.a.moves(1, 50_000).await?;
+    // kill -9 and a start make no copy of it.
+    for end in [&mut line.a, &mut line.b] {
+        let status = end.status().await?;
+        let problems = status["problems"].as_array().context("no problems in the status")?;
+        ensure!(problems.iter().all(|problem| problem["code"] != "clone"), "{problems:?}");
+    }
     ensure!(line.a.ends(1, true, FLOW).await? > 40);
     Ok(())
 }

@@ -126,6 +126,27 @@ async fn costs() -> anyhow::Result<()> {
     .await
 }
 
+/// TestFirewall: what is no hop lets nothing through. Both ends talk with the node in the middle, and not with each other.
+#[tokio::test]
+async fn firewall() -> anyhow::Result<()> {
+    let net = Net::new("receptor-firewall")?;
+    let any = [SocketAddr::from(([127, 0, 0, 1], 0))];
+    let listening = PeerOptions { listen: &any, ..PeerOptions::default() };
+    let middle = net.peer(Role::Execution, "middle", &listening).await?;
+    let at = middle.listen().to_vec();
+    let mut near = end(&net, Role::Controller, "near", &at, &[]).await?;
+    let mut far = end(&net, Role::Controller, "far", &at, &[]).await?;
+    for side in [&mut near, &mut far] {
+        side.reach("middle", true).await?;
+        side.requests("middle", 1, Duration::ZERO).await?;
+    }
+    // What the middle knows of either had to pass it to get here.
+    let passed = near.requests("far", 1, Duration::ZERO).await;
+    ensure!(passed.is_err(), "a node that is no hop let a request through");
+    near.reach("far", false).await?;
+    far.reach("near", false).await
+}
+
 /// TestTCPSSLClientAuthFailNoKey, BadKey, ServerAuthFail…: who has no certificate of this mesh never connects.
 #[tokio::test]
 async fn tls_auth_fail_bad_key() -> anyhow::Result<()> {

@@ -7,10 +7,10 @@ mod m0001_first_light;
 mod m0002_enrolment;
 mod m0003_labels;
 mod m0004_roles;
-mod m0005_facts;
-mod m0006_activity;
-mod m0007_instance_groups;
-mod m0008_idempotency;
+mod m0005_activity;
+mod m0006_instance_groups;
+mod m0007_idempotency;
+mod m0008_facts;
 
 use dsl::Schema;
 
@@ -40,8 +40,8 @@ pub(super) const ALL: &[Migration] = &[
     Migration { version: 2, name: "enrolment", build: m0002_enrolment::build },
     Migration { version: 3, name: "labels", build: m0003_labels::build },
     Migration { version: 4, name: "roles", build: m0004_roles::build },
-    Migration { version: 5, name: "facts", build: m0005_facts::build },
-    Migration { version: 6, name: "activity", build: m0006_activity::build },
-    Migration { version: 7, name: "instance groups", build: m0007_instance_groups::build },
-    Migration { version: 8, name: "idempotency keys", build: m0008_idempotency::build },
+    Migration { version: 5, name: "activity", build: m0005_activity::build },
+    Migration { version: 6, name: "instance groups", build: m0006_instance_groups::build },
+    Migration { version: 7, name: "idempotency keys", build: m0007_idempotency::build },
+    Migration { version: 8, name: "facts", build: m0008_facts::build },
 ];

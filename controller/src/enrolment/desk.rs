@@ -19,6 +19,7 @@ use zeroize::Zeroizing;
 
 use super::tokens::field;
 use super::{Enrolment, Error, now};
+use crate::crash::Point;
 use crate::store::core::{Class, WriteTx};
 
 /// How soon a machine that waits for an operator asks again.
@@ -210,10 +211,12 @@ impl Enrolment {
         request: &Request,
         known: Option<i64>,
     ) -> Result<EnrolAnswer, No> {
+        Point::TokenChecked.hit();
         let authority = self.authority()?;
         let issued = authority
             .certify(token.role, &request.node, None, &request.key, self.0.validity)
             .map_err(|error| self.refused(error))?;
+        Point::Certified.hit();
         match known {
             Some(id) => {
                 let mut update = Query::update();
@@ -227,7 +230,9 @@ impl Enrolment {
             }
         }
         member(&mut tx, &issued, &request.key).await?;
+        Point::EnrolmentWritten.hit();
         tx.commit().await?;
+        Point::Enrolled.hit();
         tracing::info!(node = %request.node, role = %token.role, token = token.id, "machine enrolled");
         self.signed(call, issued.chain)
     }

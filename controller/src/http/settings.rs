@@ -38,6 +38,9 @@ struct Setting {
     help: &'static str,
 }
 
+/// AWX's name for what its own nodes do.
+const KEEP: &str = "AWX_CLEANUP_PATHS";
+
 const SETTINGS: &[Setting] = &[
     Setting {
         name: "DEFAULT_EXECUTION_ENVIRONMENT",
@@ -54,6 +57,14 @@ const SETTINGS: &[Setting] = &[
         default: || json!([]),
         read_only: false,
         help: "Execution environments, as objects with image, that jobs prefer when none is configured.",
+    },
+    Setting {
+        name: KEEP,
+        slug: "jobs",
+        kind: Kind::Bool,
+        default: || json!(true),
+        read_only: false,
+        help: "Whether a job's private data directory goes with the job. If not, its node keeps it for a day, without keys and passwords.",
     },
     Setting {
         name: "ACTIVITY_STREAM_ENABLED",
@@ -263,6 +274,14 @@ pub(super) async fn category(call: &Call, slug: &str) -> Answer {
         values.insert(setting.name.to_owned(), value);
     }
     ok(values)
+}
+
+/// Whether nodes remove private data directories with their jobs.
+///
+/// # Errors
+/// What the database says.
+pub(crate) async fn cleans_up(db: &CoreDb) -> Result<bool, StoreError> {
+    Ok(setting(db, KEEP).await?.as_bool().unwrap_or(true))
 }
 
 /// What people changed, by name: one query.

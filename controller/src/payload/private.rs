@@ -6,12 +6,11 @@
 
 use std::collections::BTreeMap;
 
+use super::injectors::Injected;
 use plexus_proto::seal::SpoolKey;
 use plexus_proto::work::{PrivateBlock, PrivateFile, RegistryAuth};
 use serde_json::{Map, Value, json};
 use zeroize::{Zeroize, ZeroizeOnDrop};
-
-use super::injectors::Injected;
 
 use crate::facts;
 
@@ -188,7 +187,9 @@ impl Private<'_> {
             files.push(file(&format!("env/{name}"), content.clone()));
         }
         if !self.extra_vars.is_empty() {
-            files.push(file("env/extravars", Value::Object(self.extra_vars.clone()).to_string()));
+            // Answers to a survey may be passwords.
+            let variables = Value::Object(self.extra_vars.clone()).to_string();
+            files.push(PrivateFile { secret: true, ..file("env/extravars", variables) });
         }
         if self.options.fact_cache {
             let cache = format!("artifacts/{}/fact_cache", self.options.job_id);

@@ -23,6 +23,7 @@ use tokio::time::sleep;
 
 use super::{CancelSignal, Context, load};
 use crate::dispatch::{self, CallError, NodeClient, payload};
+use crate::http::settings;
 use crate::ingest::{self, Session, UnitContext, UnitResult};
 use crate::outcome;
 use crate::payload::private::Private;
@@ -32,6 +33,10 @@ use crate::store::units::{self, Final, Unit, UnitState};
 
 /// Seconds between SIGTERM and the end of the whole process tree: the runner looks every 0.5 s, then packs artifacts.
 const GRACE_SECONDS: u32 = 10;
+/// Time for which a private data directory is kept where people asked for that: a day.
+const KEEP_SECONDS: u32 = 24 * 3600;
+/// Longest wait for the node to say where.
+const KEPT: Duration = Duration::from_secs(10);
 /// First pause after a node could not be reached; doubles up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// Longest pause. A node that comes back is noticed sooner, by the mesh.
@@ -205,7 +210,12 @@ pub(super) async fn forget(context: &Context, unit: Unit, created: Timestamp) {
     };
     if let Err(trouble) = forgotten.await {
         tracing::debug!(unit = %unit.attempt, reason = %trouble, "node has not forgotten the unit yet");
-        sleep(PAUSE_MAX).await;
+        let mut nodes = context.nodes.clone();
+        nodes.mark_unchanged();
+        tokio::select! {
+            () = sleep(PAUSE_MAX) => {}
+            _ = nodes.changed() => {} // it may be back
+        }
     }
 }
 
@@ -282,9 +292,16 @@ impl Driver {
             return Ok(false); // nobody has said a word to the node yet
         }
         match self.client.status(self.unit.attempt).await {
-            // The node keeps a tombstone of whatever it ever started: this one never started there.
             Err(CallError::Refused { refusal, .. }) if refusal.code() == RefusalCode::UnknownUnit => {
-                Ok(false)
+                if self.unit.state == UnitState::Placed {
+                    return Ok(false); // a node keeps the names of all it ever started: this one never started there
+                }
+                // It did start there, so one of the two disks is not what it was. Submitting it could run it again.
+                Err(Trouble::Fatal(format!(
+                    "The job's end is unknown: node {} does not know what it had started, so its disk or this controller's \
+                     database was set back to an earlier state. What the job printed until then is stored.",
+                    self.unit.node
+                )))
             }
             status => Ok(!needs_payload(&status?)),
         }
@@ -304,7 +321,7 @@ impl Driver {
             timeout_seconds: 0,
             env: Default::default(),
             organization: loaded.organization.clone(),
-            keep_seconds: 0,
+            keep_seconds: if settings::cleans_up(&self.context.core).await? { 0 } else { KEEP_SECONDS },
             owner_deadline_seconds: 0,
         };
         let status = self.client.submit(self.unit.attempt, epoch, self.unit.store, spec).await?;
@@ -367,7 +384,30 @@ impl Driver {
                 trouble = self.pass_on_cancels(epoch) => return Err(trouble),
             }
         };
-        Ok(outcome::of(&result, self.cancel.borrow().is_some()))
+        let mut last = outcome::of(&result, self.cancel.borrow().is_some());
+        if !settings::cleans_up(&self.context.core).await?
+            && let Some(path) = self.kept().await
+        {
+            let node = &self.unit.node;
+            outcome::push_sentence(
+                &mut last.explanation,
+                &format!("The private data directory is kept on node {node} for a day: {path}"),
+            );
+        }
+        Ok(last)
+    }
+
+    /// Where the node keeps the unit's private directory. It moves it when the unit has ended, a moment after the last record.
+    async fn kept(&self) -> Option<String> {
+        let give_up = tokio::time::Instant::now() + KEPT;
+        while tokio::time::Instant::now() < give_up {
+            let status = self.client.status(self.unit.attempt).await.ok()?;
+            if matches!(status.state, Some(UnitStatusState::Finished(_))) {
+                return Some(status.kept).filter(|path| !path.is_empty());
+            }
+            sleep(PAUSE_MIN).await;
+        }
+        None
     }
 
     /// Passes every request to cancel on to the node, the standing one first. Ends only when the unit is not ours

@@ -84,7 +84,22 @@ pub async fn record(core: &CoreDb, nodes: &[Seen]) -> Result<(), Error> {
             .on_conflict(OnConflict::column("hostname").update_columns(update).to_owned());
         tx.execute(insert).await?;
     }
+    // Somebody has looked, and switched it on again.
+    let mut update = Query::update();
+    update.table("instances").value("errors", "");
+    update.and_where(Expr::col("enabled").eq(true)).and_where(Expr::col("errors").ne(""));
+    tx.execute(update).await?;
     groups::apply_policies(&mut tx).await?;
+    tx.commit().await
+}
+
+/// Switches a node off, and says why; it stays off until somebody switches it on.
+pub async fn hold(core: &CoreDb, node: &NodeId, why: &str) -> Result<(), Error> {
+    let mut tx = core.begin(Class::Intent).await?;
+    let mut update = Query::update();
+    update.table("instances").value("enabled", false).value("errors", why);
+    update.value("modified", Timestamp::now().as_microsecond());
+    tx.execute(update.and_where(Expr::col("hostname").eq(node.as_str()))).await?;
     tx.commit().await
 }
 

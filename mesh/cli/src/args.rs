@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 
-pub(crate) use manage::{Ca, Image, NodeVerb, Token, Work};
+pub(crate) use manage::{Ca, Image, NodeVerb, RolloverStep, Token, Work};
 pub(crate) use verbs::{Doctor, Events, Forward, Netcheck, Ping, Target, Trace};
 
 const AFTER_HELP: &str = "\

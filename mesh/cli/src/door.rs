@@ -210,7 +210,8 @@ pub(crate) fn refused(error: ClientError) -> Failure {
 }
 
 pub(crate) fn unknown_node(text: &str) -> Failure {
-    Failure::new(Exit::NotFound, text).hint("`plexus nodes` lists the nodes that are known")
+    Failure::new(Exit::NotFound, text)
+        .hint("`plexus nodes` on a hop or a controller lists the nodes that are known")
 }
 
 pub(crate) fn unreachable_node(text: &str) -> Failure {

@@ -303,6 +303,31 @@ fn an_authority_is_made_once_and_issues() {
 }
 
 #[test]
+fn a_root_is_rolled_over_in_three_steps() {
+    let folder = TempDir::new().unwrap();
+    let ca = folder.path().join("ca").display().to_string();
+    assert_eq!(run(&["ca", "init", &ca, "--mesh", "demo", "--cluster", "main"], &[]).code, 0);
+    let step = |step: &str, roots: usize, next: &str| {
+        let ended = run(&["ca", "rollover", step, "--ca", &ca], &[]);
+        assert_eq!((ended.code, ended.err.as_str()), (0, ""), "{step}");
+        let shown = ended.out.lines().filter(|line| line.len() == 66 && line.starts_with("  ")).count();
+        assert_eq!(shown, roots, "{}", ended.out);
+        assert!(ended.out.lines().last().unwrap().contains(next), "{}", ended.out);
+    };
+    let early = run(&["ca", "rollover", "switch", "--ca", &ca], &[]);
+    early.check(1, "", "error: no root was introduced: that is the first step\n");
+    step("introduce", 2, "the same with switch");
+    step("switch", 2, "the same with retire");
+    step("retire", 1, "next: nothing");
+    let out = folder.path().join("n").display().to_string();
+    let issued = run(&["ca", "issue", "--ca", &ca, "--role", "hop", "--name", "n", "--out", &out], &[]);
+    assert_eq!(issued.code, 0, "{}", issued.err);
+    let ended = run(&["-o", "json", "ca", "rollover", "retire", "--ca", &ca], &[]);
+    let document: serde_json::Value = serde_json::from_str(&ended.out).unwrap();
+    assert_eq!((document["mesh"].as_str(), document["roots"].as_array().unwrap().len()), (Some("demo"), 1));
+}
+
+#[test]
 fn status_is_3_when_something_is_wrong() {
     let text = "\
 me  WORD
@@ -563,7 +588,7 @@ fn ping_and_trace_end_with_what_they_found() {
     let said = format!("{lost}{lost}2 sent, 0 answered\n");
     served.run(&["ping", "node-2", "-c", "2", "-i", "0"]).check(6, &said, unreachable);
     let unknown = "error: node nobody is not known in this mesh\n \
-         hint: `plexus nodes` lists the nodes that are known\n";
+         hint: `plexus nodes` on a hop or a controller lists the nodes that are known\n";
     served.run(&["ping", "nobody"]).check(4, "", unknown);
     served.run(&["trace", "nobody"]).check(4, "", unknown);
     served.run(&["trace", "node-2", "--color", "always"]).check(

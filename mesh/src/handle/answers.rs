@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use plexus_proto::id::{Address, Identity, NodeId};
 use plexus_proto::packet::LinkWord;
 
@@ -10,6 +10,7 @@ use super::{Mesh, ReloadError};
 use crate::config::LinkKind;
 use crate::driver::Sought;
 use crate::error::ConnectError;
+use crate::events::EventKind;
 use crate::identity::KEY_EXCHANGE;
 use crate::link::LinkHandle;
 use crate::local::{ActError, Answers};
@@ -18,11 +19,14 @@ use crate::node::Progress;
 use crate::port_forward::ForwardError;
 use crate::probe::{Failure, Step};
 use crate::status::{
-    LinkFacts, LinkStatus, MeshEvents, Netcheck, NodeStatus, PacketCounts, PeerStatus, Ping, QueryError,
-    Reloaded, SCHEMA_VERSION, Status, Trace, TraceHop, millis,
+    LinkFacts, LinkStatus, MeshEvents, Netcheck, NodeStatus, PacketCounts, PeerStatus, Ping, Problem,
+    QueryError, Reloaded, SCHEMA_VERSION, Status, Trace, TraceHop, millis,
 };
 use crate::stream::MeshStream;
 use crate::view::NodeView;
+
+/// How long a status speaks of two copies of a node: while both live they are heard again every few seconds.
+const CLONES_SHOWN: SignedDuration = SignedDuration::from_mins(10);
 
 impl Mesh {
     /// Everything that this node knows of itself and the mesh, now.
@@ -46,7 +50,10 @@ impl Mesh {
             packets: self.packets(),
             problems: Vec::new(),
         };
-        status.problems = status.find_problems(Timestamp::now());
+        let now = Timestamp::now();
+        status.problems = status.find_problems(now);
+        let clones = self.0.journal.latest(EventKind::CloneSuspected, now - CLONES_SHOWN);
+        status.problems.splice(0..0, clones.iter().map(Problem::of_clone));
         status
     }
 

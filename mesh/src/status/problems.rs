@@ -3,6 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::{Problem, Status};
+use crate::events::MeshEvent;
 
 /// A certificate that ends sooner than this should have been renewed: a third of the usual thirty days.
 const EXPIRES_SOON: SignedDuration = SignedDuration::from_hours(10 * 24);
@@ -31,13 +32,13 @@ pub(super) fn find(status: &Status, now: Timestamp) -> Vec<Problem> {
     }
     for peer in status.peers.iter().filter(|peer| !peer.linked) {
         let name = peer.node.as_ref().map_or_else(String::new, |node| format!(" ({node})"));
-        let since = peer.since.map_or_else(String::new, |since| format!(" since {since}"));
+        let since = peer.since.map_or_else(String::new, |since| format!(" since {}", second(since)));
         let reason = peer.error.as_ref().map_or_else(String::new, |error| format!(": {error}"));
         let text = format!("no link to configured peer {}{name}{since}{reason}", peer.address);
         found.push(problem("peer_down", &peer.address, text, advice_for(peer.error.as_deref())));
     }
     for node in status.nodes.iter().filter(|node| !node.reachable) {
-        let text = format!("node {} is unreachable since {}", node.node, node.since);
+        let text = format!("node {} is unreachable since {}", node.node, second(node.since));
         let advice = "see that its machine and plexus-node run there, then plexus status on it; \
                       plexus node revoke, if it is gone for good";
         found.push(problem("node_unreachable", &node.node, text, advice));
@@ -64,6 +65,23 @@ pub(super) fn find(status: &Status, now: Timestamp) -> Vec<Problem> {
     }
     versions(status, &mut found);
     found
+}
+
+impl Problem {
+    /// Of the event that a node was heard twice.
+    pub(crate) fn of_clone(event: &MeshEvent) -> Self {
+        let name = event.node.as_ref().map_or("", |node| node.as_str());
+        let advice = format!(
+            "stop the copy and delete its identity; if you cannot tell which is the copy: plexus node revoke {name}, \
+             and let both join anew, under names of their own"
+        );
+        problem("clone", &name, format!("{} (last heard {})", event.text, second(event.at)), &advice)
+    }
+}
+
+/// As people read times: nobody looks for nanoseconds.
+fn second(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
 fn problem(code: &str, subject: &impl ToString, text: String, advice: &str) -> Problem {
@@ -164,7 +182,7 @@ mod tests {
         check(
             &|s| {
                 s.peers[0].linked = false;
-                s.peers[0].since = Some(Timestamp::UNIX_EPOCH);
+                s.peers[0].since = Some(Timestamp::UNIX_EPOCH + SignedDuration::from_nanos(7));
             },
             &[(
                 "peer_down",

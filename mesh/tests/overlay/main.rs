@@ -12,4 +12,5 @@ mod mallory;
 mod probes;
 mod streams;
 mod trouble;
+mod trust;
 mod world;

@@ -15,7 +15,7 @@ async fn path(mesh: &Mesh, node: &str) -> (Vec<String>, bool) {
     let trace = within("trace", mesh.trace(&id(node), TIMEOUT)).await.unwrap();
     assert_eq!((trace.from, trace.target), (mesh.identity().node.clone(), id(node)));
     let name = |hop: plexus_mesh::status::TraceHop| {
-        assert!(hop.rtt_ms.is_some_and(|rtt| rtt > 0.0) && hop.address.is_some());
+        assert!(hop.rtt_ms.is_some_and(|rtt| rtt > 0.0) && hop.address.is_some(), "{hop:?}");
         assert!(hop.kind.is_some() && hop.sent >= hop.answered && hop.answered > 0, "{hop:?}");
         hop.node.map_or_else(|| "?".to_owned(), |node| node.to_string())
     };
@@ -94,4 +94,28 @@ async fn status_tells_links_nodes_and_peers() {
     let status = node.status();
     let down = status.problems.iter().find(|problem| problem.code == "peer_down").unwrap();
     assert_eq!(down.subject, address);
+}
+
+/// An execution node keeps no map: it asks its hops for whom it does not know, by name for a ping, by address for those on
+/// the way of a trace.
+#[tokio::test]
+async fn an_execution_node_finds_whom_it_was_never_told_of() {
+    let world = World::new();
+    let first = world.hop(any()).await;
+    let at = first.listen_addresses();
+    let second = Mesh::start(world.config(Role::Hop, "hop-2", &[any()], &at)).await.unwrap();
+    let node = world.leaf(Role::Execution, "node-1", at[0]).await;
+    let other = world.leaf(Role::Execution, "node-2", second.listen_addresses()[0]).await;
+    reachable(&first, "node-2", true).await;
+    reachable(&second, "node-1", true).await;
+    reachable(&node, "hop-1", true).await;
+    let known = |name: &str| node.status().nodes.iter().any(|known| known.node == id(name));
+    assert!(!known("node-2") && !known("hop-2"), "{:?}", node.status().nodes);
+    let ping = within("ping", node.ping(&id("node-2"), TIMEOUT)).await.unwrap();
+    assert_eq!((ping.node, ping.hops), (id("node-2"), 3));
+    let names = ["hop-1", "hop-2", "node-2"].map(str::to_owned).to_vec();
+    assert_eq!(path(&node, "node-2").await, (names, true));
+    let nobody = within("ping", node.ping(&id("nobody"), TIMEOUT)).await.unwrap_err();
+    assert_eq!(nobody, QueryError::UnknownNode(id("nobody")));
+    drop(other);
 }

@@ -12,6 +12,7 @@ use plexus_proto::work::{
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::Error;
+use crate::crash::Point;
 use crate::spool::{self, Reader, segment::Frame};
 use crate::supervisor::{Attachment, Supervisor};
 use crate::work::{Caller, refusal};
@@ -114,6 +115,7 @@ async fn send<W: AsyncWrite + Unpin>(
         if next <= seen.status.records {
             match read(&mut reader, &spool, attempt, next, seen.status.records).await {
                 Ok(frames) => {
+                    Point::RecordRead.hit();
                     for frame in frames {
                         next = frame.record.number + 1;
                         writer
@@ -121,6 +123,7 @@ async fn send<W: AsyncWrite + Unpin>(
                             .await?;
                     }
                     writer.flush().await?;
+                    Point::RecordSent.hit();
                     continue;
                 }
                 Err(error) => {

@@ -23,6 +23,7 @@ use super::protocol::{Ended, Launch, Order, Report, Started, Written};
 use super::syncer::Syncer;
 use super::worker::{Got, Process, Worker};
 use super::{MARKER, WALK_PAUSE, own_pid, processes};
+use crate::crash::Point;
 use crate::runtime::{Kind, explain};
 use crate::spool::{self, Writer};
 use crate::unit_dir::remove_tree;
@@ -98,11 +99,13 @@ enum Source {
 
 impl Shim {
     pub(super) fn begin(mut launch: Launch, listener: UnixListener, agent: Link) -> anyhow::Result<Self> {
+        Point::LaunchHeard.hit();
         let unit = Uuid::from_slice(&launch.unit).context("launch names no unit")?;
         let attempt = Attempt { unit: UnitId(unit), number: launch.attempt };
         let key = SpoolKey::from_slice(&launch.spool_key).context("launch has no spool key")?;
         let dir = PathBuf::from(&launch.spool_dir);
         let spool = Writer::create(&dir, attempt, key, launch.spool_key_id)?;
+        Point::SpoolBegun.hit();
         let kind = Kind::parse(&launch.runtime).context("launch names no runtime")?;
         launch.env.insert(MARKER.to_owned(), attempt.to_string());
         let ending = Ending::new(
@@ -130,8 +133,10 @@ impl Shim {
             ended: None,
             buffer: vec![0; READ_BYTES],
         };
+        Point::Spawned.hit();
         if let Some(pid) = shim.worker.pid() {
             shim.output.push(RecordKind::Starting(Starting { pid }))?;
+            Point::StartedWritten.hit();
             if let Some(agent) = &mut shim.agent {
                 agent.say(Report::Started(Started { pid }));
             }
@@ -231,7 +236,10 @@ impl Shim {
                 }
             }
             Source::Output(stream) => self.on_output(stream)?,
-            Source::Synced => self.syncer.on_done()?,
+            Source::Synced => {
+                self.syncer.on_done()?;
+                Point::Synced.hit();
+            }
         }
         Ok(())
     }
@@ -300,7 +308,10 @@ impl Shim {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Terminate => self.worker.signal(Signal::TERM),
+            Action::Terminate => {
+                self.worker.signal(Signal::TERM);
+                Point::Signalled.hit();
+            }
             Action::Kill => {
                 if matches!(self.killing, Killing::No) {
                     self.killing = self.kill();
@@ -336,6 +347,7 @@ impl Shim {
             Killing::Walk { next } if *next <= now => {
                 self.collect();
                 self.killing = if processes::kill_below(own_pid()) == 0 {
+                    Point::TreeGone.hit();
                     Killing::Done
                 } else {
                     Killing::Walk { next: Instant::now() + WALK_PAUSE }
@@ -368,6 +380,7 @@ impl Shim {
             (None, None) => return, // stopped or continued
         };
         self.worker.exit = Some(exit);
+        Point::WorkerEnded.hit();
         self.worker.stdin = None;
         // What a plain worker left running dies with it, as it would in a container. A container's client leaves
         // only the engine's helpers, which clean up; unless it did not end by itself.
@@ -384,10 +397,16 @@ impl Shim {
         if killing || !self.worker.is_over() || !self.output.waiting.is_empty() || self.ended.is_some() {
             return Ok(());
         }
-        remove_tree(&self.private_dir).ok(); // files of another user stay for the agent, which has the means
+        if !self.private_dir.as_os_str().is_empty() {
+            remove_tree(&self.private_dir).ok(); // files of another user stay for the agent, which has the means
+        }
+        Point::PrivateRemoved.hit();
         let finished = self.finished();
         match self.output.spool.finish(finished.clone(), self.stderr_tail.clone()) {
-            Ok(records) => self.ended = Some(Ended { finished: Some(finished), records }),
+            Ok(records) => {
+                Point::EndSynced.hit();
+                self.ended = Some(Ended { finished: Some(finished), records });
+            }
             Err(error) if error.is_full() => self.output.retry_at = Some(Instant::now() + FULL_RETRY),
             Err(error) => return Err(error.into()),
         }
@@ -423,6 +442,7 @@ impl Shim {
         if let Some(ended) = &self.ended {
             agent.say(Report::Ended(ended.clone()));
             agent.flush_all();
+            Point::EndReported.hit();
             return;
         }
         // Only the latest number counts, so a slow agent costs no memory.
@@ -430,8 +450,11 @@ impl Shim {
             agent.told = last;
             agent.say(Report::Written(Written { records: last }));
         }
+        let told = agent.told;
         if agent.flush().is_err() {
             self.agent = None;
+        } else if told > 1 {
+            Point::Reported.hit(); // of more than its start
         }
     }
 }
@@ -468,7 +491,10 @@ impl Sink {
             }
             let before = self.spool.segment_len();
             match self.spool.append(record.clone()) {
-                Ok(_) => {
+                Ok(number) => {
+                    if number > 1 {
+                        Point::RecordWritten.hit(); // after that of its start
+                    }
                     self.waiting.pop_front();
                     let after = self.spool.segment_len();
                     self.held += after.checked_sub(before).unwrap_or(after);

@@ -152,7 +152,7 @@ pub fn conclude(exit: Exit, cause: Option<Cause>, explanation: Option<String>, l
             (Outcome::Lost, format!("the container engine's client was killed by signal {signal}"))
         }
         (None, Exit::Signal(signal)) => {
-            (Outcome::Failed, format!("the worker was killed by signal {signal}"))
+            (Outcome::Failed, format!("the worker was killed by {}", signal_words(signal)))
         }
         (None, Exit::Code(code)) => (
             Outcome::Failed,
@@ -160,6 +160,24 @@ pub fn conclude(exit: Exit, cause: Option<Cause>, explanation: Option<String>, l
         ),
     };
     Finished { outcome: outcome.into(), exit_code, signal, reason }
+}
+
+/// A signal's number, its name, and what is most often behind it.
+fn signal_words(signal: i32) -> String {
+    let name = match signal {
+        3 => "SIGQUIT",
+        4 => "SIGILL",
+        6 => "SIGABRT",
+        7 => "SIGBUS, a file or memory that was not there",
+        8 => "SIGFPE",
+        9 => "SIGKILL, most often from the kernel, because it ran out of memory",
+        11 => "SIGSEGV, a fault in the program",
+        15 => "SIGTERM, not from this node",
+        24 => "SIGXCPU, its limit of CPU time",
+        25 => "SIGXFSZ, its limit of file size",
+        _ => return format!("signal {signal}"),
+    };
+    format!("signal {signal} ({name})")
 }
 
 #[cfg(test)]

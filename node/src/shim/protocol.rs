@@ -114,7 +114,7 @@ pub struct Launch {
     /// A `PullPolicy`.
     #[prost(int32, tag = "17")]
     pub pull: i32,
-    /// The private data directory, removed by the shim at the end.
+    /// The private data directory, removed by the shim at the end; empty: that is left to the agent.
     #[prost(string, tag = "18")]
     pub private_dir: String,
     /// The tree is ended when nothing was heard of the owner for this long; 0: never. Since version 2.

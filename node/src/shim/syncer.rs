@@ -88,3 +88,34 @@ impl Syncer {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use plexus_proto::id::{Attempt, UnitId};
+    use plexus_proto::seal::SpoolKey;
+    use plexus_proto::work::{Output, RecordKind};
+    use rustix::event::{PollFd, PollFlags, poll};
+
+    use super::*;
+    use crate::spool::segment_path;
+    use crate::testing::unsynced_bytes;
+
+    #[test]
+    fn records_are_on_the_disk_once_their_time_has_come() {
+        let dir = tempfile::tempdir().unwrap();
+        let attempt = Attempt { unit: UnitId(uuid::Uuid::from_u128(5)), number: 1 };
+        let mut spool = Writer::create(dir.path(), attempt, SpoolKey::new([9; 32]), 1).unwrap();
+        let mut syncer = Syncer::start().unwrap();
+        let begin = Instant::now();
+        spool
+            .append(RecordKind::Output(Output { data: vec![b'x'; 9000].into(), ..Output::default() }))
+            .unwrap();
+        syncer.push(&spool, begin).unwrap();
+        assert_eq!(syncer.deadline(), Some(begin + GROUP_TIME), "others may join it until then");
+        syncer.push(&spool, begin + GROUP_TIME).unwrap();
+        assert_eq!(syncer.deadline(), None);
+        poll(&mut [PollFd::new(&syncer.fd(), PollFlags::IN)], None).unwrap();
+        syncer.on_done().unwrap();
+        assert_eq!(unsynced_bytes(&segment_path(dir.path(), 1)), 0);
+    }
+}

@@ -62,8 +62,9 @@ impl Reader {
             }
             let segment = self.segment.as_mut().expect("placed above");
             let Some((frame, length)) = segment.frame()? else {
-                // The end of this segment: the record must begin the next one.
-                if !segment_path(&self.dir, self.next).exists() {
+                // The end of this segment: the record must begin the next one, which this one is not even if it is empty.
+                let next = segment_path(&self.dir, self.next);
+                if segment.path == next || !next.exists() {
                     return Err(Error::Missing(self.next));
                 }
                 self.segment = None;

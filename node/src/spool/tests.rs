@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::segment::{Frame, HEADER_LEN, Kind};
 use super::*;
+use crate::testing::unsynced_bytes;
 
 fn attempt() -> Attempt {
     Attempt { unit: UnitId(Uuid::from_u128(5)), number: 1 }
@@ -132,6 +133,34 @@ fn a_dead_shim_without_spool_is_lost_at_record_one() {
         panic!("not lost")
     };
     assert_eq!((lost.records, lost.reason.as_str()), (0, "gone"));
+}
+
+#[test]
+fn a_segment_without_records_is_the_end_wherever_it_begins() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = dir.path().join("begun");
+    write(&spool, &[]);
+    let mut reader = Reader::open(&spool, attempt(), 1).unwrap();
+    assert!(matches!(reader.read(1, 1), Err(Error::Missing(1))));
+    assert_eq!(close_lost(&spool, attempt(), "killed").unwrap(), (1, Closing::Lost("killed".to_owned())));
+
+    // The shim died after it had begun its second segment.
+    let spool = dir.path().join("turned");
+    write(&spool, &vec![vec![b'x'; 1 << 20]; 9]);
+    assert_eq!(segments(&spool).unwrap(), [1, 9]);
+    OpenOptions::new().write(true).open(segment_path(&spool, 9)).unwrap().set_len(HEADER_LEN as u64).unwrap();
+    assert_eq!(close_lost(&spool, attempt(), "killed").unwrap(), (9, Closing::Lost("killed".to_owned())));
+}
+
+#[test]
+fn what_is_told_is_on_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    // A full segment when the next one begins, and everything when the end was told.
+    let mut writer = write(dir.path(), &vec![vec![b'x'; 1 << 20]; 9]);
+    assert_eq!(segments(dir.path()).unwrap(), [1, 9]);
+    assert_eq!(unsynced_bytes(&segment_path(dir.path(), 1)), 0);
+    writer.finish(Finished::default(), Vec::new()).unwrap();
+    assert_eq!(unsynced_bytes(&segment_path(dir.path(), 9)), 0);
 }
 
 #[test]

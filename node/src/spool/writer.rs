@@ -12,6 +12,7 @@ use prost::Message;
 
 use super::segment::{Frame, HEADER_LEN, Header, Kind};
 use super::{Error, SEGMENT_BYTES, segment_path, segments};
+use crate::crash::Point;
 
 /// Seals records and appends them.
 ///
@@ -88,6 +89,7 @@ impl Writer {
             stderr_tail: stderr_tail.into(),
         };
         let number = self.write(&Record { kind: Some(RecordKind::End(end)) }, Some(finished))?;
+        Point::EndWritten.hit();
         self.sync()?;
         Ok(number)
     }

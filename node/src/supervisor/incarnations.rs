@@ -86,6 +86,15 @@ impl Incarnations {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::unsynced_bytes;
+
+    #[test]
+    fn an_incarnation_is_on_the_disk_before_it_is_answered() {
+        let dir = tempfile::tempdir().unwrap();
+        let epoch = OwnerEpoch { incarnation: 7, counter: 1 };
+        Incarnations::open(dir.path()).unwrap().check(&"main".parse().unwrap(), epoch).unwrap();
+        assert_eq!(unsynced_bytes(&dir.path().join("incarnations.json")), 0);
+    }
 
     #[test]
     fn a_past_incarnation_acts_on_nothing_also_after_a_restart() {

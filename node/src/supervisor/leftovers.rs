@@ -9,9 +9,9 @@ use tracing::{info, warn};
 
 use super::shims::{self, Spare};
 use super::{Inner, Supervisor};
-use crate::cgroup;
 use crate::runtime::{self, Kind};
 use crate::unit_dir::{self, UnitDir};
+use crate::{cgroup, kept};
 
 /// Folder of shims that wait for a unit, below the runtime directory.
 const SPARES: &str = "spares";
@@ -60,6 +60,18 @@ impl Inner {
         }
         if let Err(error) = self.runtime.remove_tree(&dir) {
             warn!(error = &error as &dyn std::error::Error, "spare shims of an earlier life left something");
+        }
+    }
+
+    /// Removes kept directories whose time is up. Blocks.
+    fn remove_kept(&self) {
+        for path in kept::expired(&self.kept()) {
+            match self.runtime.remove_tree(&path) {
+                Ok(()) => kept::forget(&path),
+                Err(error) => {
+                    warn!(error = &error as &dyn std::error::Error, "a kept directory cannot be removed");
+                }
+            }
         }
     }
 
@@ -127,6 +139,8 @@ impl Supervisor {
         loop {
             tick.tick().await;
             cgroup::sweep(&self.0.store.to_string());
+            let inner = self.0.clone();
+            self.0.blocking(move || inner.remove_kept()).await;
             // An idle node starts no engine every minute.
             if self.0.dirty.load(Ordering::SeqCst) {
                 self.reap().await;

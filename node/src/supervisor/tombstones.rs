@@ -116,6 +116,7 @@ fn parse(bytes: &[u8]) -> Option<Attempt> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::unsynced_bytes;
 
     fn attempt(unit: u128) -> Attempt {
         Attempt { unit: UnitId(Uuid::from_u128(unit)), number: 1 }
@@ -135,6 +136,13 @@ mod tests {
             let names = Tombstones::open(dir.path(), today).unwrap();
             assert_eq!((names.holds(attempt(1)), names.holds(attempt(2))), (first, second), "day {today}");
         }
+    }
+
+    #[test]
+    fn a_buried_name_is_on_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        Tombstones::open(dir.path(), 7).unwrap().bury(attempt(1), 7).unwrap();
+        assert_eq!(unsynced_bytes(&dir.path().join("tombstones/7")), 0);
     }
 
     #[test]

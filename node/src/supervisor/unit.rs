@@ -18,12 +18,13 @@ use tracing::{debug, info, warn};
 
 use super::shims::{self, Found, News, Shim};
 use super::{Answer, Attachment, Inner, Opened, Wanted, unknown};
-use crate::cgroup;
+use crate::crash::Point;
 use crate::shim::protocol::{Cancel, Heard, Order, Report, Trimmed};
 use crate::spool::{self, Closing};
 use crate::tree::cache::digest_of;
 use crate::unit_dir::{self, Ended, UnitDir};
 use crate::work::{Caller, Effect, State, Unit, refusal};
+use crate::{cgroup, kept};
 
 /// Begins the name of a unit's directory that is being deleted.
 pub(super) const ERASED: &str = ".gone-";
@@ -114,6 +115,8 @@ pub(super) struct Task {
     spec: UnitSpec,
     dir: UnitDir,
     runtime_dir: PathBuf,
+    /// Where its private directory goes when it ends, if it is kept.
+    kept: PathBuf,
     /// For news of shims. Weak, so that the task ends when nobody can ask it any more.
     requests: mpsc::WeakSender<Request>,
     view: watch::Sender<View>,
@@ -160,6 +163,7 @@ impl Task {
         requests: mpsc::WeakSender<Request>,
     ) -> (Self, watch::Receiver<View>) {
         let runtime_dir = inner.runtime_units().join(unit.attempt().to_string());
+        let kept = inner.kept().join(unit.attempt().to_string());
         let cluster = unit.owner().cluster.clone();
         let (view, seen) = watch::channel(View { status: unit.status(), cluster, attachment: 0 });
         let stored = matches!(unit.state(), State::Finished(_));
@@ -171,6 +175,7 @@ impl Task {
             spec,
             dir,
             runtime_dir,
+            kept,
             requests,
             view,
             shim: None,
@@ -190,7 +195,10 @@ impl Task {
         match self.unit.state() {
             State::Preparing { .. } => self.find_shim().await,
             // Private data of an earlier life: the key to it is gone, so it comes again.
-            State::Pending if self.persisted => self.wipe_runtime_dir().await,
+            State::Pending if self.persisted => {
+                self.wipe_runtime_dir().await;
+                self.remove_copies().await;
+            }
             State::Pending | State::Running { .. } | State::Finished(_) => {}
         }
         while !self.unit.is_erased() {
@@ -236,6 +244,7 @@ impl Task {
             }
             Request::Ack { attachment, epoch, up_to } => {
                 if attachment == self.attachment && epoch == self.unit.owner().epoch {
+                    Point::AckHeard.hit();
                     self.heard().await;
                     let effects = self.unit.on_ack(up_to);
                     self.carry_out(effects).await.ok();
@@ -252,8 +261,10 @@ impl Task {
     async fn on_submit(&mut self, caller: &Caller, epoch: OwnerEpoch) -> Result<UnitStatus, Refusal> {
         self.claim(caller, epoch).await?;
         if !self.persisted {
+            Point::SubmitHeard.hit();
             // If that fails, nothing was promised; the next submit tries again.
             self.carry_out(vec![Effect::StoreOwner]).await?;
+            Point::IntentStored.hit();
             info!(label = %self.spec.label, "unit accepted");
         }
         Ok(self.unit.status())
@@ -261,8 +272,10 @@ impl Task {
 
     async fn on_cancel(&mut self, caller: &Caller, epoch: OwnerEpoch) -> Result<UnitStatus, Refusal> {
         self.claim(caller, epoch).await?;
+        Point::CancelHeard.hit();
         let effects = self.unit.on_cancel();
         self.carry_out(effects).await?;
+        Point::CancelPassed.hit();
         Ok(self.unit.status())
     }
 
@@ -270,7 +283,9 @@ impl Task {
         self.claim(caller, epoch).await?;
         let status = self.unit.status();
         let effects = self.unit.on_forget()?;
+        Point::ForgetHeard.hit();
         self.carry_out(effects).await?;
+        Point::Buried.hit();
         let effects = self.unit.on_buried();
         self.carry_out(effects).await?;
         Ok(status)
@@ -406,6 +421,7 @@ impl Task {
                 }
             }
             News::Report(Report::Started(started)) => {
+                Point::StartedHeard.hit();
                 info!(pid = started.pid, "unit started");
                 let effects = self.unit.on_started(started.pid);
                 self.carry_out(effects).await.ok();
@@ -413,6 +429,7 @@ impl Task {
             }
             News::Report(Report::Written(written)) => self.unit.on_records(written.records),
             News::Report(Report::Ended(ended)) => {
+                Point::EndHeard.hit();
                 let finished = ended.finished.unwrap_or_default();
                 self.finish(finished, ended.records).await;
             }
@@ -548,10 +565,20 @@ impl Task {
     /// Stores the outcome, then removes what only a living unit needs. The end is told when nothing private is left.
     async fn conclude(&mut self) {
         self.store_outcome().await;
+        Point::OutcomeStored.hit();
         self.inner.dirty.store(true, Ordering::SeqCst);
         self.shim = None; // a shim that waits for a launch that will not come ends with this
+        if self.spec.keep_seconds > 0 {
+            self.keep().await;
+        }
         self.wipe_runtime_dir().await;
+        Point::PrivateWiped.hit();
         self.publish();
+        self.remove_copies().await;
+    }
+
+    /// Removes working copies of the project. Of those of an earlier life the numbers would come again.
+    async fn remove_copies(&mut self) {
         let (runtime, path) = (self.inner.runtime.clone(), self.dir.path().to_owned());
         let removed = self.inner.blocking(move || {
             for entry in fs::read_dir(&path).into_iter().flatten().flatten() {
@@ -563,6 +590,15 @@ impl Task {
         });
         if let Err(error) = removed.await {
             warn!(error = &error as &dyn std::error::Error, "working copy stays for now");
+        }
+    }
+
+    /// Keeps the private directory for whoever looks for a fault, without what is secret.
+    async fn keep(&self) {
+        let (from, to) = (self.runtime_dir.clone(), self.kept.clone());
+        let time = Duration::from_secs(self.spec.keep_seconds.into()).min(kept::LONGEST);
+        if let Err(error) = self.inner.blocking(move || kept::keep(&from, &to, time)).await {
+            debug!(error = &error as &dyn std::error::Error, "private directory is not kept");
         }
     }
 
@@ -591,6 +627,7 @@ impl Task {
         });
         match trimmed.await {
             Ok(true) => {
+                Point::Trimmed.hit();
                 if let Some(shim) = &self.shim {
                     shim.order(Order::Trimmed(Trimmed {})).await;
                 }
@@ -608,7 +645,10 @@ impl Task {
             let gone = path.with_file_name(name);
             // One step: after a crash there is the whole unit, or none of it.
             match fs::rename(&path, &gone) {
-                Ok(()) => runtime.remove_tree(&gone),
+                Ok(()) => {
+                    Point::Renamed.hit();
+                    runtime.remove_tree(&gone)
+                }
                 Err(_) => runtime.remove_tree(&path),
             }
         });
@@ -640,7 +680,10 @@ impl Task {
 
     /// Shows the unit's state to everyone who watches.
     fn publish(&self) {
-        let status = self.unit.status();
+        let mut status = self.unit.status();
+        if self.spec.keep_seconds > 0 && self.stored && self.kept.exists() {
+            status.kept = self.kept.display().to_string();
+        }
         self.view.send_if_modified(|view| {
             let changed = view.status != status || view.attachment != self.attachment;
             view.status = status;

@@ -216,6 +216,9 @@ impl System {
             runtime: Runtime::Podman,
             database: None,
             direct: false,
+            more_hops: Vec::new(),
+            memory_mib: None,
+            podman: String::new(),
             cores: None,
             spool_quota: None,
         };

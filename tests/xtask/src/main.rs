@@ -5,6 +5,7 @@
 mod bench;
 mod demo;
 mod feed;
+mod mutants;
 mod pages;
 mod probe;
 mod report;
@@ -32,6 +33,8 @@ enum Command {
     Bench(bench::Options),
     /// Checks links and commands of the documentation, and that the reference is what the programs say.
     Docs(pages::Options),
+    /// Takes safety lines out of the product, one at a time, and demands that tests fail.
+    Mutants(mutants::Options),
     /// Lives troubled lives of a simulated mesh, or measures quiet ones.
     Sim(sim::Options),
     /// Says how many tests ran and names those that were skipped.
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::DemoStop(options) => demo::stop(&options),
         Command::Docs(options) => pages::run(&options),
         Command::TestReport(options) => report::run(&options),
+        Command::Mutants(options) => mutants::run(&options),
         Command::Sim(options) => sim::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Probe(options) => probe::run(&options, began),

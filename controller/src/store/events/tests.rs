@@ -383,6 +383,38 @@ async fn a_locked_file_is_waited_for() {
 }
 
 #[tokio::test]
+async fn a_number_of_a_job_is_given_to_one_event() {
+    let dir = TempDir::new().unwrap();
+    let store = EventStore::open(dir.path()).await.unwrap();
+    fill(&store, 1, "ok-2-hosts", 4).await;
+    let mut other = other_process(dir.path()).await;
+    execute(&mut other, "CREATE TEMP TABLE twin AS SELECT * FROM event WHERE job = 1 AND counter = 1").await;
+    execute(&mut other, "UPDATE twin SET kind = kind + 1").await;
+    let doubled = sqlx::query("INSERT INTO event SELECT * FROM twin").execute(&mut other).await;
+    assert!(doubled.unwrap_err().to_string().contains("UNIQUE"));
+    store.close().await;
+}
+
+#[tokio::test]
+async fn what_is_committed_is_on_the_disk() {
+    let dir = TempDir::new().unwrap();
+    let store = EventStore::open(dir.path()).await.unwrap();
+    fill(&store, 1, "ok-2-hosts", 4).await;
+    let files = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+    let log = files.filter(|path| path.to_string_lossy().ends_with("-wal")).collect::<Vec<_>>();
+    assert_eq!(log.len(), 1, "{log:?}");
+    // Pages that were never written back count as canceled for whoever cuts the file.
+    let canceled = || {
+        let io = std::fs::read_to_string("/proc/thread-self/io").unwrap();
+        let line = io.lines().find_map(|line| line.strip_prefix("cancelled_write_bytes: "));
+        line.unwrap().parse::<u64>().unwrap()
+    };
+    let before = canceled();
+    std::fs::File::options().write(true).open(&log[0]).unwrap().set_len(0).unwrap();
+    assert_eq!(canceled() - before, 0, "a loss of power would have taken it");
+}
+
+#[tokio::test]
 async fn after_a_write_that_failed_for_good_sessions_go_on_from_the_cursor() {
     let dir = TempDir::new().unwrap();
     let store = EventStore::open(dir.path()).await.unwrap();

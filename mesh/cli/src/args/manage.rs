@@ -72,6 +72,17 @@ Examples:
     },
 }
 
+/// A step from one root to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum RolloverStep {
+    /// Make a new root that everybody comes to trust.
+    Introduce,
+    /// Issue under the new root.
+    Switch,
+    /// Trust the new root alone.
+    Retire,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Ca {
     /// Makes an authority: a root, and the intermediate of one cluster.
@@ -122,6 +133,23 @@ Examples:
         /// Where to put it: the ca_dir of that controller.
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
+    },
+    /// Goes from one root to the next in three steps, without an outage. Needs the root's key for the first two.
+    #[command(after_help = "\
+Examples:
+  plexus ca rollover introduce --ca ca
+  plexus ca rollover switch --ca ca ca-2
+  plexus ca rollover retire --ca ca ca-2")]
+    Rollover {
+        /// introduce: make a new root that all come to trust; switch: issue under it; retire: trust it alone.
+        #[arg(value_enum)]
+        step: RolloverStep,
+        /// Directory of the root.
+        #[arg(long, value_name = "DIR")]
+        ca: PathBuf,
+        /// Directories of further intermediates, as plexus ca intermediate made them.
+        #[arg(value_name = "DIR")]
+        others: Vec<PathBuf>,
     },
     /// Issues a node's certificate, or renews it for the key that is there.
     #[command(after_help = "\

@@ -8,7 +8,7 @@ use plexus_mesh::ca::{CertificateAuthority, Error};
 use plexus_mesh::status::SCHEMA_VERSION;
 use serde_json::json;
 
-use crate::args::Ca;
+use crate::args::{Ca, RolloverStep};
 use crate::door::Answer;
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, Shape};
@@ -79,6 +79,40 @@ pub(crate) fn run(command: Ca, output: &mut Output) -> Result<Exit, Failure> {
                      next: set ca_dir = \"{dir}\" in [enrolment] of that controller\n",
                     made.mesh(),
                 ))?;
+            }
+        }
+        Ca::Rollover { step, ca, others } => {
+            let authority = CertificateAuthority::open(&ca).map_err(|error| failed(&error))?;
+            let (done, next) = match step {
+                RolloverStep::Introduce => (
+                    authority.introduce_root(&others),
+                    "next: when every member has renewed (at most the life of a certificate), the same with switch",
+                ),
+                RolloverStep::Switch => (
+                    authority.switch_root(&others),
+                    "next: when every member has renewed (at most the life of a certificate), the same with retire",
+                ),
+                RolloverStep::Retire => (
+                    authority.retire_root(&others),
+                    "next: nothing; the old root's key is of no use any more",
+                ),
+            };
+            let after = done.map_err(|error| failed(&error))?;
+            let hex = |print: [u8; 32]| print.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+            let roots: Vec<_> = after.root_fingerprints().into_iter().map(hex).collect();
+            if output.format == crate::args::Format::Json {
+                let document = json!({
+                    "schema_version": SCHEMA_VERSION,
+                    "mesh": after.mesh(),
+                    "roots": roots,
+                    "dir": ca.display().to_string(),
+                });
+                output.json(&document.to_string())?;
+            } else {
+                let shown = roots.join("\n  ");
+                let copy = "copy ca_dir of each controller again where it is a copy of these directories";
+                output
+                    .write(&format!("trusted roots, the present one first:\n  {shown}\n{copy}\n{next}\n"))?;
             }
         }
         Ca::Issue { ca, role, name, out, days } => {

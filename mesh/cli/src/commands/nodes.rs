@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use plexus_mesh::status::{NodeStatus, Nodes as Document};
+use plexus_proto::id::Role;
 
 use crate::args::Format;
 use crate::door::{Answer, Door};
@@ -48,7 +49,13 @@ fn render(nodes: &Document, wide: bool, paint: Paint, now: Timestamp) -> String 
         }
         table.row(row);
     }
-    table.render(paint)
+    let mut text = table.render(paint);
+    // Without a word people would take its hops for the whole mesh.
+    if nodes.nodes.iter().any(|node| node.this && node.role == Role::Execution) {
+        text += "an execution node keeps no map: these are those that it has to do with; plexus ping and plexus trace find others,\n\
+                 and plexus nodes on a hop or a controller shows all\n";
+    }
+    text
 }
 
 fn state(node: &NodeStatus) -> Cell {
@@ -75,6 +82,14 @@ node-1      execution   reachable    2m     20    2     hop-1
 node-2      execution   unreachable  2m     -     -     -
 ";
         assert_eq!(render(&nodes, false, Paint(false), fixture::now()), expected);
+    }
+
+    #[test]
+    fn an_execution_node_says_that_it_keeps_no_map() {
+        let mut nodes = fixture::status().nodes();
+        nodes.nodes[0].role = Role::Execution;
+        let text = render(&nodes, false, Paint(false), fixture::now());
+        assert!(text.ends_with("plexus nodes on a hop or a controller shows all\n"), "{text}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use plexus_mesh::status::{Problem, Status as Document};
+use plexus_proto::id::Role;
 
 use crate::args::Format;
 use crate::door::{Answer, Door};
@@ -52,7 +53,9 @@ fn render(status: &Document, wide: bool, paint: Paint, now: Timestamp) -> String
         0 => String::new(),
         gone => format!(", {}", paint.on(Color::Red, &format!("{gone} unreachable"))),
     };
-    fact("nodes", format!("{reachable} reachable{gone}"));
+    // Without a word people would take its hops for the whole mesh.
+    let part = if status.role == Role::Execution { "; a hop or a controller knows them all" } else { "" };
+    fact("nodes", format!("{reachable} reachable{gone}{part}"));
     let down = match status.peers.iter().filter(|peer| !peer.linked).count() {
         0 => String::new(),
         down => format!(", {}", paint.on(Color::Red, &format!("{down} down"))),
@@ -79,13 +82,15 @@ fn render(status: &Document, wide: bool, paint: Paint, now: Timestamp) -> String
     text
 }
 
-/// What is wrong, and under each what to do.
+/// What is wrong, and what to do: once below several of a kind, as when a hop goes and all behind it.
 fn problems(problems: &[Problem], wide: bool, paint: Paint) -> String {
     let mut text = format!("{}\n", paint.on(Color::Bold, "PROBLEMS"));
     let shown = if wide { problems.len() } else { PROBLEMS_SHOWN };
-    for problem in problems.iter().take(shown) {
+    for (at, problem) in problems.iter().take(shown).enumerate() {
         text += &format!("  {}  {}\n", paint.on(Color::Yellow, &problem.code), problem.text);
-        if !problem.advice.is_empty() {
+        let next = problems.get(at + 1).filter(|_| at + 1 < shown);
+        let again = next.is_some_and(|next| (&next.code, &next.advice) == (&problem.code, &problem.advice));
+        if !problem.advice.is_empty() && !again {
             text += &format!("    do: {}\n", problem.advice);
         }
     }
@@ -217,6 +222,31 @@ hop-1  up     2h     0.25 ms  10    127.0.0.1:7323          quic  1452  0.5 %  X
 hop-2  down   20m    -        -     hop-2.example.org:7323
 ",
         );
+    }
+
+    #[test]
+    fn what_to_do_stands_once_below_several_of_a_kind() {
+        let mut status = fixture::degraded();
+        let mut other = status.problems[0].clone();
+        other.text = "node node-3 is unreachable since 2026-11-20T11:57:31Z".into();
+        status.problems.push(other);
+        let text = render(&status, false, Paint(false), fixture::now());
+        let expected = "\
+PROBLEMS
+  node_unreachable  node node-2 is unreachable since 2026-11-20T11:57:30Z
+  node_unreachable  node node-3 is unreachable since 2026-11-20T11:57:31Z
+    do: look at node-2
+
+";
+        assert!(text.contains(expected), "{text}");
+    }
+
+    #[test]
+    fn an_execution_node_says_that_it_keeps_no_map() {
+        let mut status = fixture::status();
+        status.role = Role::Execution;
+        let text = render(&status, false, Paint(false), fixture::now());
+        assert!(text.contains("nodes        3 reachable; a hop or a controller knows them all\n"), "{text}");
     }
 
     #[test]

@@ -6,11 +6,12 @@ use plexus_proto::frame::{PRIVATE_FRAME_MAX, WORK_FRAME_MAX};
 use plexus_proto::work::PrivateBlock;
 
 use super::{Task, chain};
-use crate::private;
+use crate::crash::Point;
 use crate::runtime::{Command, Job, Runtime};
 use crate::shim::protocol::{Launch, Order, VERSION};
 use crate::tree::working;
 use crate::unit_dir::UnitDir;
+use crate::{kept, private};
 
 /// Longest input of a worker: it must fit, with all the rest of a launch, into one frame to the shim.
 const STDIN_MAX: usize = PRIVATE_FRAME_MAX - WORK_FRAME_MAX;
@@ -42,14 +43,18 @@ impl Task {
         if self.shim.is_none() {
             self.take_shim().await.map_err(|error| format!("the unit's shim cannot be started: {error}"))?;
         }
+        Point::ShimTaken.hit();
         let launch = self.lay_out(ticket, block).await?;
+        Point::LaidOut.hit();
         // From the mark on, the unit counts as started, whatever happens.
         let dir = self.dir.clone();
         self.inner.blocking(move || dir.mark_starting()).await.map_err(|error| chain(&error))?;
+        Point::Marked.hit();
         self.launched = true;
         if let Some(shim) = &self.shim {
             shim.order(Order::Launch(Box::new(launch))).await;
         }
+        Point::LaunchSent.hit();
         Ok(())
     }
 
@@ -72,6 +77,10 @@ impl Task {
                     false => None,
                 };
                 private::lay_out(&private, &block.files).map_err(|error| chain(&error))?;
+                if spec.keep_seconds > 0 {
+                    kept::note(&runtime_dir, &block.files)
+                        .map_err(|error| format!("cannot note what is secret: {error}"))?;
+                }
                 let job = Job {
                     attempt,
                     spec: &spec,
@@ -114,7 +123,8 @@ fn launch(
         runtime: runtime.kind().as_str().to_owned(),
         image: job.spec.image.clone(),
         pull: job.spec.pull,
-        private_dir: text(job.private),
+        // The shim removes it at the end, unless the agent is to keep it.
+        private_dir: if job.spec.keep_seconds > 0 { String::new() } else { text(job.private) },
         owner_deadline_seconds: job.spec.owner_deadline_seconds,
     }
 }

@@ -1,0 +1,262 @@
+//! The safety lines, and the tests that guard them.
+
+use std::fmt;
+
+/// Tests of the packages that are built: those whose name contains `filter`, in their libraries or in one file of `tests/`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Tests {
+    /// A file of `tests/`, without its extension; none for tests of the libraries.
+    pub(super) file: Option<&'static str>,
+    /// Part of the tests' names.
+    pub(super) filter: &'static str,
+}
+
+/// One line taken away.
+#[derive(Debug)]
+pub(super) struct Mutant {
+    /// What is missing.
+    pub(super) name: &'static str,
+    /// Source file, from the top of the repository.
+    pub(super) file: &'static str,
+    /// Text that stands there exactly once.
+    pub(super) old: &'static str,
+    /// What stands there instead.
+    pub(super) new: &'static str,
+    /// What must fail.
+    pub(super) tests: Tests,
+}
+
+impl fmt::Display for Tests {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.file.unwrap_or("lib"), self.filter)
+    }
+}
+
+const fn lib(filter: &'static str) -> Tests {
+    Tests { file: None, filter }
+}
+
+const fn file(file: &'static str, filter: &'static str) -> Tests {
+    Tests { file: Some(file), filter }
+}
+
+/// Every one of them must turn its tests red.
+pub(super) const MUTANTS: &[Mutant] = &[
+    Mutant {
+        name: "sync of the end record",
+        file: "node/src/spool/writer.rs",
+        old: "        self.sync()?;\n        Ok(number)",
+        new: "        Ok(number)",
+        tests: lib("spool::tests::what_is_told_is_on_the_disk"),
+    },
+    Mutant {
+        name: "sync of a full segment",
+        file: "node/src/spool/writer.rs",
+        old: "            self.sync()?;\n            let header",
+        new: "            let header",
+        tests: lib("spool::tests::what_is_told_is_on_the_disk"),
+    },
+    Mutant {
+        name: "group sync of records",
+        file: "node/src/shim/syncer.rs",
+        old: "file.sync_data().is_ok()",
+        new: "file.metadata().is_ok()",
+        tests: lib("shim::syncer"),
+    },
+    Mutant {
+        name: "sync of the intent",
+        file: "node/src/unit_dir.rs",
+        old: "                file.sync_data()\n            })\n            .map_err(disk(\"write\", &fresh))?;",
+        new: "                Ok(())\n            })\n            .map_err(disk(\"write\", &fresh))?;",
+        tests: lib("unit_dir::tests::what_is_stored_is_on_the_disk"),
+    },
+    Mutant {
+        name: "sync of tombstones",
+        file: "node/src/supervisor/tombstones.rs",
+        old: "        file.sync_data()?;\n",
+        new: "",
+        tests: lib("tombstones::tests::a_buried_name_is_on_the_disk"),
+    },
+    Mutant {
+        name: "sync of incarnations",
+        file: "node/src/supervisor/incarnations.rs",
+        old: "        file.sync_all()?;\n",
+        new: "",
+        tests: lib("an_incarnation_is_on_the_disk_before_it_is_answered"),
+    },
+    Mutant {
+        name: "mark before the start",
+        file: "node/src/supervisor/unit/start.rs",
+        old: "dir.mark_starting()",
+        new: "Ok::<(), crate::unit_dir::Error>(drop(dir))",
+        tests: file("trouble", "a_shim_killed_while_no_agent_lives_is_found_lost_and_never_run_again"),
+    },
+    Mutant {
+        name: "epoch of a verb",
+        file: "node/src/work.rs",
+        old: "if epoch < held.epoch || (epoch == held.epoch && caller.node != held.node) {",
+        new: "if epoch == held.epoch && caller.node != held.node {",
+        tests: lib("work::tests"),
+    },
+    Mutant {
+        name: "two holders of one epoch",
+        file: "node/src/work.rs",
+        old: "if epoch < held.epoch || (epoch == held.epoch && caller.node != held.node) {",
+        new: "if epoch < held.epoch {",
+        tests: lib("work::tests"),
+    },
+    Mutant {
+        name: "cluster of the caller",
+        file: "node/src/work.rs",
+        old: "if caller.cluster == self.owner.cluster {",
+        new: "if true {",
+        tests: lib("work::tests"),
+    },
+    Mutant {
+        name: "forget only what is settled",
+        file: "node/src/work.rs",
+        old: "        if self.is_settled() {\n            return Ok(vec![Effect::Bury]);",
+        new: "        if true {\n            return Ok(vec![Effect::Bury]);",
+        tests: lib("work::tests"),
+    },
+    Mutant {
+        name: "acks of an older stream",
+        file: "node/src/supervisor/unit.rs",
+        old: "if attachment == self.attachment && epoch == self.unit.owner().epoch {",
+        new: "if true {",
+        tests: file("units", "a_newer_attach_ends_the_older_and_takes_the_acks"),
+    },
+    Mutant {
+        name: "store of an attempt",
+        file: "node/src/supervisor.rs",
+        old: "if StoreId::from_slice(&request.store_id) != Ok(own) {",
+        new: "if false {",
+        tests: file("units", "submit_is_refused_for_another_store_an_older_epoch_and_a_second_attempt"),
+    },
+    Mutant {
+        name: "names that never start again",
+        file: "node/src/supervisor.rs",
+        old: "                if self.0.tombstones.holds(attempt) {\n                    return Err(forgotten",
+        new: "                if false {\n                    return Err(forgotten",
+        tests: file("trouble", "a_controller_from_a_backup_cannot_run_again_what_ran_and_was_forgotten"),
+    },
+    Mutant {
+        name: "incarnation of a cluster",
+        file: "node/src/supervisor/incarnations.rs",
+        old: "known.filter(|known| *known > epoch.incarnation)",
+        new: "known.filter(|_| false)",
+        tests: lib("incarnations::tests"),
+    },
+    Mutant {
+        name: "delete only what is acknowledged",
+        file: "node/src/spool.rs",
+        old: "if pair[1] <= acked.saturating_add(1) {",
+        new: "if pair[1] <= u64::MAX {",
+        tests: lib("spool::tests"),
+    },
+    Mutant {
+        name: "checksum of a frame",
+        file: "node/src/spool/segment.rs",
+        old: "if check(&[&bytes[4..5], &body]) != bytes[5..FRAME_HEADER_LEN] {",
+        new: "if false {",
+        tests: lib("spool::tests"),
+    },
+    Mutant {
+        name: "cut of a torn tail",
+        file: "node/src/spool/repair.rs",
+        old: "        cut(dir, segment, length)?;\n    }\n    if let Some(closing)",
+        new: "        let _ = (segment, length, cut);\n    }\n    if let Some(closing)",
+        tests: lib("spool::tests"),
+    },
+    Mutant {
+        name: "one spool for one key",
+        file: "node/src/spool/writer.rs",
+        old: "if !segments(dir)?.is_empty() {",
+        new: "if false {",
+        tests: lib("spool::tests"),
+    },
+    Mutant {
+        name: "end of the whole tree",
+        file: "node/src/shim/drive.rs",
+        old: "if processes::kill_below(own_pid()) == 0 {",
+        new: "if own_pid() > 0 {",
+        tests: file("trouble", "cancel_ends_setsid_children_that_ignore_sigterm_once_the_grace_is_over"),
+    },
+    Mutant {
+        name: "grace runs from the first cancel",
+        file: "node/src/shim/ending.rs",
+        old: "        if self.cause.is_none() {\n            self.cause = Some(cause);",
+        new: "        if self.cause.is_none() || cause == Cause::Cancel {\n            self.cause = Some(cause);",
+        tests: lib("shim::ending"),
+    },
+    Mutant {
+        name: "nothing private after the end",
+        file: "node/src/supervisor/unit.rs",
+        old: "        self.wipe_runtime_dir().await;\n        Point::PrivateWiped.hit();\n",
+        new: "        Point::PrivateWiped.hit();\n",
+        tests: file("trouble", "a_killed_shim_means_lost_with_everything_written_so_far"),
+    },
+    Mutant {
+        name: "number and attempt in the seal",
+        file: "proto/src/seal.rs",
+        old: "    bytes[16..20].copy_from_slice(&attempt.number.to_be_bytes());\n    bytes[20..]",
+        new: "    bytes[20..]",
+        tests: lib("seal::tests"),
+    },
+    Mutant {
+        name: "place in the seal of the carry",
+        file: "controller/src/ingest/seal.rs",
+        old: "        bytes[20..].copy_from_slice(&place.bytes());\n",
+        new: "        let _ = place.bytes();\n",
+        tests: lib("ingest::seal"),
+    },
+    Mutant {
+        name: "epoch in the transaction",
+        file: "controller/src/store/events/commit.rs",
+        old: "Some((epoch, record)) if *epoch == unit.epoch && *record == unit.previous => {}\n            Some((epoch, _)) if *epoch != unit.epoch => {",
+        new: "Some((_, record)) if *record == unit.previous => {}\n            Some((epoch, _)) if *epoch != unit.epoch => {",
+        tests: lib("an_epoch_written_by_somebody_else_stops_the_session"),
+    },
+    Mutant {
+        name: "epoch at the open",
+        file: "controller/src/store/events/commit.rs",
+        old: "if current > open.epoch {",
+        new: "if false {",
+        tests: lib("ingest::tests"),
+    },
+    Mutant {
+        name: "ack rule",
+        file: "controller/src/store/events/commit.rs",
+        old: "    Point::InTransaction.hit();\n",
+        new: "    Point::InTransaction.hit();\n    bundle.units.iter().for_each(|unit| unit.commits.stored(unit.record));\n",
+        tests: lib("after_a_write_that_failed_for_good_sessions_go_on_from_the_cursor"),
+    },
+    Mutant {
+        name: "cursor in the transaction",
+        file: "controller/src/store/events/commit.rs",
+        old: "    insert_units(&mut transaction, &units).await?;\n",
+        new: "    let _ = insert_units;\n",
+        tests: lib("a_restart_after_any_record_loses_and_doubles_nothing"),
+    },
+    Mutant {
+        name: "unique key of an event",
+        file: "controller/src/store/events/schema.rs",
+        old: "            EVENT,\n            &[\"job\", \"counter\"],\n",
+        new: "            EVENT,\n            &[\"job\", \"counter\", \"kind\"],\n",
+        tests: lib("a_number_of_a_job_is_given_to_one_event"),
+    },
+    Mutant {
+        name: "hash of the end record",
+        file: "controller/src/ingest/take.rs",
+        old: "} else if end.rolling_hash[..] != self.carry.hash[..] {",
+        new: "} else if false {",
+        tests: lib("an_end_record_that_does_not_match_is_a_named_gap"),
+    },
+    Mutant {
+        name: "sync of a commit",
+        file: "controller/src/store/events/sqlite.rs",
+        old: ".synchronous(SqliteSynchronous::Full)",
+        new: ".synchronous(SqliteSynchronous::Off)",
+        tests: lib("what_is_committed_is_on_the_disk"),
+    },
+];
