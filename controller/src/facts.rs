@@ -3,7 +3,7 @@
 //!
 //! An ansible-core from 2.19 on reads `s1_HOST`, which wraps the facts as text; an older one reads `HOST`, which holds them as
 //! they are. Each leaves the other's files alone. Nobody knows which core an image has before it runs, so both forms go
-//! out, and what comes back tells which was used. Files that go out end in [`MARK`], white space that Ansible never
+//! out, and what comes back tells which was used. Files that go out end in a mark, white space that Ansible never
 //! writes: a file that still has it was not written anew, however long another job took in the meantime.
 
 use std::collections::BTreeMap;

@@ -287,6 +287,8 @@ async fn below_object(call: &Call, resource: &'static registry::Resource, id: &s
         ("inventories", "script") => inventories::script(call, id).await,
         ("inventories", "root_groups") => inventories::root_groups(call, id).await,
         ("groups", "all_hosts") => inventories::all_hosts(call, id).await,
+        ("groups", "potential_children") => inventories::potential_children(call, id).await,
+        ("hosts", "all_groups") => inventories::all_groups(call, id).await,
         ("hosts", "ansible_facts") => inventories::ansible_facts(call, id).await,
         (_, "variable_data") => inventories::variable_data(call, resource, id).await,
         (_, "object_roles") => roles::of_object(call, resource, id).await,

@@ -36,6 +36,9 @@ use crate::vault::Vault;
 /// Longest time without a look, should a wake-up ever be missed.
 const PERIOD: Duration = Duration::from_secs(5);
 
+/// Jobs that are told in one look why they wait; the others, behind them, at the next.
+const MAX_TOLD: usize = 500;
+
 /// What every driver needs. Cheap to clone.
 #[derive(Clone)]
 pub struct Context {
@@ -180,6 +183,7 @@ impl Reconciler {
             }
         }
         let mut placements = Vec::new();
+        let mut told = Vec::new();
         for job in waiting {
             let before = job.template.map(|template| *first.entry(template).or_insert(job.id));
             let behind = before.filter(|before| *before != job.id && !job.simultaneous);
@@ -197,12 +201,13 @@ impl Reconciler {
                 }
                 Err(wait) => {
                     let words = wait.to_string();
-                    if job.explanation != words {
-                        units::explain(core, job.id, &words).await?;
+                    if job.explanation != words && told.len() < MAX_TOLD {
+                        told.push((job.id, words));
                     }
                 }
             }
         }
+        units::explain_all(core, &told).await?;
         let stored = self.store(&placements).await?;
         let unit = |job: &ActiveJob| {
             let placement = placements.iter().find(|placement| placement.job == job.id)?;

@@ -114,9 +114,10 @@ pub enum Wait {
         /// Its limit.
         limit: u32,
     },
-    /// Another job of its template comes first.
+    /// This other job of its template comes first. Its number is not in the words: they would change for every job that
+    /// waits, whenever one ends.
     #[error(
-        "waiting: job {0} of the same template comes first, and the template does not allow simultaneous jobs"
+        "waiting: another job of the same template comes first, and the template does not allow simultaneous jobs"
     )]
     Behind(i64),
     /// It may run in several groups, and none takes it.

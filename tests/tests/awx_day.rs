@@ -180,9 +180,9 @@ async fn rest_of_the_day(awx: &Awx) {
             &["--name", "night", "--organization", "Evening", "--local_path", "day"],
             ("--description", "late"),
         ),
-        ("inventory", &["--name", "night", "--organization", "Evening"], ("--variables", "a: 1")),
+        ("inventory", &["--name", "night", "--organization", "Evening"], ("--variables", r#"{"a": 1}"#)),
         ("hosts", &["--name", "moon", "--inventory", "night"], ("--enabled", "false")),
-        ("groups", &["--name", "sky", "--inventory", "night"], ("--variables", "b: 2")),
+        ("groups", &["--name", "sky", "--inventory", "night"], ("--variables", r#"{"b": 2}"#)),
         ("instance_groups", &["--name", "night"], ("--max_forks", "7")),
     ];
     let mut ids = Vec::new();
@@ -203,7 +203,7 @@ async fn rest_of_the_day(awx: &Awx) {
     }
     let hosts = r#"[{"name": "star-1"}, {"name": "star-2"}]"#;
     awx.json(&["bulk", "host_create", "--inventory", "night", "--hosts", hosts]).await;
-    assert_eq!(awx.json(&["hosts", "list", "--name__startswith", "star"]).await["count"], 2);
+    assert_eq!(awx.json(&["hosts", "list", "--inventory", "night"]).await["count"], 3);
     let exported = awx.json(&["export", "--organizations", "Evening"]).await;
     assert_eq!(exported["organizations"][0]["name"], "Evening", "{exported}");
     for role in ["admin", "member", "read"] {

@@ -6,6 +6,7 @@ use axum::http::{Method, StatusCode};
 use sea_query::{Expr, ExprTrait, Func, JoinType, Query};
 use serde_json::{Map, Value, json};
 
+use super::activity::{self, Entry};
 use super::call::Call;
 use super::error::ApiError;
 use super::rules::{Rule, Rules};
@@ -236,27 +237,63 @@ pub(super) async fn root_groups(call: &Call, id: &str) -> Answer {
     generic::page(call, &GROUPS, Some(roots)).await
 }
 
+/// All hosts of a group and of the groups below it.
 pub(super) async fn all_hosts(call: &Call, id: &str) -> Answer {
     call.allow(READS)?;
     let id = generic::visible_id(call, &GROUPS, id).await?;
-    let mut known = HashSet::from([id]);
-    let mut fresh = vec![id];
-    while !fresh.is_empty() {
-        let mut query = Query::select();
-        query
-            .column("child_id")
-            .from("group_children")
-            .and_where(Expr::col("group_id").is_in(std::mem::take(&mut fresh)));
-        for row in call.app.db.all(&query).await? {
-            let child = row.at(0)?;
-            if known.insert(child) {
-                fresh.push(child);
-            }
-        }
-    }
+    let known = reached(call, vec![id], "group_id", "child_id").await?;
     let mut members = Query::select();
     members.column("host_id").from("group_hosts").and_where(Expr::col("group_id").is_in(known));
     generic::page(call, &HOSTS, Some(Expr::col((BASE, "id")).in_subquery(members))).await
+}
+
+/// All groups that a host belongs to: its own, and those above them.
+pub(super) async fn all_groups(call: &Call, id: &str) -> Answer {
+    call.allow(READS)?;
+    let id = generic::visible_id(call, &HOSTS, id).await?;
+    let mut own = Query::select();
+    own.column("group_id").from("group_hosts").and_where(Expr::col("host_id").eq(id));
+    let rows = call.app.db.all(&own).await?;
+    let own = rows.iter().map(|row| row.at(0)).collect::<Result<Vec<i64>, _>>()?;
+    let known = reached(call, own, "child_id", "group_id").await?;
+    generic::page(call, &GROUPS, Some(Expr::col((BASE, "id")).is_in(known))).await
+}
+
+/// The groups that could be put below a group: all of its inventory but itself, those above it, and its children.
+pub(super) async fn potential_children(call: &Call, id: &str) -> Answer {
+    call.allow(READS)?;
+    let group = generic::fetch(call, &GROUPS, id).await?;
+    let above = reached(call, vec![group.id], "child_id", "group_id").await?;
+    let mut children = Query::select();
+    children.column("child_id").from("group_children").and_where(Expr::col("group_id").eq(group.id));
+    let of_inventory = Expr::col((BASE, "inventory_id")).eq(group.int("inventory"));
+    let free = Expr::col((BASE, "id")).is_not_in(above);
+    let own = Expr::col((BASE, "id")).not_in_subquery(children);
+    generic::page(call, &GROUPS, Some(of_inventory.and(free).and(own))).await
+}
+
+/// The groups that one comes to from these, themselves included, by walking from one column of the pairs of group and
+/// child to the other. One query for each level.
+async fn reached(
+    call: &Call,
+    start: Vec<i64>,
+    from: &'static str,
+    to: &'static str,
+) -> Result<HashSet<i64>, ApiError> {
+    let mut known: HashSet<i64> = start.iter().copied().collect();
+    let mut fresh = start;
+    while !fresh.is_empty() {
+        let mut query = Query::select();
+        query.column(to).from("group_children");
+        query.and_where(Expr::col(from).is_in(std::mem::take(&mut fresh)));
+        for row in call.app.db.all(&query).await? {
+            let group = row.at(0)?;
+            if known.insert(group) {
+                fresh.push(group);
+            }
+        }
+    }
+    Ok(known)
 }
 
 /// The variables as an object: read, replaced, or merged.
@@ -268,6 +305,7 @@ pub(super) async fn variable_data(call: &Call, resource: &'static Resource, id: 
         Method::PUT | Method::PATCH => {
             access::need(call, resource, record.id, ADMIN).await?;
             let given = call.object()?;
+            let before = record.fields.get("variables").cloned().unwrap_or_default();
             if call.method == Method::PUT {
                 variables = given;
             } else {
@@ -278,6 +316,12 @@ pub(super) async fn variable_data(call: &Call, resource: &'static Resource, id: 
             update.value("modified", jiff::Timestamp::now().as_microsecond());
             let mut tx = call.app.db.begin(Class::Intent).await?;
             tx.execute(update.and_where(Expr::col("id").eq(record.id))).await?;
+            let after = Value::from(Value::from(variables.clone()).to_string());
+            if before != after {
+                let changes = Map::from_iter([("variables".to_owned(), json!([before, after]))]);
+                let entry = Entry::on("update", resource, record.id, changes, |name| record.int(name));
+                activity::note(call, &mut tx, entry).await?;
+            }
             tx.commit().await?;
             ok(variables)
         }

@@ -32,7 +32,7 @@ pub(super) async fn why(call: &Call, id: &str) -> Answer {
     };
     let why = match status {
         "new" | "pending" if said.is_empty() => {
-            "waiting: it was stored just now and is placed next".to_owned()
+            "waiting: it is placed next, after the jobs that were launched before it".to_owned()
         }
         "waiting" if said.is_empty() => format!("{} prepares it", placed()),
         "running" if said.is_empty() => format!("it runs on {}", placed()),

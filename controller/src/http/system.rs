@@ -6,6 +6,7 @@ use axum::response::Response;
 use sea_query::{Expr, ExprTrait, Query};
 use serde_json::{Map, Value, json};
 
+use super::activity::{self, Entry};
 use super::call::Call;
 use super::error::ApiError;
 use super::rules::{Rule, Rules};
@@ -14,7 +15,7 @@ use crate::job;
 use crate::registry::read::Record;
 use crate::registry::{SYSTEM_JOB_TEMPLATES, SYSTEM_JOBS};
 use crate::store::core::Class;
-use crate::store::retention::{self, Asked};
+use crate::store::retention::{self, Asked, Management};
 
 /// What the templates show beside their columns.
 pub(super) struct Templates;
@@ -23,11 +24,17 @@ impl Rules for Templates {
     fn fill<'a>(&'a self, _: &'a Call, records: &'a mut [Record], _: bool) -> Rule<'a> {
         Box::pin(async move {
             for record in records {
-                record.set("job_type", retention::JOB_TYPE);
+                record.set("job_type", management(record.id).job_type);
             }
             Ok(())
         })
     }
+}
+
+/// What a template of a management job does.
+fn management(template: i64) -> Management {
+    let known = retention::MANAGEMENT.into_iter().find(|job| job.template == template);
+    known.unwrap_or(retention::JOBS)
 }
 
 /// What management jobs show beside their columns.
@@ -71,6 +78,7 @@ pub(super) async fn launch(call: &Call, id: &str) -> Answer {
     }
     let asked = asked(call.object()?.get("extra_vars"))?;
     let now = jiff::Timestamp::now().as_microsecond();
+    let kind = management(template);
     let mut insert = Query::insert();
     insert
         .into_table("unified_jobs")
@@ -92,12 +100,12 @@ pub(super) async fn launch(call: &Call, id: &str) -> Answer {
         ])
         .values_panic([
             "system_job".into(),
-            retention::NAME.into(),
-            retention::DESCRIPTION.into(),
+            kind.name.into(),
+            kind.description.into(),
             "manual".into(),
             "pending".into(),
             template.into(),
-            retention::JOB_TYPE.into(),
+            kind.job_type.into(),
             json!({"days": asked.days, "dry_run": asked.dry_run}).to_string().into(),
             (*call.app.node).into(),
             (*call.app.node).into(),
@@ -108,6 +116,9 @@ pub(super) async fn launch(call: &Call, id: &str) -> Answer {
         ]);
     let mut tx = call.app.db.begin(Class::Intent).await?;
     let id = tx.insert(&mut insert).await?;
+    let changes = Map::from_iter([("id".to_owned(), Value::from(id)), ("name".to_owned(), kind.name.into())]);
+    let entry = Entry::of("create", (SYSTEM_JOBS.type_name, Some(id)), changes);
+    activity::note(call, &mut tx, entry).await?;
     tx.wake();
     tx.job_changed(id, "pending");
     tx.commit().await?;

@@ -1,7 +1,7 @@
 //! What a credential puts into a job beside Ansible's own passwords: environment variables, files, extra variables.
 //!
 //! Pure: a credential's inputs and its type's injectors come in, what the job gets goes out. Injectors are Jinja
-//! templates that people write, so rendering is bounded: [`FUEL`] steps for each template, and no reach beyond the inputs.
+//! templates that people write, so rendering is bounded: a number of steps for each template, and no reach beyond the inputs.
 //! The types that come with the product have injectors of their own ([`builtin`]), which the API does not show, as AWX's.
 
 use std::collections::BTreeMap;

@@ -8,13 +8,15 @@ use super::{
 };
 
 /// What a management job does, by AWX's words.
-pub(super) const JOB_TYPES: &[(&str, &str)] =
-    &[("cleanup_jobs", "Remove jobs older than a certain number of days")];
+pub(super) const JOB_TYPES: &[(&str, &str)] = &[
+    ("cleanup_jobs", "Remove jobs older than a certain number of days"),
+    ("cleanup_activitystream", "Remove activity stream entries older than a certain number of days"),
+];
 
 const NAME: Field = text("name").max(512).read_only();
 const DESCRIPTION: Field = long_text("description").read_only();
 
-/// What can be launched: there is one, made at the first start.
+/// What can be launched: made at the first start.
 pub static SYSTEM_JOB_TEMPLATES: Resource = Resource {
     key: "system_job_templates",
     path: "system_job_templates",

@@ -29,6 +29,7 @@ pub async fn seed(core: &CoreDb) -> Result<(), Error> {
     update.and_where(Expr::col("name").is_in([DEFAULT, CONTROL_PLANE]));
     update.and_where(Expr::col("policy_instance_percentage").eq(0));
     tx.execute(&update).await?;
+    apply_policies(&mut tx).await?;
     tx.set_setting(DONE, "1").await?;
     tx.commit().await
 }

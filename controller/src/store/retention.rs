@@ -94,44 +94,94 @@ pub struct Asked {
     pub dry_run: bool,
 }
 
-/// AWX's word for what the management job does.
-pub const JOB_TYPE: &str = "cleanup_jobs";
-/// Its name, as AWX has it.
-pub const NAME: &str = "Cleanup Job Details";
-/// What people read of it.
-pub const DESCRIPTION: &str = "Remove job history";
-/// Id of its template: below those that are counted from 1, so that what people make first has the ids that guides speak of.
-const TEMPLATE: i64 = 0;
+/// A management job that can be launched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Management {
+    /// Id of its template: below those that are counted from 1, so that what people make first has the ids that guides
+    /// speak of.
+    pub template: i64,
+    /// AWX's word for what it does.
+    pub job_type: &'static str,
+    /// Its name, as AWX has it.
+    pub name: &'static str,
+    /// What people read of it.
+    pub description: &'static str,
+}
+
+/// Removes jobs.
+pub const JOBS: Management = Management {
+    template: 0,
+    job_type: "cleanup_jobs",
+    name: "Cleanup Job Details",
+    description: "Remove job history",
+};
+/// Removes entries of the activity stream.
+pub const ACTIVITY: Management = Management {
+    template: -1,
+    job_type: "cleanup_activitystream",
+    name: "Cleanup Activity Stream",
+    description: "Remove activity stream history",
+};
+/// All there are.
+pub const MANAGEMENT: [Management; 2] = [JOBS, ACTIVITY];
 /// Days of a launch that names none.
 pub const DAYS: u32 = 60;
 
-/// Makes the template of the management job, once.
+/// Makes the templates of the management jobs, each once.
 ///
 /// # Errors
 /// A database that cannot be read or written.
 pub async fn seed(core: &CoreDb) -> Result<(), CoreError> {
     let mut there = Query::select();
     there.column("id").from("unified_job_templates").and_where(Expr::col("kind").eq("system_job_template"));
-    if core.optional(&there).await?.is_some() {
-        return Ok(());
-    }
+    let there = core.all(&there).await?.iter().map(|row| row.at(0)).collect::<Result<Vec<i64>, _>>()?;
     let now = Timestamp::now().as_microsecond();
-    let mut insert = Query::insert();
-    insert
-        .into_table("unified_job_templates")
-        .columns(["id", "kind", "name", "description", "status", "created", "modified"])
-        .values_panic([
-            TEMPLATE.into(),
-            "system_job_template".into(),
-            NAME.into(),
-            DESCRIPTION.into(),
-            "ok".into(),
-            now.into(),
-            now.into(),
-        ]);
-    let mut tx = core.begin(Class::Bulk).await?;
-    tx.insert(&mut insert).await?;
-    tx.commit().await
+    for job in MANAGEMENT.iter().filter(|job| !there.contains(&job.template)) {
+        let mut insert = Query::insert();
+        insert
+            .into_table("unified_job_templates")
+            .columns(["id", "kind", "name", "description", "status", "created", "modified"])
+            .values_panic([
+                job.template.into(),
+                "system_job_template".into(),
+                job.name.into(),
+                job.description.into(),
+                "ok".into(),
+                now.into(),
+                now.into(),
+            ]);
+        let mut tx = core.begin(Class::Bulk).await?;
+        tx.insert(&mut insert).await?;
+        tx.commit().await?;
+    }
+    Ok(())
+}
+
+/// Removes entries of the activity stream from before `before`, in small transactions; how many. With `dry_run` it only
+/// counts them.
+async fn sweep_activity(core: &CoreDb, before: Timestamp, dry_run: bool) -> Result<u64, Error> {
+    let old = Expr::col("timestamp").lt(before.as_microsecond());
+    if dry_run {
+        let mut query = Query::select();
+        query.expr(Expr::col("id").count()).from("activity_stream").and_where(old);
+        let entries: i64 = core.optional(&query).await?.map(|row| row.at(0)).transpose()?.unwrap_or(0);
+        return Ok(entries.unsigned_abs());
+    }
+    let mut removed = 0;
+    loop {
+        let mut batch = Query::select();
+        batch.column("id").from("activity_stream").and_where(old.clone());
+        batch.order_by("id", Order::Asc).limit(10 * BATCH);
+        let mut delete = Query::delete();
+        delete.from_table("activity_stream").and_where(Expr::col("id").in_subquery(batch));
+        let mut tx = core.begin(Class::Bulk).await?;
+        let gone = tx.execute(&delete).await?;
+        tx.commit().await?;
+        if gone == 0 {
+            return Ok(removed);
+        }
+        removed += gone;
+    }
 }
 
 /// Sweeps now and every hour where `days` is given: jobs that ended more than so many days ago go. Runs management jobs as
@@ -177,7 +227,7 @@ fn ago(days: u32) -> Option<Timestamp> {
 pub async fn run_asked(core: &CoreDb, events: &EventStore) -> Result<(), Error> {
     let mut query = Query::select();
     query
-        .columns(["id", "extra_vars"])
+        .columns(["id", "extra_vars", "job_type"])
         .from("unified_jobs")
         .and_where(Expr::col("kind").eq("system_job"))
         .and_where(Expr::col("status").is_in(ACTIVE))
@@ -196,18 +246,23 @@ pub async fn run_asked(core: &CoreDb, events: &EventStore) -> Result<(), Error> 
             status.is_in(ACTIVE),
         )
         .await?;
-        let done = match (ago(days), vars["dry_run"] == true) {
-            (None, _) => Ok(Removed::default()),
-            (Some(before), true) => count(core, before).await.map(|jobs| Removed { jobs, months: 0 }),
-            (Some(before), false) => sweep(core, events, before).await,
+        let dry_run = vars["dry_run"] == true;
+        let activity = row.at::<String>(2)? == ACTIVITY.job_type;
+        let done = match ago(days) {
+            None => Ok("Nothing is that old.\n".to_owned()),
+            Some(before) if activity => sweep_activity(core, before, dry_run).await.map(|entries| {
+                let did = if dry_run { "would be removed" } else { "removed" };
+                format!("{entries} entries of the activity stream {did}.\n")
+            }),
+            Some(before) if dry_run => {
+                count(core, before).await.map(|jobs| format!("{jobs} jobs would be removed.\n"))
+            }
+            Some(before) => sweep(core, events, before).await.map(|Removed { jobs, months }| {
+                format!("{jobs} jobs and {months} months of events removed.\n")
+            }),
         };
         let (status, said) = match &done {
-            Ok(removed) if vars["dry_run"] == true => {
-                ("successful", format!("{} jobs would be removed.\n", removed.jobs))
-            }
-            Ok(Removed { jobs, months }) => {
-                ("successful", format!("{jobs} jobs and {months} months of events removed.\n"))
-            }
+            Ok(said) => ("successful", said.clone()),
             Err(error) => ("failed", format!("{error}\n")),
         };
         let now = Timestamp::now();
@@ -382,6 +437,43 @@ mod tests {
         let (status, said) = launch(r#"{"days": 0}"#).await;
         assert!(status == "successful" && said.starts_with("3 jobs and 1 months"), "{status} {said}");
         assert_eq!(events.summary(old).await.unwrap().events, 0);
+        // The activity stream has a job of its own.
+        let mut tx = core.begin(Class::Intent).await.unwrap();
+        for (entry, moment) in
+            [(1_i64, "2020-01-01T00:00:00Z"), (2, "2020-01-02T00:00:00Z"), (3, "2999-01-01T00:00:00Z")]
+        {
+            let mut insert = Query::insert();
+            insert.into_table("activity_stream").columns(["id", "timestamp", "object1_id"]);
+            let moment = moment.parse::<Timestamp>().unwrap().as_microsecond();
+            insert.values_panic([entry.into(), moment.into(), entry.into()]);
+            tx.execute(&insert).await.unwrap();
+        }
+        tx.commit().await.unwrap();
+        let activity = async |vars: &str| {
+            let mut insert = Query::insert();
+            insert
+                .into_table("unified_jobs")
+                .columns(["kind", "status", "extra_vars", "job_type", "created", "modified"])
+                .values_panic([
+                    "system_job".into(),
+                    "pending".into(),
+                    vars.into(),
+                    ACTIVITY.job_type.into(),
+                    1.into(),
+                    1.into(),
+                ]);
+            let mut tx = core.begin(Class::Intent).await.unwrap();
+            let id = tx.insert(&mut insert).await.unwrap();
+            tx.commit().await.unwrap();
+            run_asked(&core, &events).await.unwrap();
+            let mut query = Query::select();
+            query.column("job_explanation").from("unified_jobs").and_where(Expr::col("id").eq(id));
+            core.optional(&query).await.unwrap().unwrap().at::<String>(0).unwrap()
+        };
+        let would = activity(r#"{"days": 1, "dry_run": true}"#).await;
+        assert_eq!(would, "2 entries of the activity stream would be removed.\n");
+        assert_eq!(activity(r#"{"days": 1}"#).await, "2 entries of the activity stream removed.\n");
+        assert_eq!(activity(r#"{"days": 1}"#).await, "0 entries of the activity stream removed.\n");
         events.close().await;
         core.close().await;
     }

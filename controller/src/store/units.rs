@@ -305,6 +305,20 @@ pub async fn explain(core: &CoreDb, job: i64, explanation: &str) -> Result<(), E
     tx.commit().await
 }
 
+/// Sets what people read on jobs that wait, in one transaction.
+pub async fn explain_all(core: &CoreDb, jobs: &[(i64, String)]) -> Result<(), Error> {
+    if jobs.is_empty() {
+        return Ok(());
+    }
+    let mut tx = core.begin(Class::Bookkeeping).await?;
+    for (job, explanation) in jobs {
+        let mut update = update_job(*job);
+        update.value("job_explanation", explanation.as_str()).and_where(Expr::col("status").is_in(ACTIVE));
+        tx.execute(update).await?;
+    }
+    tx.commit().await
+}
+
 /// Takes ownership of a unit: its counter goes up by one, durably, before anybody acts under it.
 pub async fn take(core: &CoreDb, attempt: Attempt) -> Result<OwnerEpoch, Error> {
     let mut tx = core.begin(Class::Bookkeeping).await?;

@@ -161,3 +161,34 @@ async fn hosts_come_and_go_many_at_once_or_not_at_all() {
     assert_eq!(gone.json["hosts"][ids[0].to_string()], "The host h0 was deleted");
     assert_eq!(api.get("/api/v2/hosts/").await.json["count"], 40);
 }
+
+#[tokio::test]
+async fn groups_know_what_is_above_and_what_could_be_below() {
+    let api = Api::new().await;
+    let inventory = api.make("inventories", json!({"name": "i", "organization": 1})).await;
+    let mut ids = Vec::new();
+    for name in ["top", "middle", "low", "other"] {
+        ids.push(api.make("groups", json!({"name": name, "inventory": inventory})).await);
+    }
+    for (parent, child) in [(0, 1), (1, 2)] {
+        let path = format!("/api/v2/groups/{}/children/", ids[parent]);
+        assert_eq!(api.post(&path, json!({"id": ids[child]})).await.status, 204);
+    }
+    let host = api.make("hosts", json!({"name": "h", "inventory": inventory})).await;
+    api.post(&format!("/api/v2/groups/{}/hosts/", ids[2]), json!({"id": host})).await;
+    let names = async |path: &str| -> Vec<String> {
+        let list = api.get(path).await;
+        assert_eq!(list.status, 200, "{path}: {}", list.text);
+        let results = list.json["results"].as_array().unwrap().clone();
+        results.iter().map(|one| one["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names(&format!("/api/v2/hosts/{host}/all_groups/")).await, ["low", "middle", "top"]);
+    assert_eq!(names(&format!("/api/v2/groups/{}/all_hosts/", ids[0])).await, ["h"]);
+    assert_eq!(names(&format!("/api/v2/groups/{}/potential_children/", ids[1])).await, ["other"]);
+    assert_eq!(names(&format!("/api/v2/groups/{}/potential_children/", ids[0])).await, ["low", "other"]);
+    // Variables that are changed by themselves are told like any other change.
+    let path = format!("/api/v2/hosts/{host}/");
+    api.call("PUT", &format!("{path}variable_data/"), json!({"a": 1})).await;
+    let told = api.get(&format!("{path}activity_stream/?order_by=-id")).await.json;
+    assert_eq!(told["results"][0]["changes"], json!({"variables": ["", "{\"a\":1}"]}), "{told}");
+}

@@ -114,13 +114,16 @@ async fn lists_of_groups_keep_their_order_and_the_plan_follows_them() {
     let plan = api.get(&format!("{url}plan/")).await.json;
     let words = plan["why"].as_str().unwrap();
     assert!(
-        plan["execution_node"].is_null() && words.contains(&format!("job {job} of the same template")),
+        plan["execution_node"].is_null() && words.contains("another job of the same template comes first"),
         "{plan}"
     );
     let why = api.get(&format!("/api/v2/jobs/{job}/why/")).await.json;
     assert_eq!(
         (&why["status"], &why["why"]),
-        (&json!("pending"), &json!("waiting: it was stored just now and is placed next"))
+        (
+            &json!("pending"),
+            &json!("waiting: it is placed next, after the jobs that were launched before it")
+        )
     );
     api.call("PATCH", &url, json!({"allow_simultaneous": true})).await;
     assert_eq!(api.get(&format!("{url}plan/")).await.json["execution_node"], "node-1");

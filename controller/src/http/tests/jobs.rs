@@ -64,7 +64,7 @@ async fn a_launch_is_a_pending_job_and_wakes_the_reconciler() {
     let unified = api.get("/api/v2/unified_job_templates/?order_by=id").await.json;
     let types: Vec<&str> =
         unified["results"].as_array().unwrap().iter().map(|one| one["type"].as_str().unwrap()).collect();
-    assert_eq!(types, ["system_job_template", "project", "job_template"]);
+    assert_eq!(types, ["system_job_template", "system_job_template", "project", "job_template"]);
 }
 
 #[tokio::test]
@@ -369,7 +369,7 @@ async fn a_job_is_launched_again_for_all_or_for_the_failed_hosts() {
 async fn old_jobs_are_cleaned_up_by_the_management_job() {
     let api = Api::new().await;
     let job = super::events::ran(&api, "ok-2-hosts").await;
-    let list = api.get("/api/v2/system_job_templates/").await.json;
+    let list = api.get("/api/v2/system_job_templates/?id=0").await.json;
     assert_eq!(
         (&list["count"], &list["results"][0]["job_type"]),
         (&json!(1), &json!("cleanup_jobs")),
@@ -402,7 +402,7 @@ async fn old_jobs_are_cleaned_up_by_the_management_job() {
         "{done}"
     );
     assert_eq!(api.get(&format!("/api/v2/jobs/{job}/")).await.status, StatusCode::NOT_FOUND);
-    let template = api.get("/api/v2/system_job_templates/").await.json;
+    let template = api.get("/api/v2/system_job_templates/?id=0").await.json;
     assert_eq!(template["results"][0]["status"], "successful");
     let cancel = done["related"]["cancel"].as_str().unwrap().to_owned();
     assert_eq!(api.post(&cancel, json!({})).await.status, StatusCode::METHOD_NOT_ALLOWED);
