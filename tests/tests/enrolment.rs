@@ -243,3 +243,47 @@ async fn each_trouble_of_joining_has_its_own_message() {
     }
     cluster.finish().await.unwrap();
 }
+
+/// A machine that was cloned with its identity and data: as soon as the controller has heard both, the name gets no new
+/// work, until somebody has stopped the copy and says so. Its agents are asked once a minute, hence only at length.
+#[tokio::test]
+async fn a_cloned_machine_gets_no_new_work_until_somebody_looks() {
+    if !plexus_tests::is_verify() {
+        return;
+    }
+    let cluster = Cluster::builder("clone").process(vec!["/bin/true".into()]).start().await.unwrap();
+    let token = cluster.token(&["--role", "execution", "--name", "twin"]).await.unwrap();
+    let mut machine = Newcomer::new(&cluster, "twin").unwrap();
+    well(&machine.join(&token, &["--name", "twin"]).await.unwrap());
+    machine.start().unwrap();
+    ready(&cluster, &machine, "twin", "ready").await;
+    // Killed and started again: no copy.
+    machine.daemon.kill();
+    machine.start().unwrap();
+    ready(&cluster, &machine, "twin", "ready").await;
+    machine.daemon.kill();
+    let mut copy = machine.cloned(&cluster, "copy").unwrap();
+    machine.start().unwrap();
+    ready(&cluster, &machine, "twin", "ready").await;
+    copy.start().unwrap();
+    let found = wait_for("the copy to be noticed", DEADLINE * 10, async || {
+        let list = cluster.api().get("instances/?hostname=twin").await.unwrap();
+        let one = list["results"][0].clone();
+        if one["enabled"] == false { Seen::Yes(one) } else { Seen::NotYet(one.to_string()) }
+    })
+    .await
+    .unwrap();
+    assert!(found["errors"].as_str().unwrap().starts_with("twin runs twice"), "{found}");
+
+    copy.daemon.stop().await.unwrap();
+    well(&cluster.plexus_as_admin(&["node", "uncordon", "twin"]).await.unwrap());
+    wait_for("the node to be in use again", DEADLINE * 3, async || {
+        let list = cluster.api().get("instances/?hostname=twin").await.unwrap();
+        let one = &list["results"][0];
+        Seen::when(one["enabled"] == true && one["errors"] == "", || one.to_string())
+    })
+    .await
+    .unwrap();
+    machine.daemon.stop().await.unwrap();
+    cluster.finish().await.unwrap();
+}
