@@ -15,6 +15,8 @@ use crate::bench::median;
 /// Hops lost; the bar wants a hundred at least.
 const LOSSES: usize = 100;
 const STARTS: usize = 15;
+/// Between two starts: a hop may sign the loss of one node and the coming of the next at once.
+const REST: Duration = Duration::from_millis(600);
 
 /// Longest silence of a flow whose hop is killed, or stops without a word, while a second hop is there.
 pub(super) async fn gap(kill: bool) -> anyhow::Result<Measured> {
@@ -86,6 +88,8 @@ pub(super) async fn start() -> anyhow::Result<Measured> {
         a.reach(&name, true).await.context("it never came")?;
         samples.push(began.elapsed().as_secs_f64() * 1e3);
         node.kill();
+        // A hop whose links come and go more often than that is taken for flapping, and tells of it four times a second.
+        tokio::time::sleep(REST).await;
     }
     ensure!(!samples.is_empty(), "no start");
     let how = "plexus-node as execution node, exec until the controller behind its hop reaches it; p50";
