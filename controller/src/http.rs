@@ -70,6 +70,7 @@ pub use mesh::{MeshError, MeshView, NoMesh};
 
 use crate::auth::Auth;
 use crate::enrolment::Enrolment;
+use crate::kind::Kind;
 use crate::live::Live;
 use crate::registry;
 use crate::store::core::CoreDb;
@@ -240,8 +241,6 @@ async fn version_two(call: &Call, segments: &[&str]) -> Answer {
         ["dashboard"] => dashboard::dashboard(call).await,
         ["dashboard", "graphs", "jobs"] => dashboard::jobs(call).await,
         ["mesh_visualizer"] => fleet::mesh_visualizer(call).await,
-        ["job_events", id] => events::event(call, id).await,
-        ["job_events", id, "children"] => events::children(call, id).await,
         ["settings"] => settings::categories(call),
         ["settings", slug] => settings::category(call, slug).await,
         [path] => match registry::by_path(path) {
@@ -250,16 +249,23 @@ async fn version_two(call: &Call, segments: &[&str]) -> Answer {
             }
             _ => later::list(call, path).unwrap_or_else(|| Err(ApiError::no_such_page())),
         },
-        [path, id] => match registry::by_path(path) {
-            Some(resource) => generic::object(call, resource, id).await,
-            None => later::object(call, path).unwrap_or_else(|| Err(ApiError::no_such_page())),
+        [path, id] => match (registry::by_path(path), Kind::of_group(path)) {
+            (Some(resource), _) => generic::object(call, resource, id).await,
+            (None, Some(kind)) => events::event(call, kind, id).await,
+            (None, None) => later::object(call, path).unwrap_or_else(|| Err(ApiError::no_such_page())),
         },
-        [path, id, below] => match registry::by_path(path) {
-            Some(resource) => below_object(call, resource, id, below).await,
-            None => Err(ApiError::no_such_page()),
+        [path, id, below] => match (registry::by_path(path), Kind::of_group(path)) {
+            (Some(resource), _) => below_object(call, resource, id, below).await,
+            (None, Some(kind)) if *below == "children" => events::children(call, kind, id).await,
+            (None, _) => Err(ApiError::no_such_page()),
         },
-        ["jobs", id, "job_events", "children_summary"] => children::summary(call, id).await,
-        ["jobs", id, "events", "stream"] => live::of_job(call, id).await,
+        [path, id, list, below] => match (Kind::of_path(path), *below) {
+            (Some(kind), "children_summary") if *list == kind.names().events => {
+                children::summary(call, kind, id).await
+            }
+            (Some(kind), "stream") if *list == "events" => live::of_job(call, kind, id).await,
+            _ => Err(ApiError::no_such_page()),
+        },
         _ => Err(ApiError::no_such_page()),
     }
 }
@@ -273,12 +279,18 @@ async fn below_object(call: &Call, resource: &'static registry::Resource, id: &s
         let later = later::below(call, resource, id, name).await;
         return later.unwrap_or_else(|| Err(ApiError::no_such_page()));
     }
+    if let Some(kind) = Kind::of_path(resource.path) {
+        match name {
+            _ if name == kind.names().events => return events::of_job(call, kind, id).await,
+            "stdout" => return stdout::of_job(call, kind, id).await,
+            "cancel" => return jobs::cancel(call, kind, id).await,
+            "why" => return plan::why(call, kind, id).await,
+            _ => {}
+        }
+    }
     match (resource.path, name) {
         ("job_templates", "launch") => launch::launch(call, id).await,
         ("job_templates", "survey_spec") => survey::spec(call, id).await,
-        ("jobs", "job_events") => events::of_job(call, id).await,
-        ("jobs", "stdout") => stdout::of_job(call, id).await,
-        ("jobs", "cancel") => jobs::cancel(call, id).await,
         ("system_job_templates", "launch") => system::launch(call, id).await,
         ("system_jobs", "cancel") => system::cancel(call, id).await,
         ("jobs", "relaunch") => launch::relaunch(call, id).await,
@@ -298,7 +310,6 @@ async fn below_object(call: &Call, resource: &'static registry::Resource, id: &s
         ("roles", "parents" | "children") => roles::kin(call, id, name).await,
         ("instance_groups", "jobs") => fleet::group_jobs(call, id).await,
         ("job_templates", "plan") => plan::of_template(call, id).await,
-        ("jobs", "why") => plan::why(call, id).await,
         ("instances", "jobs") => fleet::instance_jobs(call, id).await,
         _ => Err(ApiError::no_such_page()),
     }

@@ -26,7 +26,7 @@ use crate::fleet::Nodes;
 use crate::ingest::Ingest;
 use crate::outcome;
 use crate::payload::tree::Trees;
-use crate::schedule::{self, Candidate, Fleet, Placed, Wait};
+use crate::schedule::{Candidate, Fleet, Placed, Wait};
 use crate::store::core::{CoreDb, Error};
 use crate::store::events::EventStore;
 use crate::store::units::{self, ActiveJob, Placement, Unit, UnitState};
@@ -164,10 +164,7 @@ impl Reconciler {
             .into_iter()
             .collect();
         let hosts = units::host_counts(core, &inventories).await?;
-        let impact = |job: &ActiveJob| {
-            let hosts = job.inventory.and_then(|id| hosts.get(&id)).copied().unwrap_or(0);
-            schedule::impact(job.forks, hosts)
-        };
+        let impact = |job: &ActiveJob| job.impact(&hosts);
         let live = self.context.nodes.borrow().clone();
         let (groups, default) = groups::all(core).await?;
         let lists = groups::Lists::read(core).await?;
@@ -186,7 +183,8 @@ impl Reconciler {
         let mut told = Vec::new();
         for job in waiting {
             let before = job.template.map(|template| *first.entry(template).or_insert(job.id));
-            let behind = before.filter(|before| *before != job.id && !job.simultaneous);
+            let beside = job.simultaneous && !job.kind.places().alone;
+            let behind = before.filter(|before| *before != job.id && !beside);
             let wanted = lists.wanted(Some(job.id), job.template, job.inventory, job.organization);
             let found = match behind {
                 Some(before) => Err(Wait::Behind(before)),

@@ -11,6 +11,7 @@ mod fleet;
 mod inventories;
 mod jobs;
 mod people;
+mod project_updates;
 mod system;
 mod templates;
 
@@ -33,6 +34,7 @@ pub use fleet::{INSTANCE_GROUPS, INSTANCES};
 pub use inventories::{GROUPS, HOSTS, INVENTORIES};
 pub use jobs::{JOB_HOST_SUMMARIES, JOBS, UNIFIED_JOBS};
 pub use people::{LABELS, ORGANIZATIONS, ROLES, TEAMS, TOKENS, USERS};
+pub use project_updates::PROJECT_UPDATES;
 pub use system::{SYSTEM_JOB_TEMPLATES, SYSTEM_JOBS};
 pub use templates::{JOB_TEMPLATES, PROJECTS, UNIFIED_JOB_TEMPLATES};
 
@@ -246,6 +248,7 @@ pub static ALL: &[&Resource] = &[
     &TEAMS,
     &EXECUTION_ENVIRONMENTS,
     &PROJECTS,
+    &PROJECT_UPDATES,
     &CREDENTIALS,
     &CREDENTIAL_TYPES,
     &TOKENS,

@@ -1,4 +1,4 @@
-//! Jobs: what they show beside their columns, and how they are stopped.
+//! Jobs of all kinds that run on nodes: what they show beside their columns, and how they are stopped.
 
 use std::collections::HashMap;
 
@@ -14,6 +14,7 @@ use super::rules::{Rule, Rules};
 use super::templates::{Attached, attached};
 use super::{Answer, access, generic, labels, ok};
 use crate::job;
+use crate::kind::Kind;
 use crate::registry::JOBS;
 use crate::registry::access::CANCEL;
 use crate::registry::read::Record;
@@ -50,10 +51,12 @@ impl Rules for Jobs {
                 }
             }
             for record in records {
-                let shown: Vec<Value> =
-                    credentials.remove(&record.id).unwrap_or_default().iter().map(Attached::shown).collect();
-                record.summary.insert("credentials".to_owned(), shown.into());
-                record.summary.insert("labels".to_owned(), labels::shown(worn.remove(&record.id)));
+                if *record.resource == JOBS {
+                    let attached = credentials.remove(&record.id).unwrap_or_default();
+                    let shown: Vec<Value> = attached.iter().map(Attached::shown).collect();
+                    record.summary.insert("credentials".to_owned(), shown.into());
+                    record.summary.insert("labels".to_owned(), labels::shown(worn.remove(&record.id)));
+                }
                 record.set("launched_by", launched_by(record));
                 record.set("work_unit_id", units.remove(&record.id));
                 if record.fields.contains_key("passwords_needed_to_start") {
@@ -94,20 +97,23 @@ fn launched_by(record: &Record) -> Value {
     }
 }
 
-pub(super) async fn cancel(call: &Call, id: &str) -> Answer {
+/// `jobs/N/cancel/`, and of every other kind.
+pub(super) async fn cancel(call: &Call, kind: Kind, id: &str) -> Answer {
     call.allow("GET, POST, HEAD, OPTIONS")?;
     call.user()?;
+    let resource = kind.names().resource;
     if call.method == Method::OPTIONS {
-        return ok(json!({"name": "Job Cancel", "actions": {"POST": {}, "GET": {}}}));
+        let name = format!("{} Cancel", resource.label);
+        return ok(json!({"name": name, "actions": {"POST": {}, "GET": {}}}));
     }
-    let id = generic::visible_id(call, &JOBS, id).await?;
+    let id = generic::visible_id(call, resource, id).await?;
     if call.method != Method::POST {
         let mut query = Query::select();
         query.column("status").from("unified_jobs").and_where(Expr::col("id").eq(id));
-        let row = call.app.db.optional(&query).await?.ok_or_else(|| ApiError::missing(JOBS.model))?;
+        let row = call.app.db.optional(&query).await?.ok_or_else(|| ApiError::missing(resource.model))?;
         return ok(json!({"can_cancel": job::is_active(&row.at::<String>(0)?)}));
     }
-    access::need(call, &JOBS, id, CANCEL).await?;
+    access::need(call, resource, id, CANCEL).await?;
     let mut tx = call.app.db.begin(Class::Intent).await?;
     if !job::cancel(&mut tx, id).await? {
         let words = "Method \"POST\" not allowed.".to_owned();

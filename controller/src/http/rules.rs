@@ -84,7 +84,7 @@ pub(super) fn of(resource: &Resource) -> &'static dyn Rules {
         "groups" => &super::inventories::Groups,
         "job_templates" => &super::templates::JobTemplates,
         "unified_job_templates" => &super::templates::UnifiedTemplates,
-        "jobs" | "unified_jobs" => &super::jobs::Jobs,
+        "jobs" | "project_updates" | "unified_jobs" => &super::jobs::Jobs,
         "system_job_templates" => &super::system::Templates,
         "system_jobs" => &super::system::Jobs,
         "instances" => &super::fleet::Instances,

@@ -26,7 +26,6 @@ use crate::dispatch::{self, CallError, NodeClient, payload};
 use crate::http::settings;
 use crate::ingest::{self, Session, UnitContext, UnitResult};
 use crate::outcome;
-use crate::payload::private::Private;
 use crate::store::core::Error as StoreError;
 use crate::store::events::JobKey;
 use crate::store::units::{self, Final, Unit, UnitState};
@@ -326,20 +325,8 @@ impl Driver {
         };
         let status = self.client.submit(self.unit.attempt, epoch, self.unit.store, spec).await?;
         if needs_payload(&status) {
-            let private = Private {
-                injected: &loaded.injected,
-                options: &loaded.options,
-                inventory: &loaded.inventory,
-                facts: &loaded.facts,
-                extra_vars: &loaded.extra_vars,
-                machine: loaded.machine.as_ref(),
-                vaults: &loaded.vaults,
-                registry: loaded.registry.as_ref(),
-                spool_key: &key,
-                spool_key_id: key_id,
-            };
             let stream = self.open(dispatch::PAYLOAD).await?;
-            let block = private.block();
+            let block = loaded.run.block(loaded.registry, &key, key_id);
             let (progress, said) = watch::channel(String::new());
             let tell = move |line: String| drop(progress.send_replace(line));
             let sending = payload::send(stream, self.unit.attempt, epoch, Arc::clone(&tree), block, tell);

@@ -9,7 +9,7 @@ use sea_query::{Expr, ExprTrait, Query, SelectStatement, UnionType};
 
 use super::read::source;
 use super::roles::{self, ADMIN, EXECUTE, MEMBER, READ, UPDATE, USE};
-use super::{Access, INVENTORIES, JOB_TEMPLATES, JOBS, Resource};
+use super::{Access, INVENTORIES, JOB_TEMPLATES, JOBS, PROJECTS, Resource};
 use crate::auth::User;
 
 /// Being able to stop a job.
@@ -69,14 +69,12 @@ pub fn condition(resource: &Resource, alias: &str, user: &User, role: &str) -> O
         }
         "hosts" | "groups" => through(column("inventory"), &INVENTORIES, user, role),
         "job_host_summaries" if role == READ => through(column("job"), &JOBS, user, READ),
-        "jobs" | "unified_jobs" => {
-            let jobs = job(user, role, alias);
-            if resource.path == "jobs" {
-                jobs
-            } else {
-                Expr::col((alias.to_owned(), "kind")).eq("job").and(jobs)
-            }
-        }
+        "jobs" => job(user, role, alias),
+        "project_updates" => project_update(user, role, alias),
+        "unified_jobs" => resource.table.kin.iter().fold(nobody(), |any, kin| {
+            let Some(of_kin) = condition(kin, alias, user, role) else { return any };
+            any.or(Expr::col((alias.to_owned(), "kind")).eq(kin.type_name).and(of_kin))
+        }),
         "unified_job_templates" => resource.table.kin.iter().fold(nobody(), |any, kin| {
             let of_kin = held(user, kin.path, role, id(), column("organization"));
             any.or(Expr::col((alias.to_owned(), "kind")).eq(kin.type_name).and(of_kin))
@@ -126,7 +124,7 @@ pub fn creation(resource: &Resource) -> Creation {
 /// The role behind what `user_capabilities` calls an ability.
 pub fn capability(resource: &Resource, name: &str) -> &'static str {
     match (resource.path, name) {
-        ("projects", "start" | "schedule") => UPDATE,
+        ("projects" | "project_updates", "start" | "schedule") => UPDATE,
         ("job_templates" | "jobs", "start" | "schedule") => EXECUTE,
         (_, "use") => USE,
         (_, "adhoc") => "adhoc_role",
@@ -202,6 +200,25 @@ fn job(user: &User, role: &str, alias: &str) -> Expr {
         EXECUTE => template(EXECUTE),
         CANCEL => column("created_by_id").eq(user.id).or(template(ADMIN)),
         _ => organization(ADMIN),
+    }
+}
+
+/// An update is seen by who sees its project, and by who runs or audits its organization. Who may update the project starts
+/// one, and who runs the project, or started it, stops it.
+fn project_update(user: &User, role: &str, alias: &str) -> Expr {
+    let column = |name: &'static str| Expr::col((alias.to_owned(), name));
+    let project = |role: &str| {
+        let mut projects = source(&PROJECTS, "pac");
+        projects.column(("pac", "id")).and_where_option(condition(&PROJECTS, "pac", user, role));
+        column("project_id").in_subquery(projects)
+    };
+    let organization =
+        |role: &str| column("organization_id").in_subquery(granted(user, "organizations", role).0);
+    match role {
+        READ => project(READ).or(organization("auditor_role")).or(organization(ADMIN)),
+        EXECUTE | UPDATE => project(UPDATE),
+        CANCEL => column("created_by_id").eq(user.id).or(project(ADMIN)),
+        _ => project(ADMIN).or(organization(ADMIN)),
     }
 }
 

@@ -28,7 +28,6 @@ const fn shown(key: &'static str, path: &'static str, type_name: &'static str, l
 
 /// Every such family, in the order of the root map.
 pub static LATER: &[Later] = &[
-    shown("project_updates", "project_updates", "project_update", "Project Update"),
     made(
         "credential_input_sources",
         "credential_input_sources",
@@ -86,16 +85,7 @@ const BELOW: &[(&str, &[(&str, &str)])] = &[
             ("applications", "applications"),
         ],
     ),
-    (
-        "projects",
-        &[
-            ("project_updates", "project_updates"),
-            ("schedules", "schedules"),
-            NOTICES[0],
-            NOTICES[1],
-            NOTICES[2],
-        ],
-    ),
+    ("projects", &[("schedules", "schedules"), NOTICES[0], NOTICES[1], NOTICES[2]]),
     (
         "job_templates",
         &[

@@ -5,7 +5,8 @@ use super::field::{
 };
 use super::{
     Access, By, CREDENTIALS, Duplicate, EXECUTION_ENVIRONMENTS, Field, INSTANCE_GROUPS, INVENTORIES, JOBS,
-    LABELS, ORGANIZATIONS, Owner, Resource, SYSTEM_JOB_TEMPLATES, SubList, Table, UNIFIED_JOBS, Verbs,
+    LABELS, ORGANIZATIONS, Owner, PROJECT_UPDATES, Resource, SYSTEM_JOB_TEMPLATES, SubList, Table,
+    UNIFIED_JOBS, Verbs,
 };
 
 /// What ansible-playbook does: change things, or say what it would change.
@@ -23,6 +24,15 @@ pub(super) const VERBOSITY: &[(i64, &str)] = &[
 
 /// Most forks a template may ask for.
 pub(super) const MAX_FORKS: i64 = 200;
+
+/// Where a project comes from.
+pub(super) const SCM_TYPES: &[(&str, &str)] = &[
+    ("", "Manual"),
+    ("git", "Git"),
+    ("svn", "Subversion"),
+    ("insights", "Red Hat Insights"),
+    ("archive", "Remote Archive"),
+];
 
 const TEMPLATE_STATUS: &[(&str, &str)] = &[
     ("new", "New"),
@@ -61,18 +71,9 @@ pub static PROJECTS: Resource = Resource {
         SHARED_DESCRIPTION,
         text("local_path")
             .help("Local path (relative to the projects root) containing playbooks of this project."),
-        choice(
-            "scm_type",
-            &[
-                ("", "Manual"),
-                ("git", "Git"),
-                ("svn", "Subversion"),
-                ("insights", "Red Hat Insights"),
-                ("archive", "Remote Archive"),
-            ],
-        )
-        .label("SCM Type")
-        .help("Specifies the source control system used to store the project."),
+        choice("scm_type", SCM_TYPES)
+            .label("SCM Type")
+            .help("Specifies the source control system used to store the project."),
         text("scm_url").label("SCM URL").help("The location where the project is stored."),
         text("scm_branch").max(256).label("SCM Branch").help("Specific branch, tag or commit to checkout."),
         text("scm_refspec").label("SCM refspec").help("For git projects, an additional refspec to fetch."),
@@ -105,7 +106,10 @@ pub static PROJECTS: Resource = Resource {
         flag("last_update_failed").read_only(),
         time("last_updated"),
     ],
-    lists: &[SubList { name: "job_templates", of: &JOB_TEMPLATES, by: By::Field("project") }],
+    lists: &[
+        SubList { name: "job_templates", of: &JOB_TEMPLATES, by: By::Field("project") },
+        SubList { name: "project_updates", of: &PROJECT_UPDATES, by: By::Field("project") },
+    ],
     actions: &["copy", "playbooks", "inventories", "object_roles", "access_list", "activity_stream"],
     search: &["name", "description"],
     summary: &["name", "description", "status", "scm_type", "allow_override"],

@@ -13,6 +13,8 @@ use sea_query::{
 use uuid::Uuid;
 
 use crate::facts::{self, Change};
+use crate::kind::Kind;
+use crate::schedule;
 
 use super::core::{Class, CoreDb, Error, Row};
 
@@ -24,6 +26,8 @@ pub const ACTIVE: [&str; 4] = ["new", "pending", "waiting", "running"];
 pub struct ActiveJob {
     /// Its number.
     pub id: i64,
+    /// What kind of job it is.
+    pub kind: Kind,
     /// Whose month of creation chooses the events' file.
     pub created: Timestamp,
     /// `pending`, `waiting` or `running`.
@@ -36,7 +40,7 @@ pub struct ActiveJob {
     pub forks: i64,
     /// On which inventory.
     pub inventory: Option<i64>,
-    /// Of which template.
+    /// Of which template: that of a job, the project of an update.
     pub template: Option<i64>,
     /// Of which organization.
     pub organization: Option<i64>,
@@ -46,6 +50,16 @@ pub struct ActiveJob {
     pub group: Option<i64>,
     /// Its unit, once placed.
     pub unit: Option<Unit>,
+}
+
+impl ActiveJob {
+    /// Forks it keeps busy; `hosts`: how many each inventory has.
+    pub fn impact(&self, hosts: &BTreeMap<i64, usize>) -> u32 {
+        self.kind.places().impact.unwrap_or_else(|| {
+            let hosts = self.inventory.and_then(|id| hosts.get(&id)).copied().unwrap_or(0);
+            schedule::impact(self.forks, hosts)
+        })
+    }
 }
 
 /// A unit as stored.
@@ -151,6 +165,11 @@ fn broken(column: &str, what: impl std::error::Error + Send + Sync + 'static) ->
     Error::Column { column: column.to_owned(), source: Box::new(sqlx::Error::Decode(Box::new(what))) }
 }
 
+/// A job that the query should not have found.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is no kind of job that runs on nodes")]
+struct UnknownKind(String);
+
 fn unit_columns(select: &mut SelectStatement) {
     for column in ["unit_id", "attempt", "job_id", "node", "store_id", "state"] {
         select.column(("units", column));
@@ -180,13 +199,14 @@ pub async fn active_jobs(core: &CoreDb) -> Result<Vec<ActiveJob>, Error> {
     let mut select = Query::select();
     for column in [
         "id",
+        "kind",
         "created",
         "status",
         "job_explanation",
         "cancel_requested_at",
         "forks",
         "inventory_id",
-        "job_template_id",
+        "unified_job_template_id",
         "organization_id",
         "allow_simultaneous",
         "instance_group_id",
@@ -198,19 +218,22 @@ pub async fn active_jobs(core: &CoreDb) -> Result<Vec<ActiveJob>, Error> {
         .from("unified_jobs")
         .join(JoinType::LeftJoin, "units", Expr::col(("units", "job_id")).equals(("unified_jobs", "id")))
         .and_where(Expr::col(("unified_jobs", "status")).is_in(ACTIVE))
-        .and_where(Expr::col(("unified_jobs", "kind")).eq("job"))
+        .and_where(Expr::col(("unified_jobs", "kind")).is_in(Kind::ALL.map(Kind::as_str)))
         .order_by(("unified_jobs", "id"), Order::Asc);
     let rows = core.all(select).await?;
     let job = |row: &Row| -> Result<ActiveJob, Error> {
+        let word: String = row.value("kind")?;
+        let kind = Kind::parse(&word).ok_or_else(|| broken("kind", UnknownKind(word)))?;
         Ok(ActiveJob {
             id: row.value("id")?,
+            kind,
             created: row.time("created")?,
             status: row.value("status")?,
             explanation: row.value("job_explanation")?,
             cancel_requested_at: row.opt_time("cancel_requested_at")?,
             forks: row.value("forks")?,
             inventory: row.value("inventory_id")?,
-            template: row.value("job_template_id")?,
+            template: row.value("unified_job_template_id")?,
             organization: row.value("organization_id")?,
             simultaneous: row.value("allow_simultaneous")?,
             group: row.value("instance_group_id")?,

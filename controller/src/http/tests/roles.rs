@@ -54,6 +54,10 @@ impl Tenant {
         summary.into_table("job_host_summaries").columns(["job_id", "host_name", "created", "modified"]);
         summary.values_panic([job.into(), name.into(), 0.into(), 0.into()]);
         let summary = tx.insert(&mut summary).await.unwrap();
+        let mut update = Query::insert();
+        update.into_table("unified_jobs").columns(["kind", "status", "project_id", "created", "modified"]);
+        update.values_panic(["project_update".into(), "failed".into(), project.into(), 0.into(), 0.into()]);
+        let update = tx.insert(&mut update).await.unwrap();
         tx.commit().await.unwrap();
         let role = fixed::by_path("inventories").unwrap().id(inventory, "use_role").unwrap();
         let told = "/api/v2/activity_stream/?object1=inventory&operation=create";
@@ -64,6 +68,7 @@ impl Tenant {
             ("users", user),
             ("teams", team),
             ("projects", project),
+            ("project_updates", update),
             ("inventories", inventory),
             ("hosts", host),
             ("groups", group),

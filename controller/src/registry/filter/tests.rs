@@ -89,7 +89,9 @@ fn every_word_of_a_search_must_be_somewhere() {
 
 #[test]
 fn types_pick_among_the_kin() {
-    check(&UNIFIED_JOBS, &[("type", "job,project_update")], r#""b"."kind" IN ('job')"#);
+    check(&UNIFIED_JOBS, &[("type", "job,workflow_job")], r#""b"."kind" IN ('job')"#);
+    let both = r#""b"."kind" IN ('job', 'project_update')"#;
+    check(&UNIFIED_JOBS, &[("type", "job,project_update")], both);
 }
 
 #[test]
