@@ -8,7 +8,7 @@ use plexus_proto::work::{PullPolicy, RegistryAuth};
 use sea_query::{Expr, ExprTrait, JoinType, Order, Query};
 use serde_json::{Map, Value};
 
-use super::Context;
+use super::{Context, meta};
 use crate::facts;
 use crate::job::{self, CredentialError};
 use crate::payload::injectors::{self, Injected, Inputs};
@@ -66,6 +66,7 @@ pub(super) struct Loaded {
     pub(super) inventory: Inventory,
     pub(super) facts: BTreeMap<String, String>,
     pub(super) extra_vars: Map<String, Value>,
+    pub(super) trusted: Map<String, Value>,
     pub(super) machine: Option<MachineCredential>,
     pub(super) vaults: Vec<VaultCredential>,
     pub(super) injected: Injected,
@@ -159,7 +160,8 @@ pub(super) async fn everything(context: &Context, id: i64) -> Result<Loaded, Err
         Some(inventory) => facts::of_inventory(&context.core, inventory).await?,
         None => BTreeMap::new(),
     };
-    let mut extra_vars = meta_variables(id, &row)?;
+    let (mut extra_vars, trusted) = meta::variables(&context.core, id).await?;
+    let trusted = variables("extra_vars of the job template", &trusted).unwrap_or_default();
     extra_vars.extend(variables("extra_vars of the job", &row.value::<String>("extra_vars")?)?);
     for (name, secret) in job::survey_passwords(&context.core, &context.vault, id).await? {
         extra_vars.insert(name, secret.expose().into());
@@ -187,6 +189,7 @@ pub(super) async fn everything(context: &Context, id: i64) -> Result<Loaded, Err
         inventory,
         facts,
         extra_vars,
+        trusted,
         machine,
         vaults,
         injected,
@@ -216,21 +219,6 @@ fn options(id: i64, row: &Row) -> Result<JobOptions, StoreError> {
         project_revision: row.value("scm_revision")?,
         fact_cache: row.value("use_fact_cache")?,
     })
-}
-
-/// What every playbook may ask of its job, under both of AWX's prefixes.
-fn meta_variables(id: i64, row: &Row) -> Result<Map<String, Value>, StoreError> {
-    let values = [
-        ("job_id", Value::from(id)),
-        ("job_launch_type", Value::from(row.value::<String>("launch_type")?)),
-        ("job_template_name", Value::from(row.value::<String>("name")?)),
-        ("inventory_id", Value::from(row.value::<Option<i64>>("inventory_id")?)),
-        ("project_revision", Value::from(row.value::<String>("scm_revision")?)),
-    ];
-    let both = |(name, value): (&str, Value)| {
-        [(format!("awx_{name}"), value.clone()), (format!("tower_{name}"), value)]
-    };
-    Ok(values.into_iter().flat_map(both).collect())
 }
 
 fn pull(policy: Option<&str>) -> PullPolicy {
