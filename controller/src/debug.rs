@@ -1,7 +1,10 @@
 //! `plexus-controller debug …`: looks into files without a running controller.
 
+mod copy_jobs;
 mod ingest_bench;
 mod parse_bench;
+mod planner_bench;
+mod resources;
 pub mod tally;
 mod varied;
 mod wide_rows;
@@ -40,6 +43,12 @@ enum Command {
     IngestBench(ingest_bench::Args),
     /// Measures a bare loop that writes the same events as plain wide rows, with the same durability
     WideRows(wide_rows::Args),
+    /// Copies the jobs of a controller that does not run, for benches of large databases
+    CopyJobs(copy_jobs::Args),
+    /// Lists the resources of the API, as JSON
+    Resources,
+    /// Measures placements a second of the planner alone, and prints JSON
+    PlannerBench,
     /// Writes a worker's stream whose events are captured ones with other values
     Vary {
         /// Captured stream, or folder of cases
@@ -87,6 +96,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Command::Vary { file, out, events, event_bytes, files } => {
             vary(&file, &out, (events, event_bytes), files)
         }
+        Command::CopyJobs(args) => copy_jobs::run(&args),
+        Command::PlannerBench => planner_bench::run(),
+        Command::Resources => resources::run(),
         Command::ParseBench { file, seconds, json } => parse_bench::run(&file, seconds, json),
     }
 }

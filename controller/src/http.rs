@@ -13,6 +13,7 @@ mod bulk;
 mod call;
 mod children;
 mod copy;
+mod counts;
 mod credentials;
 mod dashboard;
 mod enrolment;
@@ -65,6 +66,7 @@ use plexus_mesh::Mesh;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+pub use counts::Counts;
 pub use error::ApiError;
 pub use mesh::{MeshError, MeshView, NoMesh};
 
@@ -96,6 +98,8 @@ pub struct App {
     pub events: EventStore,
     /// What happens right now.
     pub live: Live,
+    /// How long large lists are.
+    pub counts: Counts,
     /// The mesh, as far as people see it.
     pub mesh: Arc<dyn MeshView>,
     /// Directory of the manual projects.
@@ -135,6 +139,7 @@ impl App {
             auth,
             events,
             live,
+            counts: Counts::default(),
             mesh,
             projects_root: Arc::new(projects_root),
             node: node.into(),

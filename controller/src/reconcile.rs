@@ -7,15 +7,16 @@
 
 pub mod job;
 mod load;
+mod meta;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use plexus_mesh::Mesh;
-use plexus_proto::id::{Attempt, NodeId, UnitId};
+use plexus_proto::id::{Attempt, NodeId, OwnerEpoch, UnitId};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -35,6 +36,10 @@ use crate::vault::Vault;
 
 /// Longest time without a look, should a wake-up ever be missed.
 const PERIOD: Duration = Duration::from_secs(5);
+
+/// A look that takes longer than this is followed by a rest, three times as long and no longer than [`LONGEST_REST`].
+const LONG_LOOK: Duration = Duration::from_millis(10);
+const LONGEST_REST: Duration = Duration::from_millis(300);
 
 /// Jobs that are told in one look why they wait; the others, behind them, at the next.
 const MAX_TOLD: usize = 500;
@@ -97,8 +102,17 @@ impl Reconciler {
         loop {
             changed.mark_unchanged();
             nodes.mark_unchanged();
+            let began = Instant::now();
             if let Err(error) = self.reconcile().await {
                 tracing::error!(error = &error as &dyn std::error::Error, "cannot look after jobs");
+            }
+            // With thousands of jobs waiting, each of many launches a second would make it look at all of them.
+            let took = began.elapsed();
+            if took > LONG_LOOK {
+                tokio::select! {
+                    () = tokio::time::sleep((3 * took).min(LONGEST_REST)) => {}
+                    () = self.shutdown.cancelled() => break,
+                }
             }
             tokio::select! {
                 alive = changed.changed() => if alive.is_err() { break },
@@ -163,12 +177,15 @@ impl Reconciler {
             .collect::<HashSet<_>>()
             .into_iter()
             .collect();
-        let hosts = units::host_counts(core, &inventories).await?;
+        let (hosts, (groups, default), lists, disabled) = tokio::try_join!(
+            units::host_counts(core, &inventories),
+            groups::all(core),
+            groups::Lists::read(core),
+            instances::disabled(core),
+        )?;
         let impact = |job: &ActiveJob| job.impact(&hosts);
         let live = self.context.nodes.borrow().clone();
-        let (groups, default) = groups::all(core).await?;
-        let lists = groups::Lists::read(core).await?;
-        let mut fleet = Fleet::new(candidates(&live, &instances::disabled(core).await?), groups);
+        let mut fleet = Fleet::new(candidates(&live, &disabled), groups);
         // The first job of each template that is not over: those that may not run beside it wait for its end.
         let mut first: HashMap<i64, i64> = HashMap::new();
         for job in placed {
@@ -206,7 +223,7 @@ impl Reconciler {
             }
         }
         units::explain_all(core, &told).await?;
-        let stored = self.store(&placements).await?;
+        let (stored, epoch) = self.store(&placements).await?;
         let unit = |job: &ActiveJob| {
             let placement = placements.iter().find(|placement| placement.job == job.id)?;
             Some(Unit {
@@ -215,17 +232,20 @@ impl Reconciler {
                 node: placement.node.clone(),
                 store: placement.store,
                 state: UnitState::Placed,
+                epoch,
             })
         };
         let fresh = waiting.iter().filter(|job| stored.contains(&job.id));
         Ok(fresh.map(|job| ActiveJob { unit: unit(job), ..job.clone() }).collect())
     }
 
-    async fn store(&self, placements: &[Placement]) -> Result<Vec<i64>, Error> {
+    async fn store(&self, placements: &[Placement]) -> Result<(Vec<i64>, Option<OwnerEpoch>), Error> {
         if placements.is_empty() {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), None));
         }
-        units::place(&self.context.core, placements, &self.context.mesh.identity().node).await
+        let me = &self.context.mesh.identity().node;
+        let (stored, epoch) = units::place(&self.context.core, placements, me).await?;
+        Ok((stored, Some(epoch)))
     }
 
     fn drive(&mut self, job: ActiveJob) {

@@ -157,6 +157,9 @@ pub async fn run(
     served.context("the API broke off")?.context("the API stopped")
 }
 
+/// The file of jobs and settings in the data directory, where no server keeps them.
+pub const CORE_FILE: &str = "core.sqlite";
+
 /// Opens the core database: on the server that is configured, otherwise in its file.
 ///
 /// # Errors
@@ -164,7 +167,7 @@ pub async fn run(
 pub async fn open_core(config: &Config) -> anyhow::Result<CoreDb> {
     Ok(match server(config)? {
         Some(server) => CoreDb::connect(&server).await?,
-        None => CoreDb::open(&config.data_dir.join("core.sqlite")).await?,
+        None => CoreDb::open(&config.data_dir.join(CORE_FILE)).await?,
     })
 }
 

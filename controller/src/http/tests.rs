@@ -7,6 +7,7 @@ mod events;
 mod facts;
 mod grep;
 mod groups;
+mod guide;
 mod hostile;
 mod jobs;
 mod lists;

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use super::extra_vars;
 use super::injectors::Injected;
 use plexus_proto::seal::SpoolKey;
 use plexus_proto::work::{PrivateBlock, PrivateFile, RegistryAuth};
@@ -224,6 +225,8 @@ pub struct Private<'a> {
     pub facts: &'a BTreeMap<String, String>,
     /// Variables of the job, the strongest of all.
     pub extra_vars: &'a Map<String, Value>,
+    /// Those of the job template, whose templates are evaluated.
+    pub trusted: &'a Map<String, Value>,
     /// With what.
     pub machine: Option<&'a MachineCredential>,
     /// And with what to decrypt.
@@ -245,7 +248,7 @@ impl Private<'_> {
         }
         if !self.extra_vars.is_empty() {
             // Answers to a survey may be passwords.
-            let variables = Value::Object(self.extra_vars.clone()).to_string();
+            let variables = extra_vars::file(self.extra_vars, self.trusted);
             files.push(PrivateFile { secret: true, ..file("env/extravars", variables) });
         }
         if self.options.fact_cache {
@@ -402,6 +405,7 @@ mod tests {
             inventory: &Inventory::default(),
             facts: &BTreeMap::from([("web1".to_owned(), "{}".to_owned())]),
             extra_vars: &Map::new(),
+            trusted: &Map::new(),
             machine,
             injected: &NOTHING,
             vaults,

@@ -269,7 +269,10 @@ struct Driver {
 impl Driver {
     /// One go at the rest of the unit's life, under an epoch of its own.
     async fn attempt(&mut self) -> Result<Final, Trouble> {
-        let epoch = units::take(&self.context.core, self.unit.attempt).await?;
+        let epoch = match self.unit.epoch.take() {
+            Some(placed) => placed,
+            None => units::take(&self.context.core, self.unit.attempt).await?,
+        };
         if !self.is_started(epoch).await? {
             if self.cancel.borrow().is_some() {
                 // It may have been submitted without our knowing; a canceled unit never starts.
@@ -323,6 +326,8 @@ impl Driver {
             keep_seconds: if settings::cleans_up(&self.context.core).await? { 0 } else { KEEP_SECONDS },
             owner_deadline_seconds: 0,
         };
+        let waited = Timestamp::now().duration_since(self.job.created).as_secs_f64() * 1e3;
+        tracing::debug!(waited_ms = waited, "unit goes to its node");
         let status = self.client.submit(self.unit.attempt, epoch, self.unit.store, spec).await?;
         if needs_payload(&status) {
             let stream = self.open(dispatch::PAYLOAD).await?;

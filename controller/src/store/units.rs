@@ -75,6 +75,8 @@ pub struct Unit {
     pub store: StoreId,
     /// How far it came.
     pub state: UnitState,
+    /// Under which it was placed, by this very process just now: nobody has acted under it yet.
+    pub epoch: Option<OwnerEpoch>,
 }
 
 /// How far the controller brought a unit.
@@ -191,6 +193,7 @@ fn unit(row: &Row) -> Result<Option<Unit>, Error> {
             "abandoned" => UnitState::Abandoned,
             _ => UnitState::Started,
         },
+        epoch: None,
     }))
 }
 
@@ -269,11 +272,17 @@ fn where_unit(attempt: Attempt) -> SimpleExpr {
     Expr::col("unit_id").eq(attempt.unit.0.as_bytes().to_vec())
 }
 
+/// Counter of the epoch under which units are placed: whoever places one is its first owner.
+const FIRST: i64 = 1;
+
 /// Stores the units of placed jobs, all in one transaction, and says which jobs took them: a job that was canceled
-/// in between did not.
-pub async fn place(core: &CoreDb, placements: &[Placement], me: &NodeId) -> Result<Vec<i64>, Error> {
-    let incarnation = incarnation(core).await?;
-    let mut tx = core.begin(Class::Bookkeeping).await?;
+/// in between did not. The units are the caller's, under this epoch.
+pub async fn place(
+    core: &CoreDb,
+    placements: &[Placement],
+    me: &NodeId,
+) -> Result<(Vec<i64>, OwnerEpoch), Error> {
+    let (incarnation, mut tx) = tokio::try_join!(incarnation(core), core.begin(Class::Bookkeeping))?;
     let mut placed = Vec::new();
     for placement in placements {
         let mut update = update_job(placement.job);
@@ -299,6 +308,7 @@ pub async fn place(core: &CoreDb, placements: &[Placement], me: &NodeId) -> Resu
                 "store_id",
                 "state",
                 "owner_incarnation",
+                "owner_counter",
                 "created",
             ])
             .values_panic([
@@ -309,6 +319,7 @@ pub async fn place(core: &CoreDb, placements: &[Placement], me: &NodeId) -> Resu
                 Value::from(placement.store.0.as_bytes().to_vec()).into(),
                 UnitState::Placed.as_str().into(),
                 incarnation.into(),
+                FIRST.into(),
                 now().into(),
             ]);
         tx.execute(insert).await?;
@@ -316,7 +327,8 @@ pub async fn place(core: &CoreDb, placements: &[Placement], me: &NodeId) -> Resu
         placed.push(placement.job);
     }
     tx.commit().await?;
-    Ok(placed)
+    let number = |value: i64| u64::try_from(value).unwrap_or(0);
+    Ok((placed, OwnerEpoch { incarnation: number(incarnation), counter: number(FIRST) }))
 }
 
 /// Sets what people read on a job that waits. Nothing happens once it is over.

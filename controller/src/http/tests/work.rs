@@ -19,7 +19,7 @@ async fn an_abandoned_job_is_over_its_unit_fenced_and_its_node_still_to_be_told(
     let attempt = Attempt { unit: UnitId(Uuid::from_u128(7)), number: 1 };
     let store = StoreId(Uuid::from_u128(9));
     let placement = Placement { job, attempt, node: "node-1".parse().unwrap(), group: None, store };
-    let placed = units::place(db, &[placement], &"controller-1".parse().unwrap()).await.unwrap();
+    let (placed, _) = units::place(db, &[placement], &"controller-1".parse().unwrap()).await.unwrap();
     assert_eq!(placed, [job]);
     let before = units::take(db, attempt).await.unwrap();
     let eve = api.ordinary("eve").await;

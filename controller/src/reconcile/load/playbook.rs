@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 use sea_query::{Expr, ExprTrait, JoinType, Order, Query};
-use serde_json::{Map, Value};
 
 use super::{ASK, Error, Made, Source, task_environment, timeout, variables};
 use crate::facts;
@@ -12,11 +11,11 @@ use crate::job;
 use crate::payload::injectors::{self, Injected, Inputs};
 use crate::payload::private::{Group, Inventory, JobOptions, MachineCredential, Private, VaultCredential};
 use crate::project;
-use crate::reconcile::Context;
+use crate::reconcile::{Context, meta};
 use crate::store::core::{Error as StoreError, Row};
 use crate::vault::Secret;
 
-const JOB_COLUMNS: [&str; 18] = [
+const JOB_COLUMNS: [&str; 16] = [
     "playbook",
     "job_type",
     "diff_mode",
@@ -32,8 +31,6 @@ const JOB_COLUMNS: [&str; 18] = [
     "inventory_id",
     "scm_revision",
     "extra_vars",
-    "name",
-    "launch_type",
     "use_fact_cache",
 ];
 
@@ -57,7 +54,8 @@ pub(super) async fn load(context: &Context, id: i64) -> Result<Made, Error> {
         Some(inventory) => facts::of_inventory(&context.core, inventory).await?,
         None => BTreeMap::new(),
     };
-    let mut extra_vars = meta_variables(id, &row)?;
+    let (mut extra_vars, trusted) = meta::variables(&context.core, id).await?;
+    let trusted = variables("extra_vars of the job template", &trusted).unwrap_or_default();
     extra_vars.extend(variables("extra_vars of the job", &row.value::<String>("extra_vars")?)?);
     for (name, secret) in job::survey_passwords(&context.core, &context.vault, id).await? {
         extra_vars.insert(name, secret.expose().into());
@@ -82,6 +80,7 @@ pub(super) async fn load(context: &Context, id: i64) -> Result<Made, Error> {
         inventory: &inventory,
         facts: &facts,
         extra_vars: &extra_vars,
+        trusted: &trusted,
         machine: machine.as_ref(),
         vaults: &vaults,
         injected: &injected,
@@ -108,21 +107,6 @@ fn options(id: i64, row: &Row) -> Result<JobOptions, StoreError> {
         project_revision: row.value("scm_revision")?,
         fact_cache: row.value("use_fact_cache")?,
     })
-}
-
-/// What every playbook may ask of its job, under both of AWX's prefixes.
-fn meta_variables(id: i64, row: &Row) -> Result<Map<String, Value>, StoreError> {
-    let values = [
-        ("job_id", Value::from(id)),
-        ("job_launch_type", Value::from(row.value::<String>("launch_type")?)),
-        ("job_template_name", Value::from(row.value::<String>("name")?)),
-        ("inventory_id", Value::from(row.value::<Option<i64>>("inventory_id")?)),
-        ("project_revision", Value::from(row.value::<String>("scm_revision")?)),
-    ];
-    let both = |(name, value): (&str, Value)| {
-        [(format!("awx_{name}"), value.clone()), (format!("tower_{name}"), value)]
-    };
-    Ok(values.into_iter().flat_map(both).collect())
 }
 
 fn project(context: &Context, local_path: Option<String>, playbook: &str) -> Result<PathBuf, Error> {

@@ -50,6 +50,7 @@ pub(super) fn lock(path: &Path) -> Result<std::fs::File, OpenError> {
     }
 }
 
+/// The connection that writes. It leaves the syncs of commits to [`super::durable`].
 pub(super) async fn writer(path: &Path) -> Result<SqlitePool, OpenError> {
     SqlitePoolOptions::new()
         .max_connections(1)
@@ -57,7 +58,7 @@ pub(super) async fn writer(path: &Path) -> Result<SqlitePool, OpenError> {
         .test_before_acquire(false)
         .idle_timeout(None)
         .max_lifetime(None)
-        .connect_with(options(path).create_if_missing(true))
+        .connect_with(options(path).create_if_missing(true).synchronous(SqliteSynchronous::Normal))
         .await
         .map_err(|error| open_error(path, error))
 }
