@@ -11,7 +11,7 @@ use std::time::Duration;
 use plexus_mesh::Mesh;
 use plexus_proto::id::{Attempt, NodeId, OwnerEpoch, StoreId};
 use plexus_proto::work::{
-    AbandonRequest, CancelRequest, ForgetRequest, InfoRequest, NodeInfo, Refusal, StatusRequest,
+    AbandonRequest, CancelRequest, ForgetRequest, InfoRequest, ListRequest, NodeInfo, Refusal, StatusRequest,
     SubmitRequest, UnitReply, UnitReplyResult, UnitSpec, UnitStatus, WorkClient,
 };
 use tonic::transport::Channel;
@@ -126,13 +126,22 @@ impl NodeClient {
         self.unit(self.bounded(client.status(StatusRequest { unit: Some(attempt.into()) })).await?)
     }
 
-    /// The node itself.
+    /// The node itself. `resting` tells it that no unit is to come there for now.
     ///
     /// # Errors
     /// [`CallError`].
-    pub async fn info(&self) -> Result<NodeInfo, CallError> {
+    pub async fn info(&self, resting: bool) -> Result<NodeInfo, CallError> {
         let mut client = self.client.clone();
-        self.bounded(client.info(InfoRequest {})).await
+        self.bounded(client.info(InfoRequest { resting })).await
+    }
+
+    /// Every unit of this cluster that the node holds.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn list(&self) -> Result<Vec<UnitStatus>, CallError> {
+        let mut client = self.client.clone();
+        Ok(self.bounded(client.list(ListRequest {})).await?.units)
     }
 
     async fn bounded<T>(

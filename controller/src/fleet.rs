@@ -82,7 +82,7 @@ impl Fleet {
         loop {
             let now = view.borrow_and_update().clone();
             self.look(&now);
-            self.ask();
+            self.ask().await;
             self.record(&now).await;
             publish.send_replace(Arc::new(self.nodes.clone()));
             let due = self.asked.values().filter(|asked| !asked.under_way).map(|asked| asked.due).min();
@@ -123,17 +123,23 @@ impl Fleet {
         }
     }
 
-    fn ask(&mut self) {
+    async fn ask(&mut self) {
         let now = Instant::now();
+        if !self.asked.values().any(|asked| !asked.under_way && asked.due <= now) {
+            return;
+        }
+        // A node that is told too late holds containers for nothing until the next heartbeat.
+        let resting = instances::disabled(&self.core).await.unwrap_or_default();
         for (name, asked) in &mut self.asked {
             if asked.under_way || asked.due > now {
                 continue;
             }
             let Some(node) = self.nodes.get(name) else { continue };
+            let resting = resting.contains(name);
             asked.under_way = true;
             let (name, client) = (name.clone(), node.client.clone());
             self.calls.spawn(async move {
-                let answer = client.info().await;
+                let answer = client.info(resting).await;
                 (name, answer)
             });
         }

@@ -3,6 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// What one fork takes of both: four to a core, and AWX's rule for memory.
+pub const FORK_CPU_MILLIS: u32 = 250;
+/// See [`FORK_CPU_MILLIS`].
+pub const FORK_MEMORY_BYTES: u64 = 100 << 20;
+
 /// Processor time and memory that this process may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capacity {

@@ -11,6 +11,8 @@ use crate::spool::SEGMENT_BYTES;
 
 /// Smallest quota of a spool: its newest segment is at work and stays, so that one segment alone would hold a job for ever.
 const SPOOL_QUOTA_MIN: u64 = 2 * SEGMENT_BYTES;
+/// Most containers that wait for one image and organization: each holds some 50 MiB.
+const WARM_MAX: u16 = 100;
 
 /// A file that is no configuration.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +93,21 @@ pub struct WorkSection {
     pub images: ImagesSection,
     /// Of runtime process.
     pub process: ProcessSection,
+    /// Containers that wait for units, by image; none if left out.
+    pub warm: Vec<WarmSection>,
+}
+
+/// Containers that wait for units, their worker already started.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WarmSection {
+    /// The image, as units name it. It is never pulled for this.
+    pub image: String,
+    /// The organization whose units may take one, as the controller numbers it; empty: units of none.
+    #[serde(default)]
+    pub organization: String,
+    /// How many wait.
+    pub count: u16,
 }
 
 /// A runtime's name.
@@ -203,6 +220,7 @@ impl Default for WorkSection {
             docker: ContainerSection::default(),
             images: ImagesSection::default(),
             process: ProcessSection::default(),
+            warm: Vec::new(),
         }
     }
 }
@@ -329,6 +347,7 @@ impl Config {
         if self.work.process.command.first().is_none_or(String::is_empty) {
             return Err("work.process.command must name a program".to_owned());
         }
+        self.check_warm()?;
         if self.work.images.pull_timeout_s == 0 {
             return Err("work.images.pull_timeout_s must be above 0".to_owned());
         }
@@ -337,6 +356,33 @@ impl Config {
                 "work.spool_quota_mib must be at least {}: acknowledged output is deleted in pieces of half of that",
                 SPOOL_QUOTA_MIN >> 20
             ));
+        }
+        Ok(())
+    }
+
+    fn check_warm(&self) -> Result<(), String> {
+        if self.work.warm.is_empty() {
+            return Ok(());
+        }
+        if self.work.runtime == RuntimeName::Process {
+            return Err("work.warm needs containers, and work.runtime is \"process\"".to_owned());
+        }
+        if self.work.podman.user == ContainerSection::OF_IMAGE {
+            return Err("work.warm needs to know who owns a unit's files before it comes: work.podman.user cannot be \
+                        \"image\""
+                .to_owned());
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        for warm in &self.work.warm {
+            if warm.image.is_empty() || warm.image.starts_with('-') {
+                return Err(format!("work.warm: {:?} is no image", warm.image));
+            }
+            if warm.count == 0 || warm.count > WARM_MAX {
+                return Err(format!("work.warm: count of {} must be from 1 to {WARM_MAX}", warm.image));
+            }
+            if !seen.insert((&warm.image, &warm.organization)) {
+                return Err(format!("work.warm: {} comes twice for one organization", warm.image));
+            }
         }
         Ok(())
     }
@@ -415,6 +461,11 @@ mod tests {
         check(&work("[work.docker]\nuser = \"image\""), "docker gives mounts to nobody");
         check(&work("[work.images]\npull_timeout_s = 0"), "pull_timeout_s must be above 0");
         check(&work("[work]\nspool_quota_mib = 15"), "spool_quota_mib must be at least 16");
+        let warm = |lines: &str| work(&format!("{lines}\n[[work.warm]]\nimage = \"ee\"\ncount = 1"));
+        check(&warm("[work]\nruntime = \"process\""), "work.warm needs containers");
+        check(&warm("[work.podman]\nuser = \"image\""), "work.podman.user cannot be");
+        check(&warm("[[work.warm]]\nimage = \"ee\"\ncount = 2"), "comes twice");
+        check(&warm("[[work.warm]]\nimage = \"other\"\ncount = 0"), "count of other must be");
         let forward = "[mesh]\nlisten = [\"[::]:1\"]\n[forward]\n";
         check(&format!("{forward}allow = [{{ from = \"A\", to = [] }}]\n"), "forward.allow: from \"A\"");
         check(&format!("{forward}allow = [{{ from = \"a\", to = [\"h\"] }}]\n"), "must be host:port");

@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use plexus_proto::work::PrivateFile;
-use rustix::fs::statfs;
+use rustix::fs::{CWD, RenameFlags, renameat_with, statfs};
 
 use crate::store_id::user_name;
 
@@ -148,6 +148,26 @@ pub fn lay_out(dir: &Path, files: &[PrivateFile]) -> Result<(), Error> {
     Ok(())
 }
 
+/// Moves what [`lay_out`] wrote to `from` into `to`, which others may see and write to: directories first. Blocks.
+///
+/// # Errors
+/// Something of the same name is there already; nothing there is followed or replaced.
+pub fn move_into(from: &Path, to: &Path) -> Result<(), Error> {
+    let at = |path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::Disk { path, source }
+    };
+    let entries = fs::read_dir(from).and_then(Iterator::collect::<io::Result<Vec<_>>>).map_err(at(from))?;
+    let (folders, files): (Vec<_>, Vec<_>) =
+        entries.into_iter().partition(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    for entry in folders.into_iter().chain(files) {
+        let target = to.join(entry.file_name());
+        renameat_with(CWD, entry.path(), CWD, &target, RenameFlags::NOREPLACE)
+            .map_err(|error| at(&target)(error.into()))?;
+    }
+    fs::remove_dir(from).map_err(at(from))
+}
+
 /// The block holds no links, so a path made of plain names cannot leave a directory that was made afresh.
 fn check_paths(files: &[PrivateFile]) -> Result<(), Error> {
     let bad =
@@ -216,6 +236,26 @@ mod tests {
         assert_eq!(mode("env/settings"), 0o600);
         assert_eq!(mode("a/b/c") & 0o4000, 0, "setuid is dropped");
         assert_eq!(mode(""), 0o700);
+    }
+
+    #[test]
+    fn what_lies_in_a_waiting_directory_is_neither_followed_nor_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let (fresh, to, elsewhere) =
+            (dir.path().join("fresh"), dir.path().join("to"), dir.path().join("else"));
+        for path in [&to, &elsewhere] {
+            fs::create_dir(path).unwrap();
+        }
+        lay_out(&fresh, &[file("env/key", 0), file("script", 0)]).unwrap();
+        move_into(&fresh, &to).unwrap();
+        assert!(to.join("env/key").is_file() && to.join("script").is_file() && !fresh.exists());
+        std::os::unix::fs::symlink(&elsewhere, dir.path().join("trap")).unwrap();
+        let trap = dir.path().join("trapped");
+        fs::create_dir(&trap).unwrap();
+        fs::rename(dir.path().join("trap"), trap.join("env")).unwrap();
+        lay_out(&fresh, &[file("env/key", 0)]).unwrap();
+        assert!(move_into(&fresh, &trap).is_err());
+        assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
     }
 
     #[test]

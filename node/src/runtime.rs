@@ -75,7 +75,38 @@ pub struct Job<'a> {
     pub runtime_dir: &'a Path,
     /// The secret environment of the worker.
     pub secret_env: &'a BTreeMap<String, String>,
+    /// The waiting container that the unit took, if it took one.
+    pub slot: Option<&'a str>,
 }
+
+/// A container that waits for a unit, and its places.
+#[derive(Debug)]
+pub struct Slot<'a> {
+    /// Its name, which no other ever has.
+    pub name: &'a str,
+    /// Id of its image.
+    pub image: &'a str,
+    /// Its directory on tmpfs, which becomes the unit's.
+    pub runtime_dir: &'a Path,
+    /// In there: the private data directory.
+    pub private: &'a Path,
+    /// Where the project will be shown.
+    pub project: &'a Path,
+    /// It will be mounted there.
+    pub mounts: bool,
+}
+
+/// Whose a container is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holder {
+    /// An attempt's.
+    Unit(Attempt),
+    /// That of whoever took the waiting container of this name, or of the pool.
+    Slot(String),
+}
+
+/// In a unit's directory on tmpfs: the name of the waiting container that it took.
+pub const SLOT_NOTE: &str = "slot";
 
 /// What a shim is to run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +130,9 @@ pub enum Error {
     /// A unit without what this runtime needs.
     #[error("the unit names no image, and this node runs units in containers")]
     NoImage,
+    /// Containers that wait are asked of a runtime without containers.
+    #[error("this node runs units without containers, so none can wait for them")]
+    NoContainers,
     /// A path that is not text.
     #[error("path {0:?} is not valid UTF-8")]
     Path(PathBuf),
@@ -132,18 +166,30 @@ pub trait Runtime: Send + Sync {
     /// The unit cannot run here.
     fn command(&self, job: &Job<'_>) -> Result<Command, Error>;
 
+    /// The command line of a worker that waits for a unit.
+    ///
+    /// # Errors
+    /// This runtime has none.
+    fn warm(&self, slot: &Slot<'_>) -> Result<Command, Error>;
+
+    /// Gives what an agent wrote to the user who runs workers, where that is another one. Nobody else may write there yet.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    fn give(&self, dirs: &[Option<&Path>]) -> Result<(), Error>;
+
     /// Ends everything of an attempt whose shim is dead. Fine when there is nothing.
     ///
     /// # Errors
     /// Something is still alive.
     fn end(&self, attempt: Attempt, runtime_dir: &Path) -> Result<(), Error>;
 
-    /// Ends everything of this node's store whose attempt `is_stale`; returns how much it was. The question is
+    /// Ends everything of this node's store whose holder `is_stale`; returns how much it was. The question is
     /// put after the engine was asked, so that a unit that starts meanwhile is safe.
     ///
     /// # Errors
     /// The engine does not answer, or something is still alive.
-    fn reap(&self, is_stale: &dyn Fn(Attempt) -> bool) -> Result<usize, Error>;
+    fn reap(&self, is_stale: &dyn Fn(&Holder) -> bool) -> Result<usize, Error>;
 
     /// Removes a directory that workers, perhaps under another user, wrote into.
     ///

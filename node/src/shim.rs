@@ -8,6 +8,7 @@
 //!   that key, input and environment are in no argument, environment or file.
 //! * standard output: the lock file of the unit, locked by the agent before the shim began. Whoever can lock it
 //!   knows that there is no shim and none to come.
+//!   For a container that waits for a unit, [`Warm`](protocol::Warm) comes first and the launch when there is one.
 //! * standard error: a small log on tmpfs.
 //! * working directory: the unit's on tmpfs, by whatever name; the agent renames that of a spare.
 //!
@@ -18,9 +19,11 @@ pub mod cut;
 mod drive;
 pub mod ending;
 mod link;
+mod memory;
 pub mod processes;
 pub mod protocol;
 mod syncer;
+mod warm;
 mod worker;
 
 use std::ffi::OsString;
@@ -34,7 +37,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 
 use drive::Shim;
-use link::Link;
+use link::{First, Link};
 use protocol::SOCKET;
 
 use crate::cgroup;
@@ -42,6 +45,9 @@ use crate::cgroup;
 /// Environment variable of every process of a unit: `<unit>.<attempt>`. By it an agent finds what a killed shim
 /// left behind.
 pub const MARKER: &str = "PLEXUS_UNIT";
+
+/// What a container that waits for a unit says on standard error, as a line of its own, once it runs: all of its mounts are made.
+pub const READY: &str = "plexus-container-runs";
 
 /// Pause between two walks over a tree that is being killed: the kernel needs a moment to take a process down.
 const WALK_PAUSE: Duration = Duration::from_millis(10);
@@ -97,10 +103,16 @@ fn run(group: Option<&str>) -> anyhow::Result<()> {
 }
 
 fn serve(listener: UnixListener, mut link: Link) -> anyhow::Result<()> {
-    let Some(launch) = link.wait_for_launch().context("the agent sent no launch")? else {
-        return Ok(()); // the agent went before it had work for this shim
+    let first = link.wait_for_first().context("the agent sent no launch")?;
+    let (launch, worker) = match first {
+        None => return Ok(()), // the agent went before it had work for this shim
+        Some(First::Launch(launch)) => (launch, None),
+        Some(First::Warm(warm)) => match warm::wait(&mut link, *warm)? {
+            Some(claimed) => claimed,
+            None => return Ok(()),
+        },
     };
-    let mut shim = Shim::begin(launch, listener, link)?;
+    let mut shim = Shim::begin(*launch, worker, listener, link)?;
     shim.drive()?;
     shim.linger();
     Ok(())

@@ -10,6 +10,7 @@ mod leftovers;
 mod shims;
 mod tombstones;
 mod unit;
+mod warm;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -148,6 +149,8 @@ struct Inner {
     serial: AtomicU64,
     /// A shim that waits for the next unit.
     spare: Mutex<Option<Spare>>,
+    /// Containers that wait for units.
+    pool: warm::Pool,
     /// Something ended since leftovers were last looked for.
     dirty: AtomicBool,
     /// Payloads under way: the cache must not be trimmed then.
@@ -250,8 +253,10 @@ impl Supervisor {
             let (private, ledger) = (options.runtime_dir.join("pulls"), options.data_dir.join("images.json"));
             Images::new(engine, options.work.images.clone(), private, ledger)
         });
+        let pool = warm::Pool::new(if kind.is_container() { options.work.warm.clone() } else { Vec::new() });
         let supervisor = Self(Arc::new(Inner {
             options,
+            pool,
             store: store.id,
             start: (store.start, store.starts),
             lock: Mutex::new(Some(store)),
@@ -271,7 +276,12 @@ impl Supervisor {
         }));
         supervisor.recover()?;
         supervisor.0.remove_spares();
+        supervisor.0.remove_stages();
         supervisor.0.keep_spare();
+        let (warmer, cancel) = (supervisor.clone(), supervisor.0.cancel.clone());
+        supervisor.0.tasks.spawn(async move {
+            cancel.run_until_cancelled(warmer.keep_warm()).await;
+        });
         let reaper = supervisor.clone();
         let cancel = supervisor.0.cancel.clone();
         supervisor.0.tasks.spawn(async move {
@@ -306,6 +316,7 @@ impl Supervisor {
         self.0.tasks.close();
         self.0.tasks.wait().await;
         drop(self.0.take_spare()); // it ends when its agent hangs up
+        self.0.empty_pool();
         // What a shim that was killed left; one that lives keeps its group.
         cgroup::sweep(&self.0.store.to_string());
         // Streams may hold this supervisor for a while yet; the directory is the next one's from now on.
@@ -511,7 +522,10 @@ impl Supervisor {
         let units = self.0.units();
         let views = units.values().map(|handle| handle.view.borrow().clone());
         ListReply {
-            units: views.filter(|view| view.cluster == caller.cluster).map(|view| view.status).collect(),
+            units: views
+                .filter(|view| view.cluster == caller.cluster)
+                .map(|view| UnitStatus { label: view.label.to_string(), ..view.status })
+                .collect(),
         }
     }
 
@@ -526,16 +540,16 @@ impl Supervisor {
         let capacity = capacity::measure();
         let cpu_millis =
             self.0.options.work.cores.map_or(capacity.cpu_millis, |cores| u32::from(cores) * 1000);
+        let memory_bytes =
+            self.0.options.work.memory_mib.map_or(capacity.memory_bytes, |mib| u64::from(mib) << 20);
+        // What waits takes the place of a fork.
+        let (fork_millis, fork_bytes) = (capacity::FORK_CPU_MILLIS, capacity::FORK_MEMORY_BYTES);
+        let waiting = self.0.pool.weight();
         NodeInfo {
             store_id: self.0.store.0.as_bytes().to_vec().into(),
             software: crate::SOFTWARE.to_owned(),
-            cpu_millis,
-            memory_bytes: self
-                .0
-                .options
-                .work
-                .memory_mib
-                .map_or(capacity.memory_bytes, |mib| u64::from(mib) << 20),
+            cpu_millis: cpu_millis.saturating_sub(waiting * fork_millis),
+            memory_bytes: memory_bytes.saturating_sub(u64::from(waiting) * fork_bytes),
             runtime: self.0.runtime.kind().as_str().to_owned(),
             runtime_version: version.clone(),
             start: self.0.start.0,
@@ -559,7 +573,7 @@ impl Supervisor {
         ask(&handle.requests, attempt, verb).await?
     }
 
-    /// Hands over a complete payload. Returns once the unit's start is certain or has failed.
+    /// Hands over a complete payload; `image` is the id of the image it runs in. Returns once the unit's start is certain or has failed.
     ///
     /// # Errors
     /// A later stream took the place of this one.
@@ -568,9 +582,10 @@ impl Supervisor {
         attempt: Attempt,
         ticket: u64,
         block: PrivateBlock,
+        image: Option<String>,
     ) -> Result<UnitStatus, Refusal> {
         let handle = self.known(attempt)?;
-        ask(&handle.requests, attempt, |answer| Request::Payload { ticket, block, answer }).await?
+        ask(&handle.requests, attempt, |answer| Request::Payload { ticket, block, image, answer }).await?
     }
 
     /// Says that the payload of a unit can never be laid out here.

@@ -4,6 +4,7 @@
 //! units/<unit>.<attempt>/
 //!     unit       JSON: owner and specification, synced before Submit is answered
 //!     starting   empty, synced before the worker may start: from here on the unit never starts again
+//!     warm.NAME  empty, synced with it: the waiting container of this name is the unit's
 //!     outcome    JSON: how it ended and how many records it has; outlives the spool
 //!     spool/     records, until acknowledged
 //!     project/   the writable working copy of the project tree
@@ -96,6 +97,11 @@ impl UnitDir {
         self.path.join("project")
     }
 
+    /// Where the project of a container that waited for the unit is shown.
+    pub fn stage(&self) -> PathBuf {
+        self.path.join("project.warm")
+    }
+
     /// Stores owner and specification, synced. Makes the directory at the first call.
     ///
     /// # Errors
@@ -109,29 +115,62 @@ impl UnitDir {
                 .create(&self.path)
                 .map_err(disk("make", &self.path))?;
         }
-        self.replace("unit", &UnitFile::new(owner, spec))?;
-        if fresh && let Some(units) = self.path.parent() {
-            sync_dir(units)?;
+        if !fresh {
+            return self.replace("unit", &UnitFile::new(owner, spec));
         }
-        Ok(())
+        // Nobody was promised anything yet, so a crash may leave the file torn (see [`UnitDir::load`]). The three syncs go side by
+        // side: the disk's journal is written once for all of them.
+        let (path, text) = (self.path.join("unit"), encode(&self.path, &UnitFile::new(owner, spec))?);
+        let mut file = create(&path)?;
+        file.write_all(&text).map_err(disk("write", &path))?;
+        let parent = self.path.parent().unwrap_or(&self.path);
+        std::thread::scope(|scope| {
+            let names = [&*self.path, parent].map(|dir| scope.spawn(move || sync_dir(dir)));
+            file.sync_data().map_err(disk("sync", &path))?;
+            names.into_iter().try_for_each(|synced| match synced.join() {
+                Ok(synced) => synced,
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
+        })
     }
 
-    /// Reads owner and specification; `None` when they were never stored.
+    /// Reads owner and specification; `None` when they were never stored. A file that is torn, of a unit that was never marked, was
+    /// being stored when the machine went down: its owner was told nothing.
     ///
     /// # Errors
     /// The disk refuses, or the file is not ours.
     pub fn load(&self) -> Result<Option<(Owner, UnitSpec)>, Error> {
-        Ok(self.read::<UnitFile>("unit")?.map(UnitFile::into_parts))
+        match self.read::<UnitFile>("unit") {
+            Err(Error::Parse { .. }) if !self.is_marked() && !self.path.join("outcome").exists() => Ok(None),
+            found => Ok(found?.map(UnitFile::into_parts)),
+        }
     }
 
-    /// Marks the unit as started, synced: whatever happens, it is never started again.
+    /// Marks the unit as started, synced: whatever happens, it is never started again. `claim` names the waiting container
+    /// that it takes, if it takes one: nobody else ever does.
     ///
     /// # Errors
     /// The disk refuses.
-    pub fn mark_starting(&self) -> Result<(), Error> {
+    pub fn mark_starting(&self, claim: Option<&str>) -> Result<(), Error> {
+        if let Some(slot) = claim {
+            let path = self.claim(slot);
+            File::create(&path).map_err(disk("create", &path))?;
+        }
+        // The spool's own name is safe with it, so that its records are once they are synced.
+        let spool = self.spool();
+        fs::create_dir_all(&spool).map_err(disk("make", &spool))?;
         let path = self.path.join("starting");
         File::create(&path).map_err(disk("create", &path))?;
         sync_dir(&self.path)
+    }
+
+    /// True when the unit took this waiting container.
+    pub fn has_claimed(&self, slot: &str) -> bool {
+        self.claim(slot).exists()
+    }
+
+    fn claim(&self, slot: &str) -> PathBuf {
+        self.path.join(format!("warm.{slot}"))
     }
 
     /// True when [`UnitDir::mark_starting`] was reached.
@@ -166,19 +205,8 @@ impl UnitDir {
 
     fn replace(&self, name: &str, content: &impl Serialize) -> Result<(), Error> {
         let (path, fresh) = (self.path.join(name), self.path.join(format!("{name}.new")));
-        let text =
-            serde_json::to_vec(content).map_err(|source| Error::Parse { path: path.clone(), source })?;
-        fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&fresh)
-            .and_then(|mut file| {
-                file.write_all(&text)?;
-                file.sync_data()
-            })
-            .map_err(disk("write", &fresh))?;
+        let (text, mut file) = (encode(&path, content)?, create(&fresh)?);
+        file.write_all(&text).and_then(|()| file.sync_data()).map_err(disk("write", &fresh))?;
         fs::rename(&fresh, &path).map_err(disk("write", &path))?;
         sync_dir(&self.path)
     }
@@ -193,6 +221,15 @@ impl UnitDir {
             Err(error) => Err(disk("read", &path)(error)),
         }
     }
+}
+
+fn encode(path: &Path, content: &impl Serialize) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(content).map_err(|source| Error::Parse { path: path.to_owned(), source })
+}
+
+fn create(path: &Path) -> Result<File, Error> {
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600).open(path).map_err(disk("create", path))
 }
 
 /// Attempts that have a directory below `units`.
@@ -373,8 +410,8 @@ mod tests {
         unit.store(&owner, &spec).unwrap();
         assert_eq!(unit.load().unwrap(), Some((owner, spec)));
         assert!(!unit.is_marked());
-        unit.mark_starting().unwrap();
-        assert!(unit.is_marked());
+        unit.mark_starting(Some("slot")).unwrap();
+        assert!(unit.is_marked() && unit.has_claimed("slot") && !unit.has_claimed("other"));
         let ended = Ended {
             finished: Finished { outcome: 2, exit_code: Some(4), signal: None, reason: "x".to_owned() },
             records: 9,
@@ -396,8 +433,22 @@ mod tests {
         };
         unit.store(&owner, &UnitSpec::default()).unwrap();
         assert_eq!(unsynced_bytes(&unit.path().join("unit")), 0);
+        let later = Owner { epoch: OwnerEpoch { incarnation: 1, counter: 8 }, ..owner };
+        unit.store(&later, &UnitSpec::default()).unwrap();
+        assert_eq!(unsynced_bytes(&unit.path().join("unit")), 0);
         unit.store_outcome(&Ended { finished: Finished::default(), records: 9 }).unwrap();
         assert_eq!(unsynced_bytes(&unit.path().join("outcome")), 0);
+    }
+
+    #[test]
+    fn a_torn_file_is_no_promise_unless_the_unit_was_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let unit = UnitDir::new(dir.path(), attempt());
+        fs::create_dir(unit.path()).unwrap();
+        fs::write(unit.path().join("unit"), "{\"version\": 1, \"clu").unwrap();
+        assert!(unit.load().unwrap().is_none());
+        unit.mark_starting(None).unwrap();
+        assert!(unit.load().is_err(), "what was started is never taken for unknown");
     }
 
     #[test]

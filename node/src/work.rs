@@ -330,6 +330,7 @@ impl Unit {
             records: self.records,
             acked: self.acked,
             kept: String::new(), // where things lie is not known here
+            label: String::new(),
         }
     }
 

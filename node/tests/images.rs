@@ -9,7 +9,7 @@ use plexus_node::config::RuntimeName;
 use plexus_node::supervisor::Supervisor;
 use plexus_proto::work::*;
 
-const TINY: &str = "localhost/plexus-tiny:test";
+const TINY: &str = "localhost/plexus-tiny:2";
 
 fn place() -> Place {
     let mut place = Place::new();

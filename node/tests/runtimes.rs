@@ -9,11 +9,11 @@ use std::process::{Child, Command, Stdio};
 
 use common::registry::run;
 use common::*;
-use plexus_node::config::{ContainerSection, RuntimeName};
+use plexus_node::config::{ContainerSection, RuntimeName, WarmSection};
 use plexus_node::supervisor::Supervisor;
 use plexus_proto::work::*;
 
-const TINY: &str = "localhost/plexus-tiny:test";
+const TINY: &str = "localhost/plexus-tiny:2";
 /// Names this test as it runs under another user.
 const AS_USER: &str = "PLEXUS_TEST_AS_USER";
 
@@ -98,9 +98,29 @@ async fn conformance(place: &Place) {
         wait_for(|| async { sleepers(&nap) }, |count| *count == 0).await;
     }
 
+    // The engine's client is killed: what it ran is ended by name, and the end is not known.
+    if !is_process {
+        let job = script(&format!("echo up; {nap}"));
+        job.start(&node).await;
+        let mut records = job.attach(&node, 1).await;
+        records.until_output("up").await;
+        run("kill", &["-9", &running_pid(&job.status(&node).await.unwrap())]);
+        let outcome = records.take_all().await;
+        assert_eq!(outcome.outcome(), Outcome::Lost, "{outcome:?}");
+        assert!(outcome.reason.contains("client was killed by signal 9"), "{outcome:?}");
+        wait_for(|| async { sleepers(&nap) }, |count| *count == 0).await;
+    }
+
     node.reap().await;
     wait_for(|| async { left(place) }, BTreeSet::is_empty).await;
     node.shutdown().await;
+}
+
+fn running_pid(status: &UnitStatus) -> String {
+    match status.state.as_ref().unwrap() {
+        UnitStatusState::Running(running) => running.pid.to_string(),
+        other => panic!("not running: {other:?}"),
+    }
 }
 
 /// Podman 4.3 says 0 for every container that it ran for the docker client or, after a signal, without root. A job does
@@ -109,8 +129,138 @@ fn tells_exit_codes(place: &Place) -> bool {
     place.work.runtime != RuntimeName::Docker && std::env::var_os(AS_USER).is_none()
 }
 
+/// A container that waited is, once taken, as any other; one that nobody takes leaves nothing.
+async fn waiting(place: &mut Place) {
+    let entry = |organization: &str| WarmSection {
+        image: TINY.to_owned(),
+        organization: organization.to_owned(),
+        count: 1,
+    };
+    place.work.warm = vec![entry("7")];
+    let node = place.start().await;
+    let of_7 = |mut job: Job| {
+        job.spec.organization = "7".to_owned();
+        job
+    };
+
+    // Input, output, errors apart, exit code, project, private files.
+    let first = one_waiting(&node).await;
+    let mut job = of_7(script(
+        "cat; cd /runner; cat project/roles/a.yml env/settings; echo new >project/new && echo x >artifacts/x; echo more \
+         >>project/roles/a.yml; ls project; echo oops >&2; exit 3",
+    ))
+    .with_tree(&[("roles/", 0o755, b""), ("roles/a.yml", 0o644, b"a\n"), ("link@", 0, b"roles")]);
+    job.files.push(private_file("env/settings", "settings\n"));
+    let mut records = job.run(&node).await;
+    let outcome = records.outcome();
+    let expected = "{\"kwargs\":{}}\n{\"eof\":true}\na\nsettings\nlink\nnew\nroles\n";
+    assert_eq!(records.stdout(), expected, "{outcome:?}");
+    assert_eq!(records.bytes(Stream::Stderr), b"oops\n");
+    if tells_exit_codes(place) {
+        assert_eq!((outcome.outcome(), outcome.exit_code), (Outcome::Failed, Some(3)), "{outcome:?}");
+    }
+    assert_eq!(taken(place, &job), std::slice::from_ref(&first));
+    records.ack_all().await;
+
+    // None is used twice, and what it does not fit leaves it alone: another organization, environment.
+    let second = one_waiting(&node).await;
+    assert_ne!(first, second);
+    let other = script("echo other");
+    assert_eq!(output(&node, &other).await.0, "other\n");
+    let mut with_env = of_7(script("echo $PLAIN"));
+    with_env.spec.env = [("PLAIN".to_owned(), "plain".to_owned())].into();
+    assert_eq!(output(&node, &with_env).await.0, "plain\n");
+    assert_eq!((taken(place, &other), taken(place, &with_env)), (Vec::new(), Vec::new()));
+    assert_eq!(node.waiting_containers(), std::slice::from_ref(&second));
+
+    // It lives on without an agent, a cancel is heard, and what does not listen is killed, daemons included.
+    let nap = format!("{}.5", nap(place));
+    let mut job = of_7(script(&format!(
+        "trap 'echo heard' TERM; (trap '' TERM; setsid {nap} >/dev/null 2>&1 &); echo up; while :; do sleep 0.1; done"
+    )));
+    job.spec.grace_seconds = 2;
+    job.start(&node).await;
+    job.attach(&node, 1).await.until_output("up").await;
+    assert_eq!(taken(place, &job), [second]);
+    let third = one_waiting(&node).await;
+    node.shutdown().await;
+    drop(node);
+    let node = place.start().await;
+    let fourth = one_waiting(&node).await;
+    assert_ne!(third, fourth, "it went with its agent");
+    node.reap().await;
+    assert_eq!(sleepers(&nap), 1, "the unit's container is nobody else's");
+    let mut records = job.attach(&node, 1).await;
+    records.until_output("up").await;
+    job.cancel(&node).await;
+    let outcome = records.take_all().await;
+    if tells_exit_codes(place) {
+        assert!(records.stdout().contains("heard"));
+        assert_eq!(outcome.outcome(), Outcome::Canceled, "{outcome:?}");
+    }
+    wait_for(|| async { sleepers(&nap) }, |count| *count == 0).await;
+
+    if std::env::var_os(AS_USER).is_none() {
+        // A dead shim: the unit is lost, and what ran is ended.
+        let job = of_7(script(&format!("echo up; {nap}")));
+        job.start(&node).await;
+        let mut records = job.attach(&node, 1).await;
+        records.until_output("up").await;
+        assert_eq!(taken(place, &job), [fourth]);
+        run("kill", &["-9", &place.shim_pid(job.attempt).to_string()]);
+        assert_eq!(records.take_all().await.outcome(), Outcome::Lost);
+        wait_for(|| async { sleepers(&nap) }, |count| *count == 0).await;
+
+        // The shim of one that waits dies: what it leaves is found by its label.
+        let fifth = one_waiting(&node).await;
+        let containers = |left: &BTreeSet<String>| left.iter().filter(|line| !line.contains(' ')).count();
+        wait_for(|| async { left(place) }, |left| containers(left) == 1).await;
+        run("kill", &["-9", &shim_of_waiting(place, &fifth)]);
+        wait_for(|| async { node.waiting_containers() }, Vec::is_empty).await;
+        wait_for(
+            || async {
+                node.reap().await;
+                left(place)
+            },
+            BTreeSet::is_empty,
+        )
+        .await;
+    }
+
+    // A node that rests has none.
+    node.rest(&caller(), true);
+    wait_for(
+        || async { (node.waiting_containers(), left(place)) },
+        |(waiting, left)| waiting.is_empty() && left.is_empty(),
+    )
+    .await;
+    node.shutdown().await;
+    place.work.warm.clear();
+}
+
+/// The one container that waits, once there is one.
+async fn one_waiting(node: &Supervisor) -> String {
+    wait_for(|| async { node.waiting_containers() }, |waiting| waiting.len() == 1).await.remove(0)
+}
+
+/// Containers that waited and were taken by a unit.
+fn taken(place: &Place, job: &Job) -> Vec<String> {
+    let entries = std::fs::read_dir(place.unit_dir(job.attempt)).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter_map(|name| name.strip_prefix("warm.").map(str::to_owned)).collect()
+}
+
+fn shim_of_waiting(place: &Place, slot: &str) -> String {
+    let spares = place.runtime.path().join("run/spares");
+    let dirs = std::fs::read_dir(spares).unwrap().map(|entry| entry.unwrap().path());
+    let is_it =
+        |dir: &std::path::PathBuf| std::fs::read_to_string(dir.join("slot")).is_ok_and(|note| note == slot);
+    let dir = dirs.into_iter().find(is_it).unwrap();
+    place.shim_pid_in(&dir).to_string()
+}
+
 /// What only containers have.
-async fn container_options(place: &mut Place) {
+async fn container_options(place: &mut Place, warm: bool) {
     let kind = place.work.runtime;
     let set = move |place: &mut Place, change: &dyn Fn(&mut ContainerSection)| match kind {
         RuntimeName::Docker => change(&mut place.work.docker),
@@ -126,7 +276,14 @@ async fn container_options(place: &mut Place) {
         section.memory_mib = 64;
         section.mounts = vec![mount.clone()];
     });
+    if warm {
+        let (image, organization) = (TINY.to_owned(), String::new());
+        place.work.warm = vec![WarmSection { image, organization, count: 1 }];
+    }
     let node = place.start().await;
+    if warm {
+        one_waiting(&node).await;
+    }
     let job = script(
         "cd /runner; id -u; cat /etc/pki/ca.pem; touch /etc/x 2>/dev/null || echo read-only; touch /tmp/x && echo scratch; echo y \
          >>project/a && cat project/a; touch artifacts/x && ls -n project | grep -c ' 1234 '; grep NoNewPrivs \
@@ -139,10 +296,16 @@ async fn container_options(place: &mut Place) {
     let expected = "1234\ncertificate\nread-only\nscratch\nx\ny\n1\nNoNewPrivs:\t1\n";
     assert!(text.starts_with(expected), "{text:?} {outcome:?}");
     assert!(!text.contains("forked"), "the limit on processes holds");
-    let (_, outcome) = output(&node, &script("tail /dev/zero; exit 1")).await;
+    if warm {
+        assert_eq!(taken(place, &job).len(), 1);
+        one_waiting(&node).await;
+    }
+    let (_, outcome) = output(&node, &script("exec tail /dev/zero")).await;
     if tells_exit_codes(place) {
         assert_eq!(outcome.outcome(), Outcome::Failed, "the limit on memory holds: {outcome:?}");
+        assert!(outcome.reason.contains("ran out of memory"), "the kernel counted it: {outcome:?}");
     }
+    node.rest(&caller(), true);
     wait_for(|| async { left(place) }, BTreeSet::is_empty).await;
     node.shutdown().await;
 }
@@ -161,9 +324,9 @@ fn sleepers(nap: &str) -> usize {
 /// Containers, mounts and files of units.
 fn left(place: &Place) -> BTreeSet<String> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let dir = place.data.path().join("data/units").display().to_string();
-    let mut left: BTreeSet<String> =
-        mounts.lines().filter(|line| line.contains(&dir)).map(str::to_owned).collect();
+    let dirs = ["data/units", "data/warm"].map(|dir| place.data.path().join(dir).display().to_string());
+    let is_ours = |line: &&str| dirs.iter().any(|dir| line.contains(dir));
+    let mut left: BTreeSet<String> = mounts.lines().filter(is_ours).map(str::to_owned).collect();
     left.extend(
         files_below(&place.runtime.path().join("run/units")).iter().map(|file| file.display().to_string()),
     );
@@ -196,7 +359,13 @@ async fn process() {
 #[tokio::test]
 async fn podman() {
     conformance(&place(RuntimeName::Podman)).await;
-    container_options(&mut place(RuntimeName::Podman)).await;
+    container_options(&mut place(RuntimeName::Podman), false).await;
+}
+
+#[tokio::test]
+async fn podman_waiting() {
+    waiting(&mut place(RuntimeName::Podman)).await;
+    container_options(&mut place(RuntimeName::Podman), true).await;
 }
 
 /// Podman's own API socket, for the docker client.
@@ -226,7 +395,8 @@ async fn docker() {
     place.work.docker.command =
         ["env", &format!("DOCKER_HOST={address}"), "docker"].map(str::to_owned).to_vec();
     conformance(&place).await;
-    container_options(&mut place).await;
+    waiting(&mut place).await;
+    container_options(&mut place, false).await;
     drop(service);
 }
 
@@ -235,6 +405,7 @@ async fn docker() {
 async fn rootless() {
     if std::env::var_os(AS_USER).is_some() {
         conformance(&place(RuntimeName::Podman)).await;
+        waiting(&mut place(RuntimeName::Podman)).await;
         return;
     }
     let home = Path::new("/var/lib/plexus-user");

@@ -47,6 +47,25 @@ async fn a_restarted_agent_finds_the_running_unit_and_loses_nothing() {
 }
 
 #[tokio::test]
+async fn what_a_silent_unit_had_printed_is_served_by_the_next_agent_at_once() {
+    let place = Place::new();
+    let node = place.start().await;
+    let mut job = Job::script("echo up; sleep 1000");
+    job.spec.grace_seconds = 1;
+    job.start(&node).await;
+    job.attach(&node, 1).await.until_output("up").await;
+    node.shutdown().await;
+    drop(node);
+
+    let node = place.start().await;
+    let mut records = job.attach(&node, 1).await;
+    records.until_output("up").await;
+    job.cancel(&node).await;
+    assert_eq!(records.take_all().await.outcome(), Outcome::Canceled);
+    node.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_unit_that_ends_while_no_agent_lives_is_served_by_the_next() {
     let place = Place::new();
     let node = place.start().await;

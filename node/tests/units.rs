@@ -361,7 +361,7 @@ async fn each_way_to_fail_has_a_reason_of_its_own_and_the_tail_of_standard_error
     let node = place.start().await;
     let cases = [
         ("echo dying words >&2; exit 3", "exit code 3", "dying words"),
-        ("echo dying words >&2; kill -KILL $$", "ran out of memory", "dying words"),
+        ("echo dying words >&2; kill -KILL $$", "signal 9 (SIGKILL)", "dying words"),
         ("echo dying words >&2; kill -SEGV $$", "SIGSEGV", "dying words"),
         (
             "echo tar: x: No space left on device >&2; exit 2",

@@ -82,6 +82,7 @@ fn status(state: UnitStatusState) -> UnitStatus {
         records: 12,
         acked: 9,
         kept: String::new(),
+        label: String::new(),
     }
 }
 
@@ -205,7 +206,8 @@ fn work_verbs() {
     check("forget", ForgetRequest { unit: unit(), epoch: epoch() });
     check("status", StatusRequest { unit: unit() });
     check("list", ListRequest {});
-    check("info", InfoRequest {});
+    check("info", InfoRequest::default());
+    check("info_resting", InfoRequest { resting: true });
     let state = UnitStatusState::Pending(Pending { needs_payload: true });
     check("reply-pending", UnitReply { result: Some(UnitReplyResult::Status(status(state))) });
     check("reply-refusal", UnitReply { result: Some(UnitReplyResult::Refusal(refusal())) });

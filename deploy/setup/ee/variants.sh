@@ -9,7 +9,7 @@
 # shellcheck shell=bash
 
 variant_image() {
-    case $1 in tiny) echo localhost/plexus-tiny:test ;; *) echo "localhost/plexus-ee:$1" ;; esac
+    case $1 in tiny) echo localhost/plexus-tiny:2 ;; *) echo "localhost/plexus-ee:$1" ;; esac
 }
 
 variant_tiny() {
@@ -21,7 +21,8 @@ variant_tiny() {
     for applet in $("$root/bin/busybox" --list); do
         [ "$applet" = busybox ] || ln -sf busybox "$root/bin/$applet"
     done
-    printf '#!/bin/sh\nexec sh /runner/script\n' >"$root/bin/ansible-runner"
+    # As a worker does, it looks at nothing before it has input.
+    printf '#!/bin/sh\nuntil read -t 0 _; do sleep 0.02; done\nexec sh /runner/script\n' >"$root/bin/ansible-runner"
     chmod 755 "$root/bin/ansible-runner"
     printf 'root:x:0:0:root:/root:/bin/sh\nrunner:x:1000:0:runner:/runner:/bin/sh\n' >"$root/etc/passwd"
     printf 'root:x:0:\n' >"$root/etc/group"

@@ -17,8 +17,9 @@ use plexus_proto::id::Attempt;
 use plexus_proto::work::UnitSpec;
 
 use super::engine::Engine;
-use super::{Command, Error, Job, Kind, Place, Runtime, is_env_name, text};
+use super::{Command, Error, Holder, Job, Kind, Place, Runtime, SLOT_NOTE, Slot, is_env_name, text};
 use crate::config::ContainerSection;
+use crate::shim::{MARKER, READY};
 use crate::tree::working;
 use crate::unit_dir;
 
@@ -26,6 +27,8 @@ use crate::unit_dir;
 const ENV_FILE: &str = "/runner/.plexus-env";
 /// Reads the file, removes it, becomes the worker.
 const ENV_SCRIPT: &str = "set -a && . \"$1\" && set +a && rm -f \"$1\" && shift && exec \"$@\"";
+/// Says that the container runs, becomes the worker.
+const READY_SCRIPT: &str = "echo \"$1\" >&2; shift; exec \"$@\"";
 /// What runs in the container.
 const WORKER: [&str; 3] = ["ansible-runner", "worker", "--private-data-dir=/runner"];
 /// What a worker finds in its environment unless the unit says otherwise.
@@ -47,32 +50,54 @@ impl Container {
         Self { engine, section, place }
     }
 
-    /// Words of `run` up to the image: all that does not depend on the unit's own files.
+    /// Words of `run` for a unit.
     fn argv(&self, job: &Job<'_>) -> Result<Vec<String>, Error> {
         let UnitSpec { image, label, env, .. } = job.spec;
         if image.is_empty() {
             return Err(Error::NoImage);
         }
-        let mut argv = self.engine.command.clone();
-        let mut add = |words: &[&str]| argv.extend(words.iter().map(|&word| word.to_owned()));
-        let (name, cidfile) = (container(job.attempt), text(&job.runtime_dir.join("cid"))?);
-        add(&["run", "--rm", "-i", "--log-driver", "none", "--name", &name, "--cidfile", &cidfile]);
         let labels = [
-            ("node", self.place.node.to_string()),
-            ("store", self.place.store.to_string()),
             ("unit", job.attempt.unit.to_string()),
             ("attempt", job.attempt.number.to_string()),
             ("label", label.clone()),
         ];
-        for (key, value) in labels {
+        let mut mounts = vec![format!("{}:/runner{}", text(job.private)?, self.chown_flag())];
+        if let Some(project) = job.project {
+            mounts.push(format!("{}:/runner/project{}", text(project)?, self.chown_flag()));
+        }
+        let mut argv = self.run(&container(job.attempt), job.runtime_dir, &labels, &mounts, env)?;
+        let mut add = |words: &[&str]| argv.extend(words.iter().map(|&word| word.to_owned()));
+        // Not an option, whatever the image is called.
+        add(&["--", image]);
+        if !job.secret_env.is_empty() {
+            add(&["sh", "-c", ENV_SCRIPT, "sh", ENV_FILE]);
+        }
+        add(&WORKER);
+        Ok(argv)
+    }
+
+    /// Words of `run` up to the image.
+    fn run(
+        &self,
+        name: &str,
+        runtime_dir: &Path,
+        labels: &[(&str, String)],
+        mounts: &[String],
+        env: &BTreeMap<String, String>,
+    ) -> Result<Vec<String>, Error> {
+        let mut argv = self.engine.command.clone();
+        let mut add = |words: &[&str]| argv.extend(words.iter().map(|&word| word.to_owned()));
+        let cidfile = text(&runtime_dir.join("cid"))?;
+        add(&["run", "--rm", "-i", "--log-driver", "none", "--name", name, "--cidfile", &cidfile]);
+        let own = [("node", self.place.node.to_string()), ("store", self.place.store.to_string())];
+        for (key, value) in own.iter().chain(labels) {
             add(&["--label", &format!("plexus.{key}={value}")]);
         }
         add(&["--pull=never"]);
         self.add_options(&mut argv);
         let mut add = |words: &[&str]| argv.extend(words.iter().map(|&word| word.to_owned()));
-        add(&["-v", &format!("{}:/runner{}", text(job.private)?, self.chown_flag())]);
-        if let Some(project) = job.project {
-            add(&["-v", &format!("{}:/runner/project{}", text(project)?, self.chown_flag())]);
+        for mount in mounts {
+            add(&["-v", mount]);
         }
         add(&["--workdir", "/runner/project"]);
         let defaults = WORKER_ENV.map(|(key, value)| (key.to_owned(), value.to_owned()));
@@ -86,13 +111,13 @@ impl Container {
             }
             add(&["-e", &format!("{key}={value}")]);
         }
-        // Not an option, whatever the image is called.
-        add(&["--", image]);
-        if !job.secret_env.is_empty() {
-            add(&["sh", "-c", ENV_SCRIPT, "sh", ENV_FILE]);
-        }
-        add(&WORKER);
         Ok(argv)
+    }
+
+    /// Words that remove containers of these names.
+    fn end_argv(&self, names: &[String]) -> Vec<String> {
+        let words = self.remove_words().into_iter().map(str::to_owned);
+        self.engine.command.iter().cloned().chain(words).chain(names.iter().cloned()).collect()
     }
 
     /// What the node's owner set.
@@ -133,20 +158,27 @@ impl Container {
         if self.section.user == ContainerSection::OF_IMAGE { ":U" } else { "" }
     }
 
-    /// Containers of this store: name, unit and attempt.
-    fn containers(&self) -> Result<Vec<(String, Option<Attempt>)>, Error> {
+    /// Containers of this store, and whose they are.
+    fn containers(&self) -> Result<Vec<(String, Option<Holder>)>, Error> {
         let filter = format!("label=plexus.store={}", self.place.store);
         let format = match self.engine.kind {
-            Kind::Docker => r#"{{.ID}} {{.Label "plexus.unit"}}.{{.Label "plexus.attempt"}}"#,
+            Kind::Docker => {
+                r#"{{.ID}} {{.Label "plexus.slot"}} {{.Label "plexus.unit"}}.{{.Label "plexus.attempt"}}"#
+            }
             Kind::Podman | Kind::Process => {
-                r#"{{.ID}} {{index .Labels "plexus.unit"}}.{{index .Labels "plexus.attempt"}}"#
+                r#"{{.ID}} {{index .Labels "plexus.slot"}} {{index .Labels "plexus.unit"}}.{{index .Labels "plexus.attempt"}}"#
             }
         };
         let listing =
             self.engine.call(&["ps", "--all", "--no-trunc", "--filter", &filter, "--format", format])?;
         let parse = |line: &str| {
-            let (id, attempt) = line.split_once(' ')?;
-            Some((id.to_owned(), unit_dir::parse_name(attempt.trim())))
+            let (id, rest) = line.split_once(' ')?;
+            let (slot, attempt) = rest.rsplit_once(' ').unwrap_or(("", rest));
+            let holder = match slot.trim() {
+                "" => unit_dir::parse_name(attempt.trim()).map(Holder::Unit),
+                slot => Some(Holder::Slot(slot.to_owned())),
+            };
+            Some((id.to_owned(), holder))
         };
         Ok(listing.lines().filter_map(parse).collect())
     }
@@ -195,32 +227,61 @@ impl Runtime for Container {
                 })
                 .map_err(|source| Error::Disk { path, source })?;
         }
-        if let Some((user, group)) = self.section.owner() {
-            for dir in [Some(job.private), job.project].into_iter().flatten() {
-                give(dir, user, group)?;
-            }
+        if job.slot.is_none() {
+            self.give(&[Some(job.private), job.project])?;
         }
-        let name = container(job.attempt);
-        let end = self.remove_words().into_iter().chain([name.as_str()]).map(str::to_owned);
+        let names: Vec<String> =
+            [Some(container(job.attempt)), job.slot.map(slot_container)].into_iter().flatten().collect();
         Ok(Command {
             argv,
             env: self.engine.env(),
             cwd: job.runtime_dir.to_owned(),
-            end_argv: self.engine.command.iter().cloned().chain(end).collect(),
+            end_argv: self.end_argv(&names),
         })
     }
 
-    fn end(&self, attempt: Attempt, _runtime_dir: &Path) -> Result<(), Error> {
-        self.remove(&[container(attempt)])?;
-        // A client that was still pulling the image has no container yet; it carries the marker.
-        super::process::Process::new(Vec::new()).end(attempt, Path::new("/nonexistent"))
+    fn warm(&self, slot: &Slot<'_>) -> Result<Command, Error> {
+        let name = slot_container(slot.name);
+        // What is mounted on the host later shows in there too, and nothing the other way.
+        let follow = if slot.mounts { ":rslave" } else { "" };
+        let mounts = [
+            format!("{}:/runner", text(slot.private)?),
+            format!("{}:/runner/project{follow}", text(slot.project)?),
+        ];
+        let labels = [("slot", slot.name.to_owned())];
+        let mut argv = self.run(&name, slot.runtime_dir, &labels, &mounts, &BTreeMap::new())?;
+        argv.extend(["--", slot.image].map(str::to_owned));
+        argv.extend(["sh", "-c", READY_SCRIPT, "sh", READY].map(str::to_owned));
+        argv.extend(WORKER.map(str::to_owned));
+        self.give(&[Some(slot.private), Some(slot.project)])?;
+        let mut env = self.engine.env();
+        env.insert(MARKER.to_owned(), marker(slot.name));
+        Ok(Command { argv, env, cwd: slot.runtime_dir.to_owned(), end_argv: self.end_argv(&[name]) })
     }
 
-    fn reap(&self, is_stale: &dyn Fn(Attempt) -> bool) -> Result<usize, Error> {
+    fn give(&self, dirs: &[Option<&Path>]) -> Result<(), Error> {
+        let Some((user, group)) = self.section.owner() else { return Ok(()) };
+        dirs.iter().copied().flatten().try_for_each(|dir| give(dir, user, group))
+    }
+
+    fn end(&self, attempt: Attempt, runtime_dir: &Path) -> Result<(), Error> {
+        let slot = fs::read_to_string(runtime_dir.join(SLOT_NOTE)).ok();
+        let slot = slot.as_deref().filter(|slot| !slot.is_empty());
+        let names = [Some(container(attempt)), slot.map(slot_container)];
+        self.remove(&names.into_iter().flatten().collect::<Vec<_>>())?;
+        // A client that has no container yet carries the marker.
+        let processes = super::process::Process::new(Vec::new());
+        if let Some(slot) = slot {
+            processes.end_marked(&marker(slot), Path::new("/nonexistent"))?;
+        }
+        processes.end(attempt, Path::new("/nonexistent"))
+    }
+
+    fn reap(&self, is_stale: &dyn Fn(&Holder) -> bool) -> Result<usize, Error> {
         let stale: Vec<String> = self
             .containers()?
             .into_iter()
-            .filter(|(_, attempt)| attempt.is_none_or(is_stale))
+            .filter(|(_, holder)| holder.as_ref().is_none_or(is_stale))
             .map(|(id, _)| id)
             .collect();
         self.remove(&stale)?;
@@ -253,6 +314,16 @@ impl Runtime for Container {
 /// Name of an attempt's container.
 fn container(attempt: Attempt) -> String {
     format!("plexus-{}-{}", attempt.unit, attempt.number)
+}
+
+/// Name of a container that waits, or waited.
+fn slot_container(slot: &str) -> String {
+    format!("plexus-slot-{slot}")
+}
+
+/// What the client of such a container carries in its environment.
+fn marker(slot: &str) -> String {
+    format!("slot.{slot}")
 }
 
 /// Gives everything below `dir` to a user. Symlinks are given, not followed.
@@ -310,6 +381,7 @@ mod tests {
             project: Some(&project),
             runtime_dir: Path::new("/run/u"),
             secret_env,
+            slot: None,
         })
     }
 
@@ -328,7 +400,7 @@ mod tests {
         let private = dir.path().display();
         for part in [
             "sudo podman run --rm -i --log-driver none --name plexus-01890a5d-ac96-774b-bcce-b302099a8057-2 --cidfile /run/u/cid",
-            "--label plexus.node=node-1",
+            "--label plexus.node=node-1 --label plexus.store=",
             "--label plexus.attempt=2",
             "--label plexus.label=job 12",
             "--pull=never --network host --user root --security-opt no-new-privileges",

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use plexus_proto::id::Attempt;
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Command, Error, Job, Kind, Runtime, base_env, is_env_name, last_line, text};
+use super::{Command, Error, Holder, Job, Kind, Runtime, Slot, base_env, is_env_name, last_line, text};
 use crate::shim::{MARKER, processes};
 use crate::tree::working;
 use crate::{cgroup, unit_dir};
@@ -55,28 +55,19 @@ impl Runtime for Process {
         })
     }
 
-    fn end(&self, attempt: Attempt, runtime_dir: &Path) -> Result<(), Error> {
-        let give_up = Instant::now() + END_LIMIT;
-        if let Some(group) = cgroup::noted(&runtime_dir.join(cgroup::NOTE)) {
-            cgroup::end(&group, END_LIMIT);
-        }
-        loop {
-            let left = processes::marked(MARKER, &attempt.to_string());
-            if left.is_empty() {
-                return Ok(());
-            }
-            for pid in left.iter().filter_map(|&pid| Pid::from_raw(pid)) {
-                kill_process(pid, Signal::KILL).ok();
-            }
-            if Instant::now() >= give_up {
-                let reason = format!("processes {left:?} do not end");
-                return Err(Error::Helper { command: format!("killing unit {attempt}"), reason });
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
+    fn warm(&self, _slot: &Slot<'_>) -> Result<Command, Error> {
+        Err(Error::NoContainers)
     }
 
-    fn reap(&self, _is_stale: &dyn Fn(Attempt) -> bool) -> Result<usize, Error> {
+    fn give(&self, _dirs: &[Option<&Path>]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn end(&self, attempt: Attempt, runtime_dir: &Path) -> Result<(), Error> {
+        self.end_marked(&attempt.to_string(), runtime_dir)
+    }
+
+    fn reap(&self, _is_stale: &dyn Fn(&Holder) -> bool) -> Result<usize, Error> {
         Ok(0) // a process is found by its attempt, and each attempt on disk or tmpfs is looked at by the agent
     }
 
@@ -90,6 +81,30 @@ impl Runtime for Process {
 
     fn version(&self) -> String {
         String::new()
+    }
+}
+
+impl Process {
+    /// Kills every process whose environment carries this marker, until there is none.
+    pub(super) fn end_marked(&self, marker: &str, runtime_dir: &Path) -> Result<(), Error> {
+        let give_up = Instant::now() + END_LIMIT;
+        if let Some(group) = cgroup::noted(&runtime_dir.join(cgroup::NOTE)) {
+            cgroup::end(&group, END_LIMIT);
+        }
+        loop {
+            let left = processes::marked(MARKER, marker);
+            if left.is_empty() {
+                return Ok(());
+            }
+            for pid in left.iter().filter_map(|&pid| Pid::from_raw(pid)) {
+                kill_process(pid, Signal::KILL).ok();
+            }
+            if Instant::now() >= give_up {
+                let reason = format!("processes {left:?} do not end");
+                return Err(Error::Helper { command: format!("killing {marker}"), reason });
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 
@@ -120,6 +135,7 @@ mod tests {
             project: Some(&project),
             runtime_dir: dir.path(),
             secret_env: &secret,
+            slot: None,
         };
         let runtime = Process::new(vec!["runner".to_owned(), "--dir={dir}".to_owned()]);
         let command = runtime.command(&job).unwrap();

@@ -102,7 +102,8 @@ impl<S: AsyncRead + AsyncWrite + Send> Conversation<S> {
         {
             return fail(supervisor, attempt, &wanted, reason).await;
         }
-        let started = supervisor.start_unit(attempt, wanted.ticket, block).await.map_err(Error::Refused);
+        let id = image.as_ref().map(|image| image.id.clone());
+        let started = supervisor.start_unit(attempt, wanted.ticket, block, id).await.map_err(Error::Refused);
         if started.is_ok() {
             copy.dir = None; // moved, or removed with the unit
         }

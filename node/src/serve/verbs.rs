@@ -66,7 +66,8 @@ impl Work for Verbs {
     }
 
     async fn info(&self, request: Request<InfoRequest>) -> Result<Response<NodeInfo>, Status> {
-        caller(&request)?;
+        let caller = caller(&request)?;
+        self.supervisor.rest(&caller, request.get_ref().resting);
         Ok(Response::new(self.supervisor.info().await))
     }
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -19,10 +19,12 @@ use uuid::Uuid;
 
 use super::ending::{Action, Ending, Exit, conclude};
 use super::link::Link;
+use super::memory::Kills;
 use super::protocol::{Ended, Launch, Order, Report, Started, Written};
 use super::syncer::Syncer;
 use super::worker::{Got, Process, Worker};
 use super::{MARKER, WALK_PAUSE, own_pid, processes};
+use crate::cgroup;
 use crate::crash::Point;
 use crate::runtime::{Kind, explain};
 use crate::spool::{self, Writer};
@@ -41,6 +43,8 @@ const READ_BYTES: usize = 64 << 10;
 
 /// A unit's shim, from launch to end record.
 pub(super) struct Shim {
+    /// What the kernel counts while the worker runs.
+    kills: Kills,
     private_dir: PathBuf,
     output: Sink,
     syncer: Syncer,
@@ -98,7 +102,13 @@ enum Source {
 }
 
 impl Shim {
-    pub(super) fn begin(mut launch: Launch, listener: UnixListener, agent: Link) -> anyhow::Result<Self> {
+    /// `warm` is a worker that was started ahead and waits for its input.
+    pub(super) fn begin(
+        mut launch: Launch,
+        warm: Option<Worker>,
+        listener: UnixListener,
+        agent: Link,
+    ) -> anyhow::Result<Self> {
         Point::LaunchHeard.hit();
         let unit = Uuid::from_slice(&launch.unit).context("launch names no unit")?;
         let attempt = Attempt { unit: UnitId(unit), number: launch.attempt };
@@ -115,7 +125,9 @@ impl Shim {
         )
         .with_silence(Duration::from_secs(launch.owner_deadline_seconds), Instant::now());
         let quota = launch.spool_quota;
+        let group = cgroup::noted(Path::new(cgroup::NOTE)).filter(|_| kind == Kind::Process);
         let mut shim = Self {
+            kills: Kills::begin(group.as_deref()),
             private_dir: PathBuf::from(&launch.private_dir),
             output: Sink { spool, dir, quota, held: 0, waiting: VecDeque::new(), retry_at: None },
             syncer: Syncer::start()?,
@@ -126,13 +138,14 @@ impl Shim {
             pull: PullPolicy::try_from(launch.pull).unwrap_or_default(),
             program: launch.argv.first().cloned().unwrap_or_default(),
             end_argv: std::mem::take(&mut launch.end_argv),
-            worker: Worker::spawn(launch),
+            worker: warm.unwrap_or_else(|| Worker::spawn(&launch.argv, &launch.env, &launch.cwd)),
             ending,
             killing: Killing::No,
             stderr_tail: Vec::new(),
             ended: None,
             buffer: vec![0; READ_BYTES],
         };
+        shim.worker.feed(std::mem::take(&mut launch.stdin));
         Point::Spawned.hit();
         if let Some(pid) = shim.worker.pid() {
             shim.output.push(RecordKind::Starting(Starting { pid }))?;
@@ -155,7 +168,7 @@ impl Shim {
             }
             self.advance_killing(now);
             self.try_end()?;
-            self.syncer.push(&self.output.spool, now)?;
+            self.syncer.push(&mut self.output.spool, now)?;
             self.report();
             if self.ended.is_some() {
                 return Ok(());
@@ -264,7 +277,7 @@ impl Shim {
         };
         for order in orders {
             match order {
-                Order::Launch(_) => {} // it has one
+                Order::Launch(_) | Order::Warm(_) => {} // it has one
                 Order::Cancel(cancel) => {
                     if let Some(action) = self.ending.on_cancel(cancel.now, Instant::now()) {
                         self.act(action);
@@ -422,11 +435,17 @@ impl Shim {
                 ..Finished::default()
             };
         };
+        let of_code = |code| {
+            let stderr = String::from_utf8_lossy(&self.stderr_tail);
+            explain(self.kind, code, &stderr, &self.image, self.pull)
+        };
         let explanation = match exit {
-            Exit::Code(code) => {
-                let stderr = String::from_utf8_lossy(&self.stderr_tail);
-                explain(self.kind, code, &stderr, &self.image, self.pull)
+            // A shell's and an engine's way to say SIGKILL.
+            Exit::Code(137) if self.kind.is_container() => {
+                self.kills.since().explain("the container").or_else(|| of_code(137))
             }
+            Exit::Code(code) => of_code(code),
+            Exit::Signal(9) => self.kills.since().explain("the worker"),
             Exit::Signal(_) => None,
         };
         // Some clients say 0 of a container that was killed.
@@ -445,13 +464,16 @@ impl Shim {
             Point::EndReported.hit();
             return;
         }
+        // What was queued before goes first: a new agent is greeted, and nothing else may wake this loop soon.
+        let mut sent = agent.flush();
         // Only the latest number counts, so a slow agent costs no memory.
         if agent.told < last && !agent.has_unsent() {
             agent.told = last;
             agent.say(Report::Written(Written { records: last }));
+            sent = sent.and_then(|()| agent.flush());
         }
         let told = agent.told;
-        if agent.flush().is_err() {
+        if sent.is_err() {
             self.agent = None;
         } else if told > 1 {
             Point::Reported.hit(); // of more than its start

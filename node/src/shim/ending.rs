@@ -123,7 +123,7 @@ impl Ending {
     }
 }
 
-/// What a worker's end means. `explanation` is the runtime's word on the exit code, if it has one; `lost` is set
+/// What a worker's end means. `explanation` is the runtime's word on the exit code, or the kernel's on a kill, if there is one; `lost` is set
 /// when what ended was only the client of a container that may have gone on.
 pub fn conclude(exit: Exit, cause: Option<Cause>, explanation: Option<String>, lost: bool) -> Finished {
     let (exit_code, signal) = match exit {
@@ -151,9 +151,10 @@ pub fn conclude(exit: Exit, cause: Option<Cause>, explanation: Option<String>, l
         (None, Exit::Signal(signal)) if lost => {
             (Outcome::Lost, format!("the container engine's client was killed by signal {signal}"))
         }
-        (None, Exit::Signal(signal)) => {
-            (Outcome::Failed, format!("the worker was killed by {}", signal_words(signal)))
-        }
+        (None, Exit::Signal(signal)) => (
+            Outcome::Failed,
+            explanation.unwrap_or_else(|| format!("the worker was killed by {}", signal_words(signal))),
+        ),
         (None, Exit::Code(code)) => (
             Outcome::Failed,
             explanation.unwrap_or_else(|| format!("the worker ended with exit code {code}")),

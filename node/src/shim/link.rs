@@ -8,7 +8,7 @@ use anyhow::bail;
 use bytes::{Buf, BytesMut};
 use plexus_proto::frame;
 
-use super::protocol::{FRAME_MAX, Hello, Launch, Order, Report, ToShim, VERSION, report};
+use super::protocol::{FRAME_MAX, Hello, Launch, Order, Report, ToShim, VERSION, Warm, report};
 
 /// One connected agent.
 #[derive(Debug)]
@@ -16,30 +16,44 @@ pub(super) struct Link {
     stream: UnixStream,
     received: BytesMut,
     unsent: BytesMut,
+    /// Orders that were read and are for whoever asks next.
+    held: Vec<Order>,
     /// Last record the agent was told of.
     pub(super) told: u64,
+}
+
+/// What a shim is told first.
+pub(super) enum First {
+    /// A unit.
+    Launch(Box<Launch>),
+    /// A worker that a unit will come to.
+    Warm(Box<Warm>),
 }
 
 impl Link {
     /// Greets an agent.
     pub(super) fn new(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(false)?;
-        let mut link = Self { stream, received: BytesMut::new(), unsent: BytesMut::new(), told: 0 };
+        let mut link =
+            Self { stream, received: BytesMut::new(), unsent: BytesMut::new(), held: Vec::new(), told: 0 };
         let pid = std::process::id();
         link.say(Report::Hello(Hello { version: VERSION, pid }));
         Ok(link)
     }
 
-    /// Waits for the launch; `None` when the agent goes before it is complete. From then on the link never blocks.
-    pub(super) fn wait_for_launch(&mut self) -> anyhow::Result<Option<Launch>> {
+    /// Waits for the launch, or for the worker to be started ahead of it; `None` when the agent goes before that is
+    /// complete. From then on the link never blocks.
+    pub(super) fn wait_for_first(&mut self) -> anyhow::Result<Option<First>> {
         self.flush().ok(); // an agent that is gone shows at the next read
         loop {
             if let Some(message) = frame::decode::<ToShim>(&mut self.received, FRAME_MAX)? {
-                let Some(Order::Launch(launch)) = message.order else {
-                    bail!("the agent spoke before its launch")
+                let first = match message.order {
+                    Some(Order::Launch(launch)) => First::Launch(launch),
+                    Some(Order::Warm(warm)) => First::Warm(warm),
+                    _ => bail!("the agent spoke before its launch"),
                 };
                 self.make_nonblocking()?;
-                return Ok(Some(*launch));
+                return Ok(Some(first));
             }
             // An agent that dies without having read the greeting shows as a reset.
             if self.fill().unwrap_or(0) == 0 {
@@ -97,7 +111,7 @@ impl Link {
     /// # Errors
     /// The agent is gone, or speaks nonsense.
     pub(super) fn orders(&mut self) -> io::Result<Vec<Order>> {
-        let mut orders = Vec::new();
+        let mut orders = std::mem::take(&mut self.held);
         loop {
             // First what came together with the launch, or with an earlier order.
             while let Some(message) =
@@ -113,6 +127,11 @@ impl Link {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Keeps orders for the next [`Link::orders`].
+    pub(super) fn put_back(&mut self, orders: impl IntoIterator<Item = Order>) {
+        self.held.extend(orders);
     }
 
     fn fill(&mut self) -> io::Result<usize> {

@@ -11,7 +11,7 @@ use prost::bytes::Bytes;
 use prost::{Message, Oneof};
 
 /// Version of this conversation.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Longest frame: the worker's standard input travels in `Launch`.
 pub const FRAME_MAX: usize = plexus_proto::frame::PRIVATE_FRAME_MAX;
 /// Name of the shim's socket in the unit's runtime directory, its working directory.
@@ -21,7 +21,7 @@ pub const SOCKET: &str = "shim.sock";
 #[derive(Clone, PartialEq, Message)]
 pub struct ToShim {
     /// What it says.
-    #[prost(oneof = "Order", tags = "1, 2, 3, 30")]
+    #[prost(oneof = "Order", tags = "1, 2, 3, 30, 31")]
     pub order: Option<Order>,
 }
 
@@ -40,6 +40,27 @@ pub enum Order {
     /// The unit's owner was heard of just now. Since version 2; an older shim passes it over.
     #[prost(message, tag = "30")]
     Heard(Heard),
+    /// Start the worker ahead of its unit; the launch, with its input, comes later. Before a launch only, on the first
+    /// connection. Since version 3.
+    #[prost(message, boxed, tag = "31")]
+    Warm(Box<Warm>),
+}
+
+/// See [`Order::Warm`]. Nothing in it is secret: no unit is known yet.
+#[derive(Clone, PartialEq, Message)]
+pub struct Warm {
+    /// Program and arguments.
+    #[prost(string, repeated, tag = "1")]
+    pub argv: Vec<String>,
+    /// The whole environment.
+    #[prost(btree_map = "string, string", tag = "2")]
+    pub env: BTreeMap<String, String>,
+    /// Working directory of the worker's client.
+    #[prost(string, tag = "3")]
+    pub cwd: String,
+    /// Ends the container.
+    #[prost(string, repeated, tag = "4")]
+    pub end_argv: Vec<String>,
 }
 
 /// See [`Order::Cancel`].
@@ -132,7 +153,7 @@ impl fmt::Debug for Launch {
 #[derive(Clone, PartialEq, Message)]
 pub struct FromShim {
     /// What it says.
-    #[prost(oneof = "Report", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "Report", tags = "1, 2, 3, 4, 30")]
     pub report: Option<Report>,
 }
 
@@ -151,7 +172,14 @@ pub enum Report {
     /// The end record is in the spool, synced. The shim goes.
     #[prost(message, tag = "4")]
     Ended(Ended),
+    /// The worker that was started ahead runs in its container: a unit may come. Since version 3.
+    #[prost(message, tag = "30")]
+    Ready(Ready),
 }
+
+/// See [`Report::Ready`].
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Ready {}
 
 /// See [`Report::Hello`].
 #[derive(Clone, Copy, PartialEq, Eq, Message)]

@@ -19,7 +19,7 @@ const GROUP_BYTES: u64 = 1 << 20;
 /// The thread that syncs, and what it still has to do.
 #[derive(Debug)]
 pub(super) struct Syncer {
-    files: SyncSender<File>,
+    files: SyncSender<(File, Option<File>)>,
     done: UnixStream,
     running: bool,
     /// Record the running or last sync covers.
@@ -30,15 +30,16 @@ pub(super) struct Syncer {
 
 impl Syncer {
     pub(super) fn start() -> anyhow::Result<Self> {
-        let (files, inbox) = sync_channel::<File>(1);
+        let (files, inbox) = sync_channel::<(File, Option<File>)>(1);
         let (done, mut says) = UnixStream::pair().context("cannot make a socket pair")?;
         done.set_nonblocking(true)?;
         std::thread::Builder::new()
             .name("sync".to_owned())
             .stack_size(64 << 10)
             .spawn(move || {
-                for file in inbox {
-                    let word = if file.sync_data().is_ok() { b'+' } else { b'-' };
+                for (file, name) in inbox {
+                    let named = name.is_none_or(|dir| dir.sync_all().is_ok());
+                    let word = if named && file.sync_data().is_ok() { b'+' } else { b'-' };
                     if says.write_all(&[word]).is_err() {
                         return;
                     }
@@ -58,7 +59,7 @@ impl Syncer {
     }
 
     /// Notes new records and begins a sync if one is due.
-    pub(super) fn push(&mut self, spool: &Writer, now: Instant) -> anyhow::Result<()> {
+    pub(super) fn push(&mut self, spool: &mut Writer, now: Instant) -> anyhow::Result<()> {
         if self.dirty.is_none() && spool.last() > self.covered {
             self.dirty = Some((now, spool.segment_len()));
         }
@@ -69,7 +70,7 @@ impl Syncer {
             self.running = true;
             self.dirty = None;
             self.covered = spool.last();
-            self.files.send(spool.sync_handle()?).context("the sync thread is gone")?;
+            self.files.send(spool.sync_handles()?).context("the sync thread is gone")?;
         }
         Ok(())
     }
@@ -110,9 +111,9 @@ mod tests {
         spool
             .append(RecordKind::Output(Output { data: vec![b'x'; 9000].into(), ..Output::default() }))
             .unwrap();
-        syncer.push(&spool, begin).unwrap();
+        syncer.push(&mut spool, begin).unwrap();
         assert_eq!(syncer.deadline(), Some(begin + GROUP_TIME), "others may join it until then");
-        syncer.push(&spool, begin + GROUP_TIME).unwrap();
+        syncer.push(&mut spool, begin + GROUP_TIME).unwrap();
         assert_eq!(syncer.deadline(), None);
         poll(&mut [PollFd::new(&syncer.fd(), PollFlags::IN)], None).unwrap();
         syncer.on_done().unwrap();

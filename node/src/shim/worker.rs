@@ -1,5 +1,6 @@
 //! The worker's process and pipes.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,7 +14,6 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use super::cut::Cutter;
 use super::ending::Exit;
-use super::protocol::Launch;
 
 /// Asked of the kernel for the worker's output pipes, so that a burst does not stop at 64 KiB.
 const PIPE_BYTES: usize = 256 << 10;
@@ -68,24 +68,31 @@ pub(super) enum Got<'a> {
 
 impl Worker {
     /// Starts the worker. A failure is kept in `unstarted`: it is the unit's outcome, not the shim's.
-    pub(super) fn spawn(launch: Launch) -> Self {
+    pub(super) fn spawn(argv: &[String], env: &BTreeMap<String, String>, cwd: &str) -> Self {
         let mut worker =
             Self { process: None, exit: None, unstarted: None, stdin: None, stdout: None, stderr: None };
-        if let Err(error) = worker.start(launch) {
+        if let Err(error) = worker.start(argv, env, cwd) {
             worker.unstarted = Some(error);
         }
         worker
     }
 
-    fn start(&mut self, launch: Launch) -> io::Result<()> {
-        let Some((program, args)) = launch.argv.split_first() else {
+    /// Gives it its input; comes once.
+    pub(super) fn feed(&mut self, input: Bytes) {
+        if let Some(stdin) = &mut self.stdin {
+            stdin.rest = input;
+        }
+    }
+
+    fn start(&mut self, argv: &[String], env: &BTreeMap<String, String>, cwd: &str) -> io::Result<()> {
+        let Some((program, args)) = argv.split_first() else {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the command is empty"));
         };
-        let mut child = Command::new(resolve(program, launch.env.get("PATH")))
+        let mut child = Command::new(resolve(program, env.get("PATH")))
             .args(args)
             .env_clear()
-            .envs(&launch.env)
-            .current_dir(&launch.cwd)
+            .envs(env)
+            .current_dir(cwd)
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -96,7 +103,7 @@ impl Worker {
         let stderr = child.stderr.take().map(OwnedFd::from);
         self.process = Some(Process::new(child.id())?);
         self.stdin =
-            stdin.map(|fd| nonblocking(fd).map(|pipe| Stdin { pipe, rest: launch.stdin })).transpose()?;
+            stdin.map(|fd| nonblocking(fd).map(|pipe| Stdin { pipe, rest: Bytes::new() })).transpose()?;
         self.stdout = stdout.map(Pipe::new).transpose()?;
         self.stderr = stderr.map(Pipe::new).transpose()?;
         Ok(())

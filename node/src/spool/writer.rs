@@ -30,6 +30,8 @@ pub struct Writer {
     next: u64,
     hash: RollingHash,
     buffer: Vec<u8>,
+    /// The directory, while the name of the first segment in it is not synced: no worker waits for that.
+    fresh: Option<File>,
 }
 
 impl Writer {
@@ -43,8 +45,9 @@ impl Writer {
             let exists = std::io::Error::from(std::io::ErrorKind::AlreadyExists);
             return Err(Error::disk("begin a second spool in", dir)(exists));
         }
-        let (file, path) = begin(dir, &Header { attempt, first_record: 1, key_id })?;
+        let (file, path) = open(dir, &Header { attempt, first_record: 1, key_id })?;
         Ok(Self {
+            fresh: Some(File::open(dir).map_err(Error::disk("open", dir))?),
             dir: dir.to_owned(),
             attempt,
             key,
@@ -98,17 +101,21 @@ impl Writer {
     ///
     /// # Errors
     /// The disk refuses.
-    pub fn sync(&self) -> Result<(), Error> {
+    pub fn sync(&mut self) -> Result<(), Error> {
+        if let Some(dir) = self.fresh.take() {
+            dir.sync_all().map_err(Error::disk("sync", &self.dir))?;
+        }
         self.file.sync_data().map_err(Error::disk("sync", &self.path))
     }
 
-    /// A second handle of the current segment, for a thread that syncs while this one writes. Older segments are
-    /// synced when they are closed.
+    /// A second handle of the current segment, for a thread that syncs while this one writes, and the directory if a name in it
+    /// is not synced. Older segments are synced when they are closed.
     ///
     /// # Errors
     /// No file descriptor is left.
-    pub fn sync_handle(&self) -> Result<File, Error> {
-        self.file.try_clone().map_err(Error::disk("open", &self.path))
+    pub fn sync_handles(&mut self) -> Result<(File, Option<File>), Error> {
+        let file = self.file.try_clone().map_err(Error::disk("open", &self.path))?;
+        Ok((file, self.fresh.take()))
     }
 
     fn write(&mut self, record: &Record, outcome: Option<Finished>) -> Result<u64, Error> {
@@ -145,6 +152,13 @@ impl Writer {
 
 /// Makes a segment, its header and its name durable.
 pub(super) fn begin(dir: &Path, header: &Header) -> Result<(File, PathBuf), Error> {
+    let (file, path) = open(dir, header)?;
+    file.sync_data().and_then(|()| File::open(dir)?.sync_all()).map_err(Error::disk("begin", &path))?;
+    Ok((file, path))
+}
+
+/// Makes a segment with its header.
+fn open(dir: &Path, header: &Header) -> Result<(File, PathBuf), Error> {
     let path = segment_path(dir, header.first_record);
     // Never `create_new`: a full disk may have left the file without its header, and the same number comes again.
     let mut file = OpenOptions::new()
@@ -155,9 +169,6 @@ pub(super) fn begin(dir: &Path, header: &Header) -> Result<(File, PathBuf), Erro
         .mode(0o600)
         .open(&path)
         .map_err(Error::disk("create", &path))?;
-    file.write_all(&header.encode())
-        .and_then(|()| file.sync_data())
-        .and_then(|()| File::open(dir)?.sync_all())
-        .map_err(Error::disk("begin", &path))?;
+    file.write_all(&header.encode()).map_err(Error::disk("begin", &path))?;
     Ok((file, path))
 }

@@ -32,7 +32,12 @@ impl Inner {
     pub(super) fn spawn_spare(&self) -> std::io::Result<Spare> {
         let name = format!("{}.{}", self.store, uuid::Uuid::new_v4());
         let group = (self.runtime.kind() == Kind::Process).then_some(name.as_str());
-        shims::spawn(&self.options.shim_binary, self.options.runtime_dir.join(SPARES).join(&name), group)
+        shims::spawn(&self.options.shim_binary, self.spares().join(&name), group)
+    }
+
+    /// Where shims without a unit are.
+    pub(super) fn spares(&self) -> PathBuf {
+        self.options.runtime_dir.join(SPARES)
     }
 
     pub(super) fn take_spare(&self) -> Option<Spare> {
@@ -52,7 +57,7 @@ impl Inner {
 
     /// Removes what spare shims of an earlier life left. They ended with their agent.
     pub(super) fn remove_spares(&self) {
-        let dir = self.options.runtime_dir.join(SPARES);
+        let dir = self.spares();
         for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
             if let Some(group) = cgroup::noted(&entry.path().join(cgroup::NOTE)) {
                 cgroup::end(&group, SPARE_LIMIT);
@@ -77,7 +82,7 @@ impl Inner {
 
     /// Looks for leftovers and removes them. Blocks.
     fn reap(&self) -> Result<Reaped, runtime::Error> {
-        let containers = self.runtime.reap(&|attempt| self.is_stale(attempt))?;
+        let containers = self.runtime.reap(&|holder| self.is_stale_holder(holder))?;
         let mut shims = Vec::new();
         for attempt in unit_dir::list(&self.runtime_units()).unwrap_or_default() {
             let dir = self.runtime_units().join(attempt.to_string());
@@ -92,9 +97,11 @@ impl Inner {
             }
         }
         for attempt in unit_dir::list(&self.units_dir()).unwrap_or_default() {
-            let copy = UnitDir::new(&self.units_dir(), attempt).project();
-            if self.is_stale(attempt) && copy.exists() {
-                self.runtime.remove_tree(&copy)?;
+            let dir = UnitDir::new(&self.units_dir(), attempt);
+            for copy in [dir.project(), dir.stage()] {
+                if self.is_stale(attempt) && copy.exists() {
+                    self.runtime.remove_tree(&copy)?;
+                }
             }
         }
         if let Err(error) = self.cache.settle() {

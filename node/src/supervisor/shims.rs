@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
@@ -106,6 +106,21 @@ pub(super) struct Spare {
 }
 
 impl Spare {
+    /// Its directory, until a unit adopts it.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The conversation with it.
+    pub(super) fn stream(&mut self) -> &mut UnixStream {
+        &mut self.stream
+    }
+
+    /// Another descriptor of the conversation, to see its end.
+    pub(super) fn second_stream(&self) -> io::Result<UnixStream> {
+        UnixStream::from_std(StdUnixStream::from(self.stream.as_fd().try_clone_to_owned()?))
+    }
+
     /// Makes it the shim of a unit: its directory gets the unit's name. `None` when it died meanwhile.
     pub(super) fn adopt(self, dir: &Path) -> io::Result<Option<UnixStream>> {
         if !is_alive(&self.dir) {

@@ -62,6 +62,7 @@ pub(super) enum Request {
     Payload {
         ticket: u64,
         block: PrivateBlock,
+        image: Option<String>,
         answer: Answer<UnitStatus>,
     },
     Unprepared {
@@ -99,6 +100,8 @@ pub struct View {
     pub cluster: ClusterId,
     /// The records stream that is served; all others end.
     pub attachment: u64,
+    /// What it is for people.
+    pub label: Arc<str>,
 }
 
 impl View {
@@ -165,7 +168,12 @@ impl Task {
         let runtime_dir = inner.runtime_units().join(unit.attempt().to_string());
         let kept = inner.kept().join(unit.attempt().to_string());
         let cluster = unit.owner().cluster.clone();
-        let (view, seen) = watch::channel(View { status: unit.status(), cluster, attachment: 0 });
+        let (view, seen) = watch::channel(View {
+            status: unit.status(),
+            cluster,
+            attachment: 0,
+            label: spec.label.as_str().into(),
+        });
         let stored = matches!(unit.state(), State::Finished(_));
         let launched = matches!(unit.state(), State::Preparing { .. });
         let persisted = dir.path().exists();
@@ -230,8 +238,8 @@ impl Task {
                 let result = self.on_open_payload(&caller, epoch).await;
                 answer.send(result).ok();
             }
-            Request::Payload { ticket, block, answer } => {
-                let result = self.on_payload(ticket, block).await;
+            Request::Payload { ticket, block, image, answer } => {
+                let result = self.on_payload(ticket, block, image).await;
                 answer.send(result).ok();
             }
             Request::Unprepared { ticket, reason, answer } => {
@@ -318,6 +326,7 @@ impl Task {
         self.ticket = self.inner.next_serial();
         // Its start overlaps with the payload's way here.
         if self.shim.is_none()
+            && !self.inner.pool.offers(&self.spec.image, &self.spec.organization)
             && let Err(error) = self.take_shim().await
         {
             debug!(error = &error as &dyn std::error::Error, "shim cannot be started yet");
@@ -336,12 +345,17 @@ impl Task {
         Ok(Opened { status: self.unit.status(), wanted: Some(wanted) })
     }
 
-    async fn on_payload(&mut self, ticket: u64, block: PrivateBlock) -> Result<UnitStatus, Refusal> {
+    async fn on_payload(
+        &mut self,
+        ticket: u64,
+        block: PrivateBlock,
+        image: Option<String>,
+    ) -> Result<UnitStatus, Refusal> {
         self.check_ticket(ticket)?;
         for effect in self.unit.on_payload() {
             debug_assert_eq!(effect, Effect::Start, "a payload starts the unit and nothing else");
             self.publish();
-            if let Err(reason) = self.start(ticket, &block).await {
+            if let Err(reason) = self.start(ticket, &block, image.as_deref()).await {
                 warn!(reason, "unit cannot be started");
                 let effects = self.unit.on_unprepared(reason);
                 self.carry_out(effects).await?;
@@ -427,6 +441,7 @@ impl Task {
                 self.carry_out(effects).await.ok();
                 self.inner.keep_spare();
             }
+            News::Report(Report::Ready(_)) => {}
             News::Report(Report::Written(written)) => self.unit.on_records(written.records),
             News::Report(Report::Ended(ended)) => {
                 Point::EndHeard.hit();

@@ -17,7 +17,10 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, unmount,
+};
 
 use super::{Error, disk};
 
@@ -46,6 +49,54 @@ pub fn open(dir: &Path) -> Result<PathBuf, Error> {
     let merged = dir.join("merged");
     mount_overlay(Path::new(&lower), dir, &merged).map_err(disk("mount", &merged))?;
     Ok(merged)
+}
+
+/// Makes an empty directory into which [`show`] can put a tree later, also for those who mounted the directory before. `mounts`
+/// says whether this process may mount.
+///
+/// # Errors
+/// The file system, or the kernel, refuses.
+pub fn stage(dir: &Path, mounts: bool) -> Result<(), Error> {
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(disk("make", dir))?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).map_err(disk("set the mode of", dir))?;
+    if !mounts {
+        return Ok(());
+    }
+    // First private, so that it begins a group of its own: what is mounted on it shows nowhere else.
+    mount_bind(dir, dir)
+        .and_then(|()| mount_change(dir, MountPropagationFlags::PRIVATE))
+        .and_then(|()| mount_change(dir, MountPropagationFlags::SHARED))
+        .map_err(|error| disk("mount", dir)(error.into()))
+}
+
+/// Shows an opened tree in a staged directory: mounted there, or moved there where `tree` is a copy. `stage` may hold nothing yet.
+///
+/// # Errors
+/// The kernel refuses, or something of the same name is there already.
+pub fn show(tree: &Path, stage: &Path, mounts: bool) -> Result<(), Error> {
+    if mounts {
+        return mount_bind(tree, stage).map_err(|error| disk("mount", stage)(error.into()));
+    }
+    for entry in fs::read_dir(tree).map_err(disk("read", tree))? {
+        let entry = entry.map_err(disk("read", tree))?;
+        let target = stage.join(entry.file_name());
+        // A directory that may not be written cannot be moved either, but by root.
+        let kind = entry.file_type().map_err(disk("read", &target))?;
+        let mode = entry.metadata().map_err(disk("read", &target))?.permissions();
+        let sealed = kind.is_dir() && mode.mode() & 0o200 == 0;
+        if sealed {
+            let open = fs::Permissions::from_mode(0o700);
+            fs::set_permissions(entry.path(), open).map_err(disk("set the mode of", &target))?;
+        }
+        // Whoever is in there may have made something; it is neither followed nor replaced.
+        renameat_with(CWD, entry.path(), CWD, &target, RenameFlags::NOREPLACE)
+            .map_err(|error| disk("move", &target)(error.into()))?;
+        if sealed {
+            fs::set_permissions(&target, mode).map_err(disk("set the mode of", &target))?;
+        }
+    }
+    let mode = fs::metadata(tree).map_err(disk("read", tree))?.permissions();
+    fs::set_permissions(stage, mode).map_err(disk("set the mode of", stage))
 }
 
 /// Takes away every mount at or below `dir`. Blocks. What cannot be taken away stays: removing the directory then
@@ -178,6 +229,33 @@ mod tests {
         let found: Vec<_> = mounts(table).collect();
         assert_eq!(found[0], ("/data/a b/merged".into(), Some("/c/t".into())));
         assert_eq!(found[1], ("/tmp".into(), None));
+    }
+
+    #[test]
+    fn a_tree_is_shown_in_a_directory_that_was_there_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = dir.path().join("files");
+        fs::create_dir_all(files.join("sub")).unwrap();
+        fs::write(files.join("sub/a"), "one").unwrap();
+        for overlay in [false, overlay_works(&dir.path().join("probe"))] {
+            let (copy, at) =
+                (dir.path().join(format!("c-{overlay}")), dir.path().join(format!("s-{overlay}/x")));
+            stage(&at, overlay).unwrap();
+            prepare(&files, &copy, overlay).unwrap();
+            show(&open(&copy).unwrap(), &at, overlay).unwrap();
+            fs::write(at.join("sub/a"), "two").unwrap();
+            close(&copy);
+            close(&at);
+            crate::unit_dir::remove_tree(&copy).unwrap();
+            crate::unit_dir::remove_tree(&at).unwrap();
+            assert_eq!(fs::read_to_string(files.join("sub/a")).unwrap(), "one");
+        }
+        // What is there already is not overwritten, and a link of that name is not followed.
+        let (copy, at) = (dir.path().join("c"), dir.path().join("s"));
+        stage(&at, false).unwrap();
+        symlink("/etc", at.join("sub")).unwrap();
+        prepare(&files, &copy, false).unwrap();
+        assert!(show(&open(&copy).unwrap(), &at, false).is_err());
     }
 
     #[test]

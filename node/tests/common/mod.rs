@@ -66,7 +66,11 @@ impl Place {
 
     /// Process id of the unit's shim: whoever has its working directory there.
     pub fn shim_pid(&self, attempt: Attempt) -> i32 {
-        let dir = self.runtime_dir(attempt);
+        self.shim_pid_in(&self.runtime_dir(attempt))
+    }
+
+    /// Process id of the shim whose directory this is.
+    pub fn shim_pid_in(&self, dir: &Path) -> i32 {
         let locks = fs::metadata(dir.join("lock")).unwrap();
         use std::os::unix::fs::MetadataExt;
         for entry in fs::read_dir("/proc").unwrap().flatten() {
@@ -76,7 +80,7 @@ impl Place {
                 return pid;
             }
         }
-        panic!("unit {attempt} has no shim");
+        panic!("{} has no shim", dir.display());
     }
 }
 

@@ -4,11 +4,13 @@ use std::{fs, io};
 
 use plexus_proto::frame::{PRIVATE_FRAME_MAX, WORK_FRAME_MAX};
 use plexus_proto::work::PrivateBlock;
+use tracing::{debug, warn};
 
 use super::{Task, chain};
 use crate::crash::Point;
 use crate::runtime::{Command, Job, Runtime};
 use crate::shim::protocol::{Launch, Order, VERSION};
+use crate::supervisor::warm::Claim;
 use crate::tree::working;
 use crate::unit_dir::UnitDir;
 use crate::{kept, private};
@@ -32,23 +34,61 @@ impl Task {
         Ok(())
     }
 
+    /// Takes a container that waits for such a unit, if there is one. What would have to be told at its start, environment for
+    /// instance, no waiting one knows.
+    async fn take_waiting(&mut self, block: &PrivateBlock, image: Option<&str>) -> Option<Claim> {
+        if self.shim.is_some() || !block.env.is_empty() || !self.spec.env.is_empty() {
+            return None;
+        }
+        let mut claim = self.inner.claim(image?, &self.spec.organization)?;
+        self.wipe_runtime_dir().await;
+        let (runtime_dir, stage) = (self.runtime_dir.clone(), self.dir.stage());
+        let adopted = self.inner.blocking(move || {
+            let adopted = claim.adopt(&runtime_dir, &stage);
+            (claim, adopted)
+        });
+        let (claim, adopted) = adopted.await;
+        match adopted {
+            Ok(Some(stream)) => {
+                self.talk(stream);
+                return Some(claim);
+            }
+            Ok(None) => debug!("the container that waited ended"),
+            Err(error) => {
+                warn!(error = &error as &dyn std::error::Error, "a waiting container cannot be taken")
+            }
+        }
+        self.inner.clean_slot(&claim.name).await;
+        self.wipe_runtime_dir().await;
+        None
+    }
+
     /// Lays out the private block, marks the unit as started, and gives the shim its launch.
-    pub(super) async fn start(&mut self, ticket: u64, block: &PrivateBlock) -> Result<(), String> {
+    pub(super) async fn start(
+        &mut self,
+        ticket: u64,
+        block: &PrivateBlock,
+        image: Option<&str>,
+    ) -> Result<(), String> {
         if block.spool_key.len() != 32 {
             return Err("the private block has no spool key".to_owned());
         }
         if block.stdin.len() > STDIN_MAX {
             return Err("the worker's input is too long".to_owned());
         }
+        let claim = self.take_waiting(block, image).await;
         if self.shim.is_none() {
             self.take_shim().await.map_err(|error| format!("the unit's shim cannot be started: {error}"))?;
         }
         Point::ShimTaken.hit();
-        let launch = self.lay_out(ticket, block).await?;
+        let slot = claim.as_ref().map(|claim| claim.name.clone());
+        let launch = self.lay_out(ticket, block, slot.clone()).await?;
         Point::LaidOut.hit();
         // From the mark on, the unit counts as started, whatever happens.
         let dir = self.dir.clone();
-        self.inner.blocking(move || dir.mark_starting()).await.map_err(|error| chain(&error))?;
+        let marked = self.inner.blocking(move || dir.mark_starting(slot.as_deref())).await;
+        marked.map_err(|error| chain(&error))?;
+        drop(claim);
         Point::Marked.hit();
         self.launched = true;
         if let Some(shim) = &self.shim {
@@ -58,11 +98,17 @@ impl Task {
         Ok(())
     }
 
-    async fn lay_out(&self, ticket: u64, block: &PrivateBlock) -> Result<Launch, String> {
+    async fn lay_out(
+        &self,
+        ticket: u64,
+        block: &PrivateBlock,
+        slot: Option<String>,
+    ) -> Result<Launch, String> {
         let (runtime, dir, runtime_dir) =
             (self.inner.runtime.clone(), self.dir.clone(), self.runtime_dir.clone());
         let (attempt, spec, block) = (self.unit.attempt(), self.spec.clone(), block.clone());
         let quota = self.inner.options.work.spool_quota_mib << 20;
+        let mounts = self.inner.cache.has_overlay();
         self.inner
             .blocking(move || {
                 let private = runtime_dir.join("private");
@@ -72,11 +118,23 @@ impl Task {
                     fs::rename(&copy, &project)
                         .map_err(|error| format!("cannot move the working copy: {error}"))?;
                 }
-                let tree = match has_project {
+                let mut tree = match has_project {
                     true => Some(working::open(&project).map_err(|error| chain(&error))?),
                     false => None,
                 };
-                private::lay_out(&private, &block.files).map_err(|error| chain(&error))?;
+                if slot.is_some() {
+                    // The container is there already: what it sees is whole and has its owner before it is seen.
+                    let fresh = runtime_dir.join("fresh");
+                    private::lay_out(&fresh, &block.files).map_err(|error| chain(&error))?;
+                    runtime.give(&[Some(&fresh), tree.as_deref()]).map_err(|error| chain(&error))?;
+                    let stage = dir.stage().join("tree");
+                    if let Some(copy) = tree.replace(stage.clone()).filter(|_| has_project) {
+                        working::show(&copy, &stage, mounts).map_err(|error| chain(&error))?;
+                    }
+                    private::move_into(&fresh, &private).map_err(|error| chain(&error))?;
+                } else {
+                    private::lay_out(&private, &block.files).map_err(|error| chain(&error))?;
+                }
                 if spec.keep_seconds > 0 {
                     kept::note(&runtime_dir, &block.files)
                         .map_err(|error| format!("cannot note what is secret: {error}"))?;
@@ -88,6 +146,7 @@ impl Task {
                     project: tree.as_deref(),
                     runtime_dir: &runtime_dir,
                     secret_env: &block.env,
+                    slot: slot.as_deref(),
                 };
                 let command = runtime.command(&job).map_err(|error| chain(&error))?;
                 Ok(launch(&*runtime, &job, command, &block, &dir, quota))

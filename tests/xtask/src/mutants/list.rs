@@ -66,8 +66,15 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "sync of the intent",
         file: "node/src/unit_dir.rs",
-        old: "                file.sync_data()\n            })\n            .map_err(disk(\"write\", &fresh))?;",
-        new: "                Ok(())\n            })\n            .map_err(disk(\"write\", &fresh))?;",
+        old: "            file.sync_data().map_err(disk(\"sync\", &path))?;\n",
+        new: "",
+        tests: lib("unit_dir::tests::what_is_stored_is_on_the_disk"),
+    },
+    Mutant {
+        name: "sync of what replaces an intent",
+        file: "node/src/unit_dir.rs",
+        old: "file.write_all(&text).and_then(|()| file.sync_data())",
+        new: "file.write_all(&text)",
         tests: lib("unit_dir::tests::what_is_stored_is_on_the_disk"),
     },
     Mutant {
@@ -87,7 +94,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "mark before the start",
         file: "node/src/supervisor/unit/start.rs",
-        old: "dir.mark_starting()",
+        old: "dir.mark_starting(slot.as_deref())",
         new: "Ok::<(), crate::unit_dir::Error>(drop(dir))",
         tests: file("trouble", "a_shim_killed_while_no_agent_lives_is_found_lost_and_never_run_again"),
     },
