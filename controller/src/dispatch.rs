@@ -126,13 +126,17 @@ impl NodeClient {
         self.unit(self.bounded(client.status(StatusRequest { unit: Some(attempt.into()) })).await?)
     }
 
-    /// The node itself.
+    /// The node itself. `outgrown` is a store of it, and how many starts on it were heard of, if that store shows fewer now.
     ///
     /// # Errors
     /// [`CallError`].
-    pub async fn info(&self) -> Result<NodeInfo, CallError> {
+    pub async fn info(&self, outgrown: Option<(StoreId, u64)>) -> Result<NodeInfo, CallError> {
         let mut client = self.client.clone();
-        self.bounded(client.info(InfoRequest {})).await
+        let request = outgrown.map_or_else(InfoRequest::default, |(store, starts)| InfoRequest {
+            store_id: store.0.as_bytes().to_vec().into(),
+            starts,
+        });
+        self.bounded(client.info(request)).await
     }
 
     async fn bounded<T>(

@@ -303,7 +303,7 @@ async fn a_killed_agent_comes_back_over_the_hop_with_its_unit() {
     controller.reachable().await;
 
     let mut verbs = WorkClient::new(grpc::channel(&controller.mesh, &controller.node, "work"));
-    let info = verbs.info(InfoRequest {}).await.unwrap().into_inner();
+    let info = verbs.info(InfoRequest::default()).await.unwrap().into_inner();
     assert_eq!((info.runtime.as_str(), info.store_id.len()), ("process", 16));
     let job = Job::script("i=0; while [ $i -lt 300 ]; do i=$((i+1)); echo line $i; sleep 0.01; done");
     let request = SubmitRequest {
@@ -341,7 +341,7 @@ async fn a_killed_agent_comes_back_over_the_hop_with_its_unit() {
 
     // The hop has no such services at all.
     let mut hop_verbs = WorkClient::new(grpc::channel(&controller.mesh, &"hop-1".parse().unwrap(), "work"));
-    assert!(hop_verbs.info(InfoRequest {}).await.is_err());
+    assert!(hop_verbs.info(InfoRequest::default()).await.is_err());
     let socket = world.shm.path().join("node-1.sock");
     let mut local = plexus_mesh::local::LocalClient::connect(&socket).await.unwrap();
     check(&local.status().await.unwrap(), &["node-1", "hop-1"]);

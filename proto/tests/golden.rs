@@ -205,7 +205,8 @@ fn work_verbs() {
     check("forget", ForgetRequest { unit: unit(), epoch: epoch() });
     check("status", StatusRequest { unit: unit() });
     check("list", ListRequest {});
-    check("info", InfoRequest {});
+    check("info", InfoRequest::default());
+    check("info-starts", InfoRequest { store_id: vec![9; 16].into(), starts: 12 });
     let state = UnitStatusState::Pending(Pending { needs_payload: true });
     check("reply-pending", UnitReply { result: Some(UnitReplyResult::Status(status(state))) });
     check("reply-refusal", UnitReply { result: Some(UnitReplyResult::Refusal(refusal())) });

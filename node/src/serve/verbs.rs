@@ -67,7 +67,7 @@ impl Work for Verbs {
 
     async fn info(&self, request: Request<InfoRequest>) -> Result<Response<NodeInfo>, Status> {
         caller(&request)?;
-        Ok(Response::new(self.supervisor.info().await))
+        Ok(Response::new(self.supervisor.info(request.get_ref()).await))
     }
 
     async fn images(&self, request: Request<ImagesRequest>) -> Result<Response<ImagesReply>, Status> {
