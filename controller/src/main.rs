@@ -58,6 +58,9 @@ enum Db {
     },
 }
 
+/// How much later than the API's threads get their turn that take records in; by `nice(2)`, which needs no privilege.
+const NICE: i32 = 10;
+
 fn main() -> ExitCode {
     let outcome = match Args::parse().command {
         Command::Run { config } => run(&config),
@@ -96,11 +99,17 @@ fn run(file: &std::path::Path) -> anyhow::Result<()> {
     let config = Config::load(file)?;
     init_log(&config)?;
     plexus_mesh::install_crypto_provider();
-    let threads =
-        |name: &str| tokio::runtime::Builder::new_multi_thread().thread_name(name).enable_all().build();
-    // Who asks the API does not stand in line behind records that are opened, parsed and packed for milliseconds: the kernel
-    // shares the cores between the two, and lets those go first who mostly wait.
-    let (runtime, api) = (threads("plexus")?, threads("plexus-api")?);
+    let threads = |name: &str, nice: i32| {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        // Fewer turns for who is nicer is all that it asks for, so a refusal does no harm.
+        builder.on_thread_start(move || _ = rustix::process::setpriority_process(None, nice));
+        builder.thread_name(name).enable_all().build()
+    };
+    // Who asks the API does not stand in line behind records that are opened, parsed and packed for milliseconds: each has
+    // threads of its own. Those of records are nicer, and so are the threads of event files that they open: at each of
+    // the dozen turns that a request takes among threads, it would else wait for a whole slice of theirs.
+    let (runtime, api) = (threads("plexus", 0)?, threads("plexus-api", 0)?);
+    let records = threads("plexus-records", NICE)?;
     runtime.block_on(async {
         let shutdown = CancellationToken::new();
         let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -113,7 +122,7 @@ fn run(file: &std::path::Path) -> anyhow::Result<()> {
             tracing::info!("asked to stop");
             asked.cancel();
         });
-        service::run(config, file, api.handle(), shutdown).await
+        service::run(config, file, (api.handle(), records.handle()), shutdown).await
     })
 }
 

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use plexus_mesh::Mesh;
 use plexus_proto::id::{Attempt, NodeId, OwnerEpoch, UnitId};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -63,6 +64,8 @@ pub struct Context {
     pub projects: PathBuf,
     /// Project trees as they were read last.
     pub trees: Arc<Trees>,
+    /// Where jobs are attended to, and so their records opened, parsed and packed.
+    pub records: Handle,
 }
 
 /// The latest time somebody asked to end a job; drivers signal again on each change.
@@ -263,7 +266,7 @@ impl Reconciler {
             job::drive(context, unit, job.created, signals).await;
             id
         };
-        let task = self.running.spawn(work.instrument(span));
+        let task = self.running.spawn_on(work.instrument(span), &self.context.records);
         self.drivers.insert(id, Driver { cancel, task });
     }
 

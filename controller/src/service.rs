@@ -35,14 +35,15 @@ use crate::{auth, fleet};
 pub const ADMIN_PASSWORD: &str = "PLEXUS_CONTROLLER_ADMIN_PASSWORD";
 
 /// Runs the controller until `shutdown`. At SIGHUP, and when root asks at the local door, peers, listeners and
-/// certificates are taken over from `file`, which `config` is from. The API is served on `api`, everything else here.
+/// certificates are taken over from `file`, which `config` is from. The API is served on the first of both runtimes, records of
+/// jobs are taken in on the second, everything else runs here.
 ///
 /// # Errors
 /// What keeps it from starting, in words for an operator, or what ended it.
 pub async fn run(
     config: Config,
     file: &Path,
-    api: &Handle,
+    (api, records): (&Handle, &Handle),
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let credentials = Credentials::load(&config.identity_dir)
@@ -112,6 +113,7 @@ pub async fn run(
         nodes,
         projects: root,
         trees: Arc::default(),
+        records: records.clone(),
     };
     let reconciler = reconcile::spawn(context, ours.clone());
     let retention = tokio::spawn({

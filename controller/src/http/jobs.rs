@@ -18,7 +18,7 @@ use crate::kind::Kind;
 use crate::registry::JOBS;
 use crate::registry::access::CANCEL;
 use crate::registry::read::Record;
-use crate::store::core::Class;
+use crate::store::core::{Class, CoreDb, Error as StoreError};
 
 pub(super) struct Jobs;
 
@@ -27,29 +27,13 @@ impl Rules for Jobs {
         Box::pin(async move {
             let db = &call.app.db;
             let ids: Vec<i64> = records.iter().map(|record| record.id).collect();
-            let mut credentials = attached(db, "unified_job_credentials", "unified_job_id", &ids).await?;
-            let mut worn = labels::worn(db, &labels::JOBS, &ids).await?;
-            let mut units: HashMap<i64, String> = HashMap::new();
-            let mut counts: HashMap<i64, (i64, i64)> = HashMap::new();
-            if !ids.is_empty() {
-                let mut query = Query::select();
-                query.columns(["job_id", "unit_id"]).from("units");
-                query.and_where(Expr::col("job_id").is_in(ids.iter().copied()));
-                for row in db.all(&query).await? {
-                    let unit: Vec<u8> = row.at(1)?;
-                    if let Ok(unit) = uuid::Uuid::from_slice(&unit) {
-                        units.insert(row.at(0)?, unit.to_string());
-                    }
-                }
-                if detail {
-                    let mut query = Query::select();
-                    query.columns(["id", "play_count", "task_count"]).from("unified_jobs");
-                    query.and_where(Expr::col("id").is_in(ids));
-                    for row in db.all(&query).await? {
-                        counts.insert(row.at(0)?, (row.at(1)?, row.at(2)?));
-                    }
-                }
-            }
+            // All at once: on a busy machine a query is mostly a wait for its turn.
+            let (mut credentials, mut worn, mut units, counts) = tokio::try_join!(
+                attached(db, "unified_job_credentials", "unified_job_id", &ids),
+                labels::worn(db, &labels::JOBS, &ids),
+                units(db, &ids),
+                counts(db, if detail { &ids } else { &[] }),
+            )?;
             for record in records {
                 if *record.resource == JOBS {
                     let attached = credentials.remove(&record.id).unwrap_or_default();
@@ -83,6 +67,39 @@ impl Rules for Jobs {
             Ok(())
         })
     }
+}
+
+/// Units of jobs.
+async fn units(db: &CoreDb, ids: &[i64]) -> Result<HashMap<i64, String>, StoreError> {
+    let mut units = HashMap::new();
+    if ids.is_empty() {
+        return Ok(units);
+    }
+    let mut query = Query::select();
+    query.columns(["job_id", "unit_id"]).from("units");
+    query.and_where(Expr::col("job_id").is_in(ids.iter().copied()));
+    for row in db.all(&query).await? {
+        let unit: Vec<u8> = row.at(1)?;
+        if let Ok(unit) = uuid::Uuid::from_slice(&unit) {
+            units.insert(row.at(0)?, unit.to_string());
+        }
+    }
+    Ok(units)
+}
+
+/// Plays and tasks of jobs.
+async fn counts(db: &CoreDb, ids: &[i64]) -> Result<HashMap<i64, (i64, i64)>, StoreError> {
+    let mut counts = HashMap::new();
+    if ids.is_empty() {
+        return Ok(counts);
+    }
+    let mut query = Query::select();
+    query.columns(["id", "play_count", "task_count"]).from("unified_jobs");
+    query.and_where(Expr::col("id").is_in(ids.iter().copied()));
+    for row in db.all(&query).await? {
+        counts.insert(row.at(0)?, (row.at(1)?, row.at(2)?));
+    }
+    Ok(counts)
 }
 
 fn launched_by(record: &Record) -> Value {

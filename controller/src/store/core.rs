@@ -207,7 +207,7 @@ struct Shared {
 
 /// Connections that read, and the one that writes.
 enum Pools {
-    Sqlite { readers: SqlitePool, writer: SqlitePool, durable: durable::Durable },
+    Sqlite { readers: Box<sqlite::Readers>, writer: SqlitePool, durable: durable::Durable },
     Postgres { readers: PgPool, writer: PgPool },
 }
 
@@ -232,9 +232,10 @@ impl CoreDb {
         let lock = sqlite::lock(path)?;
         let opened = |source: Error| OpenError::Open { path: path.to_owned(), source };
         let writer = sqlite::writer(path).await?;
-        let readers = sqlite::readers(path).await.map_err(|error| opened(error.into()))?;
+        let readers = sqlite::Readers::open(path).await.map_err(|error| opened(error.into()))?;
         let durable = durable::Durable::start(path).map_err(|error| opened(sqlx::Error::Io(error).into()))?;
-        Self::start(path.to_owned(), Pools::Sqlite { readers, writer, durable }, Some(lock)).await
+        let pools = Pools::Sqlite { readers: Box::new(readers), writer, durable };
+        Self::start(path.to_owned(), pools, Some(lock)).await
     }
 
     /// Connects to the database on a server and brings its schema up to date.
@@ -328,9 +329,7 @@ impl CoreDb {
         let built = statement.for_engine(self.engine());
         let query = AssertSqlSafe(built.sql);
         match &self.shared.pools {
-            Pools::Sqlite { readers, .. } => {
-                rows(sqlx::query_with(query, built.values).fetch_all(readers).await)
-            }
+            Pools::Sqlite { readers, .. } => rows(readers.all(sqlx::query_with(query, built.values)).await),
             Pools::Postgres { readers, .. } => {
                 rows(sqlx::query_with(query, built.values).fetch_all(readers).await)
             }
@@ -345,7 +344,7 @@ impl CoreDb {
         let query = AssertSqlSafe(built.sql);
         Ok(match &self.shared.pools {
             Pools::Sqlite { readers, .. } => {
-                sqlx::query_with(query, built.values).fetch_optional(readers).await?.map(Row::from)
+                readers.optional(sqlx::query_with(query, built.values)).await?.map(Row::from)
             }
             Pools::Postgres { readers, .. } => {
                 sqlx::query_with(query, built.values).fetch_optional(readers).await?.map(Row::from)
