@@ -98,6 +98,9 @@ pub(super) async fn sub_list(
         (By::Pairs { table, here, there, .. }, &Method::POST) => {
             attach(call, resource, id, list, (table, here, there)).await
         }
+        (By::Field(_), _) if resource.path == "inventories" && list.name == "hosts" => {
+            super::inventories::hosts(call, id).await
+        }
         (By::Field(name), _) => {
             let field = list.of.column(name).ok_or_else(ApiError::no_such_page)?;
             let own = Expr::col((list.of.alias_of(&field, BASE), field.column_name())).eq(id);

@@ -8,6 +8,7 @@ mod facts;
 mod grep;
 mod groups;
 mod hostile;
+mod inventories;
 mod jobs;
 mod lists;
 mod live;

@@ -1,6 +1,6 @@
 //! Inventories, hosts, groups.
 
-use super::field::{Preset, choice, description, flag, id, int, name, text, variables};
+use super::field::{Preset, choice, description, flag, id, int, long_text, name, text, variables};
 use super::{
     Access, By, Duplicate, INSTANCE_GROUPS, JOB_HOST_SUMMARIES, JOB_TEMPLATES, JOBS, ORGANIZATIONS, Owner,
     Resource, SubList, Table, Verbs,
@@ -27,7 +27,10 @@ pub static INVENTORIES: Resource = Resource {
             ],
         )
         .help("Kind of inventory being represented."),
-        text("host_filter").null().help("Filter that will be applied to the hosts of this inventory."),
+        long_text("host_filter")
+            .max(4096)
+            .null()
+            .help("Filter that will be applied to the hosts of this inventory."),
         variables("variables").help("Inventory variables in JSON or YAML format."),
         flag("has_active_failures").computed().read_only(),
         int("total_hosts").computed().read_only(),

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use super::{ASK, Error, Made, Source, task_environment, timeout, variables};
 use crate::facts;
+use crate::inventory::members::Members;
 use crate::job;
 use crate::payload::injectors::{self, Injected, Inputs};
 use crate::payload::private::{Group, Inventory, JobOptions, MachineCredential, Private, VaultCredential};
@@ -151,8 +152,7 @@ async fn inventory_of(context: &Context, id: i64) -> Result<Inventory, Error> {
     select
         .columns(["name", "variables"])
         .from("hosts")
-        .and_where(Expr::col("inventory_id").eq(id))
-        .and_where(Expr::col("enabled").eq(true))
+        .and_where(Members::of(core, id).await?.enabled("hosts"))
         .order_by("id", Order::Asc);
     for row in core.all(select).await? {
         let name: String = row.value("name")?;
