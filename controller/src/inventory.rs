@@ -3,6 +3,7 @@
 
 pub mod changes;
 pub mod document;
+pub mod import;
 pub mod members;
 
 use std::collections::{BTreeMap, HashMap, HashSet};

@@ -8,5 +8,6 @@
 //! Nothing here knows the database, the mesh or the clock: rows come in as plain values, messages go out.
 
 pub mod injectors;
+pub mod inventory_update;
 pub mod private;
 pub mod tree;

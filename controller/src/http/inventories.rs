@@ -1,5 +1,7 @@
 //! Inventories, hosts, groups: counts, variables, the document for Ansible, and groups in groups.
 
+mod constructed;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use axum::body::Body;
@@ -17,10 +19,10 @@ use super::{Answer, access, generic, ok, paging};
 use crate::facts;
 use crate::inventory::members::{self, Members, Only, SMART};
 use crate::inventory::{self, Script};
-use crate::registry::read::{BASE, Record};
+use crate::registry::read::{self, BASE, Record};
 use crate::registry::roles::ADMIN;
 use crate::registry::write::{Draft, parse_variables};
-use crate::registry::{GROUPS, HOSTS, INVENTORIES, Resource};
+use crate::registry::{CONSTRUCTED_INVENTORIES, GROUPS, HOSTS, INVENTORIES, Resource};
 use crate::store::core::{Class, WriteTx};
 
 const READS: &str = "GET, HEAD, OPTIONS";
@@ -30,6 +32,10 @@ pub(super) struct Inventories;
 impl Rules for Inventories {
     fn check<'a>(&'a self, call: &'a Call, draft: &'a mut Draft, before: Option<&'a Record>) -> Rule<'a> {
         Box::pin(async move {
+            if *draft.resource == CONSTRUCTED_INVENTORIES {
+                constructed::check(draft);
+                return Ok(());
+            }
             let was = |name: &str| before.map(|before| before.text(name)).unwrap_or_default();
             if draft.has("kind") && before.is_some() && was("kind") != draft.text("kind") {
                 return Err(ApiError::Detail(
@@ -60,9 +66,23 @@ impl Rules for Inventories {
         })
     }
 
+    fn written<'a>(&'a self, call: &'a Call, tx: &'a mut WriteTx, id: i64, draft: &'a Draft) -> Rule<'a> {
+        Box::pin(async move { constructed::keep(call, tx, id, draft).await })
+    }
+
+    fn may_attach<'a>(&'a self, tx: &'a mut WriteTx, list: &'a str, id: i64, member: i64) -> Rule<'a> {
+        Box::pin(async move {
+            match list {
+                "input_inventories" => constructed::may_be_made_of(tx, id, member).await,
+                _ => Ok(()),
+            }
+        })
+    }
+
     fn fill<'a>(&'a self, call: &'a Call, records: &'a mut [Record], _: bool) -> Rule<'a> {
         Box::pin(async move {
             let ids: Vec<i64> = records.iter().map(|record| record.id).collect();
+            constructed::show(call, records).await?;
             let hosts = members::counts(&call.app.db, &ids, Only::All).await?;
             let failing = members::counts(&call.app.db, &ids, Only::Failing).await?;
             let groups = groups_of(call, &ids).await?;
@@ -287,13 +307,83 @@ pub(super) async fn root_groups(call: &Call, id: &str) -> Answer {
     generic::page(call, &GROUPS, Some(roots)).await
 }
 
+/// `tree/`: the groups that are below none, each with those below it.
+pub(super) async fn tree(call: &Call, id: &str) -> Answer {
+    call.allow(READS)?;
+    let id = generic::visible_id(call, &INVENTORIES, id).await?;
+    if call.method == Method::OPTIONS {
+        return ok(json!({"name": "Inventory Tree", "actions": {"GET": {}}}));
+    }
+    let mut query = read::select(&GROUPS, false);
+    query.and_where(Expr::col((BASE, "inventory_id")).eq(id)).order_by((BASE, "name"), sea_query::Order::Asc);
+    let mut groups = BTreeMap::new();
+    let mut names = Vec::new();
+    for row in call.app.db.all(query.limit(TREE_MAX)).await? {
+        let group = read::record(&GROUPS, false, &row)?;
+        names.push(group.id);
+        groups.insert(group.id, group);
+    }
+    let mut query = Query::select();
+    query.columns([("p", "group_id"), ("p", "child_id")]).from_as("group_children", "p");
+    let of = Expr::col(("g", "id")).equals(("p", "group_id"));
+    query.join_as(JoinType::InnerJoin, "groups", "g", of).and_where(Expr::col(("g", "inventory_id")).eq(id));
+    let mut children: HashMap<i64, HashSet<i64>> = HashMap::new();
+    let mut below: HashSet<i64> = HashSet::new();
+    for row in call.app.db.all(&query).await? {
+        let (group, child) = (row.at(0)?, row.at(1)?);
+        children.entry(group).or_default().insert(child);
+        below.insert(child);
+    }
+    let mut left = TREE_MAX;
+    let roots: Vec<Value> = names
+        .iter()
+        .filter(|id| !below.contains(*id))
+        .filter_map(|id| branch(*id, &groups, &children, &names, 0, &mut left))
+        .collect();
+    ok(roots)
+}
+
+/// Groups that a tree shows at most: one with many parents is there many times.
+const TREE_MAX: u64 = 10_000;
+/// Deepest branch that is shown.
+const DEEPEST: usize = 32;
+
+fn branch(
+    id: i64,
+    groups: &BTreeMap<i64, Record>,
+    children: &HashMap<i64, HashSet<i64>>,
+    order: &[i64],
+    depth: usize,
+    left: &mut u64,
+) -> Option<Value> {
+    *left = left.checked_sub(1)?;
+    let mut object = groups.get(&id)?.clone().into_json();
+    let own = children.get(&id).filter(|_| depth < DEEPEST);
+    let below: Vec<Value> = order
+        .iter()
+        .filter(|child| own.is_some_and(|own| own.contains(*child)))
+        .filter_map(|child| branch(*child, groups, children, order, depth + 1, left))
+        .collect();
+    object.insert("children".to_owned(), below.into());
+    Some(object.into())
+}
+
+/// A group and all groups below it, for who sees it.
+pub(super) async fn below_groups(call: &Call, group: i64) -> Result<HashSet<i64>, ApiError> {
+    reached(call, vec![group], "group_id", "child_id").await
+}
+
+/// The hosts of any of these groups.
+pub(super) fn members_of(groups: HashSet<i64>) -> sea_query::SelectStatement {
+    let mut members = Query::select();
+    members.column("host_id").from("group_hosts").and_where(Expr::col("group_id").is_in(groups)).take()
+}
+
 /// All hosts of a group and of the groups below it.
 pub(super) async fn all_hosts(call: &Call, id: &str) -> Answer {
     call.allow(READS)?;
     let id = generic::visible_id(call, &GROUPS, id).await?;
-    let known = reached(call, vec![id], "group_id", "child_id").await?;
-    let mut members = Query::select();
-    members.column("host_id").from("group_hosts").and_where(Expr::col("group_id").is_in(known));
+    let members = members_of(below_groups(call, id).await?);
     generic::page(call, &HOSTS, Some(Expr::col((BASE, "id")).in_subquery(members))).await
 }
 

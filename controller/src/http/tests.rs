@@ -15,6 +15,7 @@ mod live;
 mod pages;
 mod resources;
 mod roles;
+mod sources;
 mod work;
 
 use std::path::PathBuf;

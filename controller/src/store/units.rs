@@ -135,6 +135,8 @@ pub struct Final {
     pub host_status_counts: Option<String>,
     /// The recap, one entry a host.
     pub hosts: Vec<HostSummary>,
+    /// What `ansible-inventory` made of a source, JSON text; none of any other kind of job.
+    pub inventory: Option<String>,
     /// What became of the facts of hosts.
     pub facts: BTreeMap<String, Change>,
 }
