@@ -2,6 +2,7 @@
 
 mod copy_jobs;
 mod ingest_bench;
+mod inventory_bench;
 mod parse_bench;
 mod planner_bench;
 mod resources;
@@ -41,6 +42,8 @@ enum Command {
     CrashPoints,
     /// Measures records in memory to events on disk: unseal, parse, compress, commit with full sync
     IngestBench(ingest_bench::Args),
+    /// Measures an inventory of many hosts: import, a page of its hosts, and the document for Ansible
+    InventoryBench(inventory_bench::Args),
     /// Measures a bare loop that writes the same events as plain wide rows, with the same durability
     WideRows(wide_rows::Args),
     /// Copies the jobs of a controller that does not run, for benches of large databases
@@ -92,6 +95,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             Ok(())
         }
         Command::IngestBench(args) => ingest_bench::run(&args),
+        Command::InventoryBench(args) => inventory_bench::run(&args),
         Command::WideRows(args) => wide_rows::run(&args),
         Command::Vary { file, out, events, event_bytes, files } => {
             vary(&file, &out, (events, event_bytes), files)

@@ -8,6 +8,7 @@
 
 mod access;
 mod activity;
+mod ad_hoc;
 mod ansi;
 mod bulk;
 mod call;
@@ -24,6 +25,7 @@ mod fleet;
 mod generic;
 mod grep;
 mod inventories;
+mod inventory_sources;
 mod jobs;
 mod labels;
 mod later;
@@ -302,6 +304,12 @@ async fn below_object(call: &Call, resource: &'static registry::Resource, id: &s
         ("projects", "playbooks") => projects::playbooks(call, id).await,
         ("projects", "inventories") => projects::inventories(call, id).await,
         ("inventories", "script") => inventories::script(call, id).await,
+        ("inventories", "tree") => inventories::tree(call, id).await,
+        ("inventories", "update_inventory_sources") => inventory_sources::update_all(call, id).await,
+        ("inventory_sources", "update") => inventory_sources::update(call, id).await,
+        ("inventory_sources", "credentials") => inventory_sources::credentials(call, id).await,
+        ("hosts" | "groups", "ad_hoc_commands") => ad_hoc::below(call, resource, id).await,
+        ("ad_hoc_commands", "relaunch") => ad_hoc::relaunch(call, id).await,
         ("inventories", "root_groups") => inventories::root_groups(call, id).await,
         ("groups", "all_hosts") => inventories::all_hosts(call, id).await,
         ("groups", "potential_children") => inventories::potential_children(call, id).await,

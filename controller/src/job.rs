@@ -116,10 +116,16 @@ pub async fn cancel(tx: &mut WriteTx, job: i64) -> Result<bool, StoreError> {
 /// What the database says.
 pub async fn conclude(tx: &mut WriteTx, job: i64) -> Result<(), StoreError> {
     let mut query = Query::select();
-    query.columns(["unified_job_template_id", "status", "failed", "finished"]).from("unified_jobs");
-    query.and_where(Expr::col("id").eq(job));
+    query.columns(["unified_job_template_id", "status", "failed", "finished", "inventory_source_id"]);
+    query.from("unified_jobs").and_where(Expr::col("id").eq(job));
     let Some(row) = tx.optional(&query).await? else { return Ok(()) };
     tx.job_changed(job, &row.at::<String>(1)?);
+    if let Some(source) = row.at::<Option<i64>>(4)? {
+        let mut update = Query::update();
+        update.table("inventory_sources").value("last_update_failed", row.at::<bool>(2)?);
+        update.value("last_updated", row.at::<Option<i64>>(3)?);
+        tx.execute(update.and_where(Expr::col("id").eq(source))).await?;
+    }
     let Some(template) = row.at::<Option<i64>>(0)? else { return Ok(()) };
     let mut update = Query::update();
     update.table("unified_job_templates").values([

@@ -6,7 +6,7 @@
 //! which tree goes with it, ingest stores its events as those of any other, and [`crate::job::conclude`] calls what its
 //! end means for others. The API serves events, output and cancel of every kind from one place, under the names below.
 
-use crate::registry::{JOBS, PROJECT_UPDATES, Resource};
+use crate::registry::{AD_HOC_COMMANDS, INVENTORY_UPDATES, JOBS, PROJECT_UPDATES, Resource};
 
 /// What runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -15,6 +15,10 @@ pub enum Kind {
     Job,
     /// The playbook of ours that fetches a project.
     ProjectUpdate,
+    /// `ansible-inventory` on a source of an inventory.
+    InventoryUpdate,
+    /// One module on hosts of an inventory.
+    AdHocCommand,
 }
 
 /// How a kind is called in the API.
@@ -52,15 +56,33 @@ static OF_PROJECT_UPDATE: Names = Names {
     owner: "project_update",
 };
 
+static OF_INVENTORY_UPDATE: Names = Names {
+    resource: &INVENTORY_UPDATES,
+    events: "events",
+    event: "inventory_update_event",
+    group: "inventory_update_events",
+    owner: "inventory_update",
+};
+
+static OF_AD_HOC_COMMAND: Names = Names {
+    resource: &AD_HOC_COMMANDS,
+    events: "events",
+    event: "ad_hoc_command_event",
+    group: "ad_hoc_command_events",
+    owner: "ad_hoc_command",
+};
+
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Job, Self::ProjectUpdate];
+    pub const ALL: [Self; 4] = [Self::Job, Self::ProjectUpdate, Self::InventoryUpdate, Self::AdHocCommand];
 
     /// How it is called.
     pub fn names(self) -> &'static Names {
         match self {
             Self::Job => &OF_JOB,
             Self::ProjectUpdate => &OF_PROJECT_UPDATE,
+            Self::InventoryUpdate => &OF_INVENTORY_UPDATE,
+            Self::AdHocCommand => &OF_AD_HOC_COMMAND,
         }
     }
 
@@ -87,15 +109,15 @@ impl Kind {
     /// Its rules of placement.
     pub fn places(self) -> Places {
         match self {
-            Self::Job => Places { impact: None, alone: false },
-            Self::ProjectUpdate => Places { impact: Some(1), alone: true },
+            Self::Job | Self::AdHocCommand => Places { impact: None, alone: false },
+            Self::ProjectUpdate | Self::InventoryUpdate => Places { impact: Some(1), alone: true },
         }
     }
 
     /// Whether the tree that its unit leaves behind comes back to the controller.
     pub fn collects(self) -> bool {
         match self {
-            Self::Job => false,
+            Self::Job | Self::InventoryUpdate | Self::AdHocCommand => false,
             Self::ProjectUpdate => true,
         }
     }

@@ -9,5 +9,6 @@
 
 pub mod extra_vars;
 pub mod injectors;
+pub mod inventory_update;
 pub mod private;
 pub mod tree;

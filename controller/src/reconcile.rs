@@ -5,6 +5,7 @@
 //! input that a restart would lose: everything it needs lies in the database, and each step is committed before it
 //! is acted on. Whatever this controller was doing when it was killed, the next one goes on with.
 
+mod imports;
 pub mod job;
 mod load;
 mod meta;
@@ -26,6 +27,7 @@ use uuid::Uuid;
 
 use crate::fleet::Nodes;
 use crate::ingest::Ingest;
+use crate::kind::Kind;
 use crate::outcome;
 use crate::payload::tree::Trees;
 use crate::schedule::{Candidate, Fleet, Placed, Wait};
@@ -199,6 +201,12 @@ impl Reconciler {
                 first.entry(template).or_insert(job.id);
             }
         }
+        // Nothing begins on an inventory that is just being changed: it would see a half.
+        let changing: HashMap<i64, i64> = placed
+            .iter()
+            .filter(|job| job.kind == Kind::InventoryUpdate)
+            .filter_map(|job| Some((job.inventory?, job.id)))
+            .collect();
         let mut placements = Vec::new();
         let mut told = Vec::new();
         for job in waiting {
@@ -206,9 +214,11 @@ impl Reconciler {
             let beside = job.simultaneous && !job.kind.places().alone;
             let behind = before.filter(|before| *before != job.id && !beside);
             let wanted = lists.wanted(Some(job.id), job.template, job.inventory, job.organization);
-            let found = match behind {
-                Some(before) => Err(Wait::Behind(before)),
-                None => fleet.place(impact(job), &wanted.groups(default)),
+            let update = job.inventory.and_then(|inventory| changing.get(&inventory));
+            let found = match (behind, update.filter(|_| job.kind != Kind::InventoryUpdate)) {
+                (Some(before), _) => Err(Wait::Behind(before)),
+                (None, Some(update)) => Err(Wait::Changing(*update)),
+                (None, None) => fleet.place(impact(job), &wanted.groups(default)),
             };
             match found {
                 Ok(Placed { node, group }) => {

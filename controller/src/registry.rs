@@ -5,10 +5,12 @@
 //! derived from that; what is special about a resource is in `http/`, beside its actions. Nothing here knows HTTP.
 
 mod activity;
+mod ad_hoc;
 mod builtin_types;
 mod credentials;
 mod fleet;
 mod inventories;
+mod inventory_sources;
 mod jobs;
 mod people;
 mod project_updates;
@@ -25,13 +27,15 @@ pub mod roles;
 pub mod write;
 
 pub use activity::ACTIVITY_STREAM;
+pub use ad_hoc::AD_HOC_COMMANDS;
 #[cfg(test)]
 pub(crate) use builtin_types::fields_of as builtin_fields;
 pub use builtin_types::seed;
 pub use credentials::{CREDENTIAL_TYPES, CREDENTIALS, EXECUTION_ENVIRONMENTS};
 pub use field::{Field, Kind, Mode};
 pub use fleet::{INSTANCE_GROUPS, INSTANCES};
-pub use inventories::{GROUPS, HOSTS, INVENTORIES};
+pub use inventories::{CONSTRUCTED_INVENTORIES, GROUPS, HOSTS, INVENTORIES};
+pub use inventory_sources::{INVENTORY_SOURCES, INVENTORY_UPDATES};
 pub use jobs::{JOB_HOST_SUMMARIES, JOBS, UNIFIED_JOBS};
 pub use people::{LABELS, ORGANIZATIONS, ROLES, TEAMS, TOKENS, USERS};
 pub use project_updates::PROJECT_UPDATES;
@@ -253,10 +257,14 @@ pub static ALL: &[&Resource] = &[
     &CREDENTIAL_TYPES,
     &TOKENS,
     &INVENTORIES,
+    &CONSTRUCTED_INVENTORIES,
+    &INVENTORY_SOURCES,
+    &INVENTORY_UPDATES,
     &GROUPS,
     &HOSTS,
     &JOB_TEMPLATES,
     &JOBS,
+    &AD_HOC_COMMANDS,
     &SYSTEM_JOB_TEMPLATES,
     &SYSTEM_JOBS,
     &LABELS,

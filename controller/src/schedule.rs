@@ -120,6 +120,9 @@ pub enum Wait {
         "waiting: another job of the same template comes first, and the template does not allow simultaneous jobs"
     )]
     Behind(i64),
+    /// Its inventory is being updated.
+    #[error("waiting: its inventory is changed by inventory update {0}")]
+    Changing(i64),
     /// It may run in several groups, and none takes it.
     #[error("{}", several(.0))]
     Several(Vec<(String, Wait)>),

@@ -520,7 +520,8 @@ async fn a_data_directory_that_is_older_than_what_was_heard_of_it_runs_nothing_o
     let first = node.info(&InfoRequest::default()).await;
     let (job, later) = (Job::script("true"), Job::script("true"));
     let submit = job.submit_request(&node);
-    let heard = |store_id: &bytes::Bytes, starts| InfoRequest { store_id: store_id.clone(), starts, resting: false };
+    let heard =
+        |store_id: &bytes::Bytes, starts| InfoRequest { store_id: store_id.clone(), starts, resting: false };
     for same in [heard(&first.store_id, first.starts), heard(&vec![9; 16].into(), first.starts + 9)] {
         assert_eq!(node.info(&same).await.store_id, first.store_id, "nothing is wrong");
     }

@@ -13,6 +13,7 @@ mod m0007_idempotency;
 mod m0008_facts;
 mod m0009_project_updates;
 mod m0010_lists_of_jobs;
+mod m0011_inventory_sources;
 
 use dsl::Schema;
 
@@ -48,4 +49,5 @@ pub(super) const ALL: &[Migration] = &[
     Migration { version: 8, name: "facts", build: m0008_facts::build },
     Migration { version: 9, name: "project updates", build: m0009_project_updates::build },
     Migration { version: 10, name: "lists of jobs", build: m0010_lists_of_jobs::build },
+    Migration { version: 11, name: "inventory sources", build: m0011_inventory_sources::build },
 ];

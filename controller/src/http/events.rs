@@ -24,6 +24,7 @@ use super::generic::{self, envelope, page_number};
 use super::{Answer, App, ok};
 use crate::auth::User;
 use crate::event_kind::kind;
+use crate::inventory::members::Members;
 use crate::kind::Kind;
 use crate::registry::read::{BASE, time_json};
 use crate::registry::{HOSTS, read};
@@ -196,8 +197,9 @@ async fn hosts(app: &App, owner: &Owner, events: &[Event]) -> Result<HashMap<Str
     names.dedup();
     let Some(inventory) = owner.inventory.filter(|_| !names.is_empty()) else { return Ok(HashMap::new()) };
     let mut query = Query::select();
-    query.columns(["name", "id"]).from("hosts").and_where(Expr::col("inventory_id").eq(inventory));
-    query.and_where(Expr::col("name").is_in(names));
+    query.columns([("b", "name"), ("b", "id")]).from_as("hosts", "b");
+    query.and_where(Members::of(&app.db, inventory).await?.condition("b"));
+    query.and_where(Expr::col(("b", "name")).is_in(names));
     app.db.all(&query).await?.iter().map(|row| Ok((row.at(0)?, row.at(1)?))).collect()
 }
 
@@ -489,8 +491,9 @@ fn numbers(bounds: &mut Numbers, name: &str, lookup: &str, value: &str) -> Resul
 async fn names(call: &Call, owner: &Owner, ids: &str) -> Result<Vec<String>, ApiError> {
     let ids: Vec<i64> = ids.split(',').map(|id| whole("host", id)).collect::<Result<_, _>>()?;
     let mut query = Query::select();
-    query.column("name").from("hosts").and_where(Expr::col("id").is_in(ids));
-    query.and_where(Expr::col("inventory_id").eq(owner.inventory));
+    query.column(("b", "name")).from_as("hosts", "b").and_where(Expr::col(("b", "id")).is_in(ids));
+    let Some(inventory) = owner.inventory else { return Ok(Vec::new()) };
+    query.and_where(Members::of(&call.app.db, inventory).await?.condition("b"));
     Ok(call.app.db.all(&query).await?.iter().map(|row| row.at(0)).collect::<Result<_, _>>()?)
 }
 

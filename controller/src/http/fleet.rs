@@ -96,7 +96,10 @@ async fn jobs_of(call: &Call, names: &[String], active: bool) -> Result<HashMap<
 pub(super) fn is_ordered(table: &str) -> bool {
     matches!(
         table,
-        "job_template_instance_groups" | "inventory_instance_groups" | "organization_instance_groups"
+        "job_template_instance_groups"
+            | "inventory_instance_groups"
+            | "organization_instance_groups"
+            | "inventory_inputs"
     )
 }
 

@@ -98,6 +98,9 @@ pub(super) async fn sub_list(
         (By::Pairs { table, here, there, .. }, &Method::POST) => {
             attach(call, resource, id, list, (table, here, there)).await
         }
+        (By::Field(_), _) if resource.path == "inventories" && list.name == "hosts" => {
+            super::inventories::hosts(call, id).await
+        }
         (By::Field(name), _) => {
             let field = list.of.column(name).ok_or_else(ApiError::no_such_page)?;
             let own = Expr::col((list.of.alias_of(&field, BASE), field.column_name())).eq(id);
@@ -228,7 +231,7 @@ fn escaped(part: &str) -> String {
     out
 }
 
-async fn create(call: &Call, resource: &'static Resource, preset: &[(&str, Value)]) -> Answer {
+pub(super) async fn create(call: &Call, resource: &'static Resource, preset: &[(&str, Value)]) -> Answer {
     let (_, record) = created(call, resource, preset, None).await?;
     created_response(record.url(), &record.into_json().into())
 }
@@ -374,6 +377,9 @@ async fn delete(call: &Call, resource: &'static Resource, id: &str) -> Answer {
                 tx.execute(&forget).await?;
             }
             rules.deleted(&mut tx).await?;
+            if matches!(resource.path, "inventories" | "constructed_inventories" | "organizations") {
+                super::inventory_sources::sweep(&mut tx).await?;
+            }
             tx.commit().await?;
         }
         Err(StoreError::Reference) => {
@@ -382,7 +388,7 @@ async fn delete(call: &Call, resource: &'static Resource, id: &str) -> Answer {
         }
         Err(error) => return Err(error.into()),
     }
-    if resource.path == "inventories" {
+    if matches!(resource.path, "inventories" | "constructed_inventories") {
         // Clients know this deletion as one that goes on in the background.
         return Ok(Response::builder()
             .status(StatusCode::ACCEPTED)
@@ -397,7 +403,8 @@ async fn not_in_use(tx: &mut WriteTx, resource: &Resource, id: i64) -> Result<()
     let column = match resource.path {
         "job_templates" => "job_template_id",
         "projects" => "project_id",
-        "inventories" => "inventory_id",
+        "inventories" | "constructed_inventories" => "inventory_id",
+        "inventory_sources" => "inventory_source_id",
         "organizations" => "organization_id",
         _ => return Ok(()),
     };

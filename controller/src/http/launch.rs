@@ -30,7 +30,7 @@ use crate::store::core::{Class, CoreDb, Error as StoreError};
 use crate::survey::Survey;
 
 pub(super) use again::relaunch;
-pub(super) use image::resolved;
+pub(super) use image::{EnvironmentOf, resolved, stamped};
 
 /// What a launch may be asked: the field, and the flag of the template that allows it.
 const PROMPTS: &[(&str, &str)] = &[
@@ -412,7 +412,10 @@ async fn merged(db: &CoreDb, own: Vec<Attached>, chosen: &Value) -> Result<Vec<A
 }
 
 /// The passwords that credentials ask for, from the body.
-fn passwords(credentials: &[Attached], body: &Map<String, Value>) -> Result<Option<Value>, ApiError> {
+pub(super) fn passwords(
+    credentials: &[Attached],
+    body: &Map<String, Value>,
+) -> Result<Option<Value>, ApiError> {
     let needed: Vec<String> = credentials.iter().flat_map(Attached::passwords).take(MAX_PASSWORDS).collect();
     if needed.is_empty() {
         return Ok(None);

@@ -32,7 +32,13 @@ pub(super) fn docs(call: &Call) -> Answer {
 /// Methods of what is below an object and no list.
 fn methods(action: &str) -> &'static [&'static str] {
     match action {
-        "launch" | "cancel" | "relaunch" | "copy" => &["get", "post"],
+        "launch"
+        | "cancel"
+        | "relaunch"
+        | "copy"
+        | "update"
+        | "update_inventory_sources"
+        | "ad_hoc_commands" => &["get", "post"],
         "survey_spec" => &["get", "post", "delete"],
         "variable_data" => &["get", "put", "patch"],
         _ => &["get"],

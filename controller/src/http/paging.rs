@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use sea_query::{Condition, Expr, ExprTrait};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::call::{Call, encode};
 use super::counts::{self, Count};
 use super::error::ApiError;
 use super::{Answer, access, generic, ok, rules};
 use crate::registry::read::{self, BASE, Record};
-use crate::registry::{Resource, filter};
+use crate::registry::{HOSTS, Resource, filter};
 
 /// Objects on a page that asks for no number.
 const PAGE: u64 = 25;
@@ -71,17 +71,42 @@ pub(super) async fn ordered(
     scope: Option<Expr>,
     first: Option<Expr>,
 ) -> Result<Page, ApiError> {
+    let visible = generic::visible(resource, call.user()?)?;
+    chosen(call, resource, Condition::all().add_option(scope).add_option(visible), first).await
+}
+
+/// A page of what belongs to an object that is visible, whether or not its members are by themselves.
+pub(super) async fn members(call: &Call, resource: &'static Resource, scope: Expr) -> Answer {
+    chosen(call, resource, Condition::all().add(scope), None).await?.answer(call)
+}
+
+/// What the parameters of the address choose, besides `scope`.
+fn asked(call: &Call, resource: &'static Resource) -> Result<Condition, ApiError> {
+    let asker = filter::Asker::user(call.user()?, call.app.db.engine());
+    let mut asked = filter::condition(resource, BASE, &call.query, asker)?;
+    if let Some(text) = call.parameter("host_filter").filter(|text| !text.is_empty() && *resource == HOSTS) {
+        let chosen = filter::hosts::parse(text).and_then(|hosts| hosts.condition(BASE, asker));
+        let refused = |error: filter::FilterError| {
+            ApiError::Body(StatusCode::BAD_REQUEST, json!({"error": error.to_string()}))
+        };
+        asked = Condition::all().add(asked).add(chosen.map_err(refused)?);
+    }
+    Ok(asked.add_option(access::role_level(call, resource)?))
+}
+
+async fn chosen(
+    call: &Call,
+    resource: &'static Resource,
+    scope: Condition,
+    first: Option<Expr>,
+) -> Result<Page, ApiError> {
     if let Some(cursor) = call.parameter("cursor") {
         return after(call, resource, scope, cursor).await;
     }
     let user = call.user()?;
     let db = &call.app.db;
-    let asker = filter::Asker { user, engine: db.engine() };
-    let asked = filter::condition(resource, BASE, &call.query, asker)?;
-    let mut condition = Condition::all().add(asked).add_option(scope);
-    condition = condition
-        .add_option(generic::visible(resource, user)?)
-        .add_option(access::role_level(call, resource)?);
+    let asker = filter::Asker::user(user, db.engine());
+    let condition = Condition::all().add(asked(call, resource)?).add(scope);
     let mut order = filter::order(resource, BASE, &call.query, asker)?;
     if let Some(first) = first {
         order.insert(0, (first, sea_query::Order::Asc));
@@ -118,20 +143,16 @@ pub(super) async fn ordered(
 async fn after(
     call: &Call,
     resource: &'static Resource,
-    scope: Option<Expr>,
+    scope: Condition,
     cursor: &str,
 ) -> Result<Page, ApiError> {
-    let user = call.user()?;
     let db = &call.app.db;
-    let asker = filter::Asker { user, engine: db.engine() };
     let newest_first = match call.parameter("order_by") {
         None | Some("" | "id") => false,
         Some("-id") => true,
         Some(_) => return Err(ApiError::bad("Pages by cursor are in the order of id or -id.")),
     };
-    let mut condition = Condition::all().add(filter::condition(resource, BASE, &call.query, asker)?);
-    condition = condition.add_option(scope).add_option(generic::visible(resource, user)?);
-    condition = condition.add_option(access::role_level(call, resource)?);
+    let mut condition = Condition::all().add(asked(call, resource)?).add(scope);
     if !cursor.is_empty() {
         let last: i64 = cursor.parse().map_err(|_| ApiError::bad("This is no cursor."))?;
         let id = Expr::col((BASE, "id"));

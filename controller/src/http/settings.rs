@@ -41,7 +41,38 @@ struct Setting {
 /// AWX's name for what its own nodes do.
 const KEEP: &str = "AWX_CLEANUP_PATHS";
 
+/// Modules that people may run at once, unless a setting says otherwise.
+pub(super) const AD_HOC_MODULES: [&str; 19] = [
+    "command",
+    "shell",
+    "yum",
+    "apt",
+    "apt_key",
+    "apt_repository",
+    "apt_rpm",
+    "service",
+    "group",
+    "user",
+    "mount",
+    "ping",
+    "selinux",
+    "setup",
+    "win_ping",
+    "win_service",
+    "win_updates",
+    "win_group",
+    "win_user",
+];
+
 const SETTINGS: &[Setting] = &[
+    Setting {
+        name: "AD_HOC_COMMANDS",
+        slug: "jobs",
+        kind: Kind::List,
+        default: || json!(AD_HOC_MODULES),
+        read_only: false,
+        help: "List of modules allowed to be used by ad-hoc jobs.",
+    },
     Setting {
         name: "DEFAULT_EXECUTION_ENVIRONMENT",
         slug: "system",
@@ -81,6 +112,14 @@ const SETTINGS: &[Setting] = &[
         default: || json!(0),
         read_only: false,
         help: "Maximum time in seconds to allow jobs to run. Use value of 0 to indicate that no timeout should be imposed. A timeout set on an individual job template will override this.",
+    },
+    Setting {
+        name: "DEFAULT_INVENTORY_UPDATE_TIMEOUT",
+        slug: "jobs",
+        kind: Kind::Int(0, 31_536_000),
+        default: || json!(0),
+        read_only: false,
+        help: "Maximum time in seconds to allow inventory updates to run. Use value of 0 to indicate that no timeout should be imposed. A timeout set on an individual inventory source will override this.",
     },
     Setting {
         name: "AWX_TASK_ENV",

@@ -9,12 +9,14 @@ mod grep;
 mod groups;
 mod guide;
 mod hostile;
+mod inventories;
 mod jobs;
 mod lists;
 mod live;
 mod pages;
 mod resources;
 mod roles;
+mod sources;
 mod work;
 
 use std::path::PathBuf;

@@ -377,7 +377,7 @@ fn escape(text: &str) -> String {
 }
 
 /// One word of a shell command line, whatever is in it.
-fn quote(word: &str) -> String {
+pub(super) fn quote(word: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"_@%+=:,./-".contains(&b);
     if !word.is_empty() && word.bytes().all(plain) {
         return word.to_owned();

@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use super::{CancelSignal, Context, load};
+use super::{CancelSignal, Context, imports, load};
 use crate::dispatch::{self, CallError, NodeClient, payload};
 use crate::http::settings;
 use crate::ingest::{self, Session, UnitContext, UnitResult};
@@ -143,7 +143,7 @@ pub(super) async fn drive(
     let mut driver = Driver { client, context, unit, job, cancel };
     let mut pause = PAUSE_MIN;
     loop {
-        let last = match driver.attempt().await {
+        let mut last = match driver.attempt().await {
             Ok(last) => last,
             Err(Trouble::Fatal(words)) => outcome::without_unit("error", words),
             Err(Trouble::Outranked) => {
@@ -157,6 +157,15 @@ pub(super) async fn drive(
                 continue;
             }
         };
+        if let Err(error) = imports::bring_in(&driver.context.core, driver.unit.job, &mut last).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot store what an inventory update brought"
+            );
+            driver.explain("waiting: the database takes no hosts at the moment").await;
+            driver.pause(&mut pause).await;
+            continue;
+        }
         match units::finish(&driver.context.core, driver.unit.job, &last).await {
             Ok(()) => {
                 tracing::info!(status = last.status, "job is over");

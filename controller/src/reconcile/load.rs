@@ -1,6 +1,8 @@
 //! Reads what a job was launched with and turns rows into a payload: what all kinds share here, what each kind is made of
 //! in a module of its own.
 
+mod ad_hoc;
+mod inventory_update;
 mod playbook;
 mod project_update;
 
@@ -15,7 +17,8 @@ use serde_json::{Map, Value};
 use super::Context;
 use crate::job::{self, CredentialError};
 use crate::kind::Kind;
-use crate::payload::injectors;
+use crate::payload;
+use crate::payload::injectors::{self, Injected, Inputs};
 use crate::payload::private::Run;
 use crate::payload::tree::{self, Tree, Trees};
 use crate::project_update::Unusable;
@@ -49,6 +52,10 @@ pub(super) enum Error {
     },
     #[error("the project cannot be updated")]
     Update(#[from] Unusable),
+    #[error("the inventory source cannot be updated")]
+    Inventory(#[from] payload::inventory_update::Unusable),
+    #[error("inline Jinja variables are not allowed in arguments of ad hoc commands")]
+    Jinja,
     #[error("the job has no execution environment")]
     NoImage,
 }
@@ -137,6 +144,8 @@ pub(super) async fn everything(context: &Context, id: i64) -> Result<Loaded, Err
     let made = match kind {
         Kind::Job => playbook::load(context, id).await?,
         Kind::ProjectUpdate => project_update::load(context, id).await?,
+        Kind::InventoryUpdate => inventory_update::load(context, id).await?,
+        Kind::AdHocCommand => ad_hoc::load(context, id).await?,
     };
     let organization: Option<i64> = row.value("organization_id")?;
     let image: Option<String> = row.value("image")?;
@@ -162,6 +171,23 @@ fn pull(policy: Option<&str>) -> PullPolicy {
 /// Variables as people type them: JSON, YAML, or nothing.
 fn variables(what: &str, text: &str) -> Result<Map<String, Value>, Error> {
     parse_variables(text).map_err(|detail| Error::Variables { what: what.to_owned(), detail })
+}
+
+/// What all of a job's credentials bring, and the variables that every job has.
+async fn inject(context: &Context, credentials: &[job::Credential]) -> Result<Injected, Error> {
+    let mut injected = Injected { env: task_environment(context).await?, ..Injected::default() };
+    for credential in credentials {
+        let values = credential.values();
+        let inputs = Inputs { id: credential.id, fields: &credential.fields, values: &values };
+        let own = match credential.namespace.as_deref() {
+            Some(namespace) => injectors::builtin(namespace, inputs, &mut injected),
+            None => Ok(false),
+        };
+        let added =
+            own.and_then(|own| if own { Ok(()) } else { injected.add(&credential.injectors, inputs) });
+        added.map_err(|source| Error::Injector { name: credential.name.clone(), source })?;
+    }
+    Ok(injected)
 }
 
 /// Variables that every job's environment has, by the setting `AWX_TASK_ENV`.

@@ -39,8 +39,8 @@ pub fn condition(resource: &Resource, alias: &str, user: &User, role: &str) -> O
         Some(own) => return Some(own.or(id().in_subquery(acquaintances(user)))),
         None => {}
     }
-    if roles::family(resource).is_some() {
-        return Some(held(user, resource.path, role, id(), column("organization")));
+    if let Some(family) = roles::family(resource) {
+        return Some(held(user, family.path, role, id(), column("organization")));
     }
     Some(match resource.path {
         "roles" if role == READ => visible_roles(user, alias),
@@ -71,12 +71,25 @@ pub fn condition(resource: &Resource, alias: &str, user: &User, role: &str) -> O
         "job_host_summaries" if role == READ => through(column("job"), &JOBS, user, READ),
         "jobs" => job(user, role, alias),
         "project_updates" => project_update(user, role, alias),
+        "inventory_sources" => match role {
+            UPDATE | EXECUTE => through_role(column("inventory"), &INVENTORIES, user, UPDATE),
+            role => through(column("inventory"), &INVENTORIES, user, role),
+        },
+        "inventory_updates" => on_inventory(user, role, alias, UPDATE),
+        "ad_hoc_commands" => on_inventory(user, role, alias, "adhoc_role"),
         "unified_jobs" => resource.table.kin.iter().fold(nobody(), |any, kin| {
             let Some(of_kin) = condition(kin, alias, user, role) else { return any };
             any.or(Expr::col((alias.to_owned(), "kind")).eq(kin.type_name).and(of_kin))
         }),
         "unified_job_templates" => resource.table.kin.iter().fold(nobody(), |any, kin| {
-            let of_kin = held(user, kin.path, role, id(), column("organization"));
+            let of_kin = if kin.path == "inventory_sources" {
+                let inner = "isac";
+                let mut sources = source(kin, inner);
+                sources.column((inner, "id")).and_where_option(condition(kin, inner, user, role));
+                id().in_subquery(sources)
+            } else {
+                held(user, kin.path, role, id(), column("organization"))
+            };
             any.or(Expr::col((alias.to_owned(), "kind")).eq(kin.type_name).and(of_kin))
         }),
         _ => nobody(),
@@ -110,11 +123,12 @@ pub fn creation(resource: &Resource) -> Creation {
     match resource.path {
         "teams" => Creation::On("organization", ADMIN),
         "projects" => Creation::On("organization", "project_admin_role"),
-        "inventories" => Creation::On("organization", "inventory_admin_role"),
+        "inventories" | "constructed_inventories" => Creation::On("organization", "inventory_admin_role"),
         "execution_environments" => Creation::On("organization", "execution_environment_admin_role"),
         "labels" => Creation::On("organization", MEMBER),
         "job_templates" => Creation::On("project", USE),
-        "hosts" | "groups" => Creation::On("inventory", ADMIN),
+        "hosts" | "groups" | "inventory_sources" => Creation::On("inventory", ADMIN),
+        "ad_hoc_commands" => Creation::On("inventory", "adhoc_role"),
         // Into an organization takes its role; for oneself takes none.
         "credentials" | "tokens" => Creation::Everybody,
         _ => Creation::Superuser,
@@ -124,7 +138,11 @@ pub fn creation(resource: &Resource) -> Creation {
 /// The role behind what `user_capabilities` calls an ability.
 pub fn capability(resource: &Resource, name: &str) -> &'static str {
     match (resource.path, name) {
-        ("projects" | "project_updates", "start" | "schedule") => UPDATE,
+        (
+            "projects" | "project_updates" | "inventory_sources" | "inventory_updates",
+            "start" | "schedule",
+        ) => UPDATE,
+        ("ad_hoc_commands", "start") => EXECUTE,
         ("job_templates" | "jobs", "start" | "schedule") => EXECUTE,
         (_, "use") => USE,
         (_, "adhoc") => "adhoc_role",
@@ -176,12 +194,31 @@ fn held(user: &User, path: &str, role: &str, id: Expr, organization: Option<Expr
 
 /// That the user has a role on what a column points to; changing what belongs to it takes its administration.
 fn through(column: Option<Expr>, to: &Resource, user: &User, role: &str) -> Expr {
+    through_role(column, to, user, if role == READ { READ } else { ADMIN })
+}
+
+/// That the user has this very role on what a column points to.
+fn through_role(column: Option<Expr>, to: &Resource, user: &User, role: &str) -> Expr {
     let alias = "acc";
     let Some(column) = column else { return nobody() };
     let mut owners = source(to, alias);
-    owners.column((alias, "id"));
-    owners.and_where_option(condition(to, alias, user, if role == READ { READ } else { ADMIN }));
+    owners.column((alias, "id")).and_where_option(condition(to, alias, user, role));
     column.in_subquery(owners)
+}
+
+/// What runs on an inventory without a template is seen by who sees the inventory, and by who runs or audits its organization.
+/// Who has the role that `starts` it starts it again; who runs the inventory, or started it, stops it.
+fn on_inventory(user: &User, role: &str, alias: &str, starts: &str) -> Expr {
+    let column = |name: &'static str| Expr::col((alias.to_owned(), name));
+    let inventory = |role: &str| through_role(Some(column("inventory_id")), &INVENTORIES, user, role);
+    let organization =
+        |role: &str| column("organization_id").in_subquery(granted(user, "organizations", role).0);
+    match role {
+        READ => inventory(READ).or(organization("auditor_role")).or(organization(ADMIN)),
+        EXECUTE | UPDATE => inventory(starts),
+        CANCEL => column("created_by_id").eq(user.id).or(inventory(ADMIN)),
+        _ => organization(ADMIN),
+    }
 }
 
 /// A job is seen by who sees its template, and by who runs or audits its organization. Who runs the organization

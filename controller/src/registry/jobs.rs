@@ -3,9 +3,9 @@
 use super::field::{choice, flag, float, id, int, int_choice, json, long_text, text, time};
 use super::templates::{JOB_TYPES, VERBOSITY};
 use super::{
-    Access, By, CREDENTIALS, Duplicate, EXECUTION_ENVIRONMENTS, Field, HOSTS, INSTANCE_GROUPS, INVENTORIES,
-    JOB_TEMPLATES, LABELS, ORGANIZATIONS, Owner, PROJECT_UPDATES, PROJECTS, Resource, SYSTEM_JOBS, SubList,
-    Table, UNIFIED_JOB_TEMPLATES, Verbs,
+    AD_HOC_COMMANDS, Access, By, CREDENTIALS, Duplicate, EXECUTION_ENVIRONMENTS, Field, HOSTS,
+    INSTANCE_GROUPS, INVENTORIES, INVENTORY_UPDATES, JOB_TEMPLATES, LABELS, ORGANIZATIONS, Owner,
+    PROJECT_UPDATES, PROJECTS, Resource, SYSTEM_JOBS, SubList, Table, UNIFIED_JOB_TEMPLATES, Verbs,
 };
 
 /// States of a job, in the order it goes through them.
@@ -187,7 +187,13 @@ pub static UNIFIED_JOBS: Resource = Resource {
     type_name: "unified_job",
     model: "UnifiedJob",
     label: "Unified Job",
-    table: Table::own("unified_jobs").shared_by(&[&JOBS, &PROJECT_UPDATES, &SYSTEM_JOBS]),
+    table: Table::own("unified_jobs").shared_by(&[
+        &JOBS,
+        &PROJECT_UPDATES,
+        &INVENTORY_UPDATES,
+        &AD_HOC_COMMANDS,
+        &SYSTEM_JOBS,
+    ]),
     fields: &[
         NAME,
         DESCRIPTION,

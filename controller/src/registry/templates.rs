@@ -4,9 +4,9 @@ use super::field::{
     Preset, choice, description, flag, id, int, int_choice, json, name, text, time, variables,
 };
 use super::{
-    Access, By, CREDENTIALS, Duplicate, EXECUTION_ENVIRONMENTS, Field, INSTANCE_GROUPS, INVENTORIES, JOBS,
-    LABELS, ORGANIZATIONS, Owner, PROJECT_UPDATES, Resource, SYSTEM_JOB_TEMPLATES, SubList, Table,
-    UNIFIED_JOBS, Verbs,
+    Access, By, CREDENTIALS, Duplicate, EXECUTION_ENVIRONMENTS, Field, INSTANCE_GROUPS, INVENTORIES,
+    INVENTORY_SOURCES, JOBS, LABELS, ORGANIZATIONS, Owner, PROJECT_UPDATES, Resource, SYSTEM_JOB_TEMPLATES,
+    SubList, Table, UNIFIED_JOBS, Verbs,
 };
 
 /// What ansible-playbook does: change things, or say what it would change.
@@ -50,13 +50,13 @@ const TEMPLATE_STATUS: &[(&str, &str)] = &[
 
 const SHARED_NAME: Field = name().shared();
 const SHARED_DESCRIPTION: Field = description().shared();
-const SHARED_STATUS: Field = choice("status", TEMPLATE_STATUS).shared().read_only();
-const fn last_job() -> Field {
+pub(super) const SHARED_STATUS: Field = choice("status", TEMPLATE_STATUS).shared().read_only();
+pub(super) const fn last_job() -> Field {
     id("last_job", &UNIFIED_JOBS).shared().read_only()
 }
-const LAST_JOB_RUN: Field = time("last_job_run").shared();
-const LAST_JOB_FAILED: Field = flag("last_job_failed").shared().read_only();
-const NEXT_JOB_RUN: Field = time("next_job_run").shared();
+pub(super) const LAST_JOB_RUN: Field = time("last_job_run").shared();
+pub(super) const LAST_JOB_FAILED: Field = flag("last_job_failed").shared().read_only();
+pub(super) const NEXT_JOB_RUN: Field = time("next_job_run").shared();
 
 /// Trees of playbooks.
 pub static PROJECTS: Resource = Resource {
@@ -253,7 +253,12 @@ pub static UNIFIED_JOB_TEMPLATES: Resource = Resource {
     type_name: "unified_job_template",
     model: "UnifiedJobTemplate",
     label: "Unified Job Template",
-    table: Table::own("unified_job_templates").shared_by(&[&PROJECTS, &JOB_TEMPLATES, &SYSTEM_JOB_TEMPLATES]),
+    table: Table::own("unified_job_templates").shared_by(&[
+        &PROJECTS,
+        &INVENTORY_SOURCES,
+        &JOB_TEMPLATES,
+        &SYSTEM_JOB_TEMPLATES,
+    ]),
     fields: &[
         name(),
         description(),

@@ -474,7 +474,8 @@ impl WriteTx {
         })
     }
 
-    fn engine(&self) -> Engine {
+    /// Which engine this is.
+    pub fn engine(&self) -> Engine {
         self.shared.pools.engine()
     }
 

@@ -13,6 +13,7 @@ use sea_query::{
 use uuid::Uuid;
 
 use crate::facts::{self, Change};
+use crate::inventory::members::{self, Members, Only};
 use crate::kind::Kind;
 use crate::schedule;
 
@@ -136,6 +137,8 @@ pub struct Final {
     pub host_status_counts: Option<String>,
     /// The recap, one entry a host.
     pub hosts: Vec<HostSummary>,
+    /// What `ansible-inventory` made of a source, JSON text; none of any other kind of job.
+    pub inventory: Option<String>,
     /// What became of the facts of hosts.
     pub facts: BTreeMap<String, Change>,
 }
@@ -248,18 +251,8 @@ pub async fn active_jobs(core: &CoreDb) -> Result<Vec<ActiveJob>, Error> {
 
 /// Enabled hosts of each inventory.
 pub async fn host_counts(core: &CoreDb, inventories: &[i64]) -> Result<BTreeMap<i64, usize>, Error> {
-    let mut select = Query::select();
-    select
-        .column("inventory_id")
-        .expr_as(Expr::col("id").count(), "hosts")
-        .from("hosts")
-        .and_where(Expr::col("enabled").eq(true))
-        .and_where(Expr::col("inventory_id").is_in(inventories.iter().copied()))
-        .group_by_col("inventory_id");
-    let rows = core.all(select).await?;
-    rows.iter()
-        .map(|row| Ok((row.value("inventory_id")?, usize::try_from(row.value::<i64>("hosts")?).unwrap_or(0))))
-        .collect()
+    let counts = members::counts(core, inventories, Only::Enabled).await?;
+    Ok(counts.into_iter().map(|(id, hosts)| (id, usize::try_from(hosts).unwrap_or(0))).collect())
 }
 
 fn update_job(job: i64) -> UpdateStatement {
@@ -465,8 +458,9 @@ async fn finish_in(tx: &mut super::core::WriteTx, job: i64, last: &Final) -> Res
     tx.execute(update).await?;
     crate::job::conclude(tx, job).await?;
     let inventory = row.value::<Option<i64>>("inventory_id")?;
+    let hosts = host_ids(tx, inventory, &last.hosts).await?;
     for summary in &last.hosts {
-        insert_summary(tx, job, inventory, summary).await?;
+        insert_summary(tx, job, hosts.get(&summary.host).copied(), summary).await?;
     }
     tx.wake(); // capacity is free again
     Ok(true)
@@ -520,19 +514,33 @@ pub async fn recovered(core: &CoreDb, above: i64) -> Result<i64, Error> {
     Ok(next)
 }
 
+/// Ids of the hosts of an inventory that a recap names.
+async fn host_ids(
+    tx: &mut super::core::WriteTx,
+    inventory: Option<i64>,
+    summaries: &[HostSummary],
+) -> Result<BTreeMap<String, i64>, Error> {
+    let mut ids = BTreeMap::new();
+    let Some(inventory) = inventory.filter(|_| !summaries.is_empty()) else { return Ok(ids) };
+    let members = Members::within(tx, inventory).await?;
+    for names in summaries.chunks(1_000) {
+        let mut select = Query::select();
+        select.columns([("b", "name"), ("b", "id")]).from_as("hosts", "b");
+        select.and_where(Expr::col(("b", "name")).is_in(names.iter().map(|summary| summary.host.as_str())));
+        select.and_where(members.condition("b"));
+        for row in tx.all(select).await? {
+            ids.insert(row.at(0)?, row.at(1)?);
+        }
+    }
+    Ok(ids)
+}
+
 async fn insert_summary(
     tx: &mut super::core::WriteTx,
     job: i64,
-    inventory: Option<i64>,
+    host: Option<i64>,
     summary: &HostSummary,
 ) -> Result<(), Error> {
-    let mut select = Query::select();
-    select
-        .column("id")
-        .from("hosts")
-        .and_where(Expr::col("name").eq(summary.host.as_str()))
-        .and_where(Expr::col("inventory_id").eq(inventory));
-    let host: Option<i64> = tx.optional(select).await?.map(|row| row.value("id")).transpose()?;
     let failed = summary.count("failures") > 0 || summary.count("dark") > 0;
     let mut columns = vec!["job_id", "host_id", "host_name", "failed", "created", "modified"];
     let mut values: Vec<SimpleExpr> = vec![

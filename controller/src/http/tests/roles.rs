@@ -59,6 +59,15 @@ impl Tenant {
         update.values_panic(["project_update".into(), "failed".into(), project.into(), 0.into(), 0.into()]);
         let update = tx.insert(&mut update).await.unwrap();
         tx.commit().await.unwrap();
+        let constructed = make("constructed_inventories", owned(&format!("{name} made"))).await;
+        let source = json!({"name": name, "inventory": inventory, "source": "ec2"});
+        let source = make("inventory_sources", source).await;
+        let reply =
+            api.by(&admin, "POST", &format!("/api/v2/inventory_sources/{source}/update/"), json!({})).await;
+        assert_eq!(reply.status, 202, "{}", reply.text);
+        let import = reply.json["id"].as_i64().unwrap();
+        let command = json!({"inventory": inventory, "module_name": "ping", "credential": credential});
+        let command = make("ad_hoc_commands", command).await;
         let role = fixed::by_path("inventories").unwrap().id(inventory, "use_role").unwrap();
         let told = "/api/v2/activity_stream/?object1=inventory&operation=create";
         let told = api.by(&admin, "GET", told, json!(null)).await;
@@ -70,6 +79,10 @@ impl Tenant {
             ("projects", project),
             ("project_updates", update),
             ("inventories", inventory),
+            ("constructed_inventories", constructed),
+            ("inventory_sources", source),
+            ("inventory_updates", import),
+            ("ad_hoc_commands", command),
             ("hosts", host),
             ("groups", group),
             ("credentials", credential),

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use sea_query::{Expr, ExprTrait, JoinType, Order, Query};
 
-use super::{ASK, Error, Made, Source, task_environment, timeout, variables};
+use super::{ASK, Error, Made, Source, inject, timeout, variables};
 use crate::facts;
+use crate::inventory::members::Members;
 use crate::job;
-use crate::payload::injectors::{self, Injected, Inputs};
 use crate::payload::private::{Group, Inventory, JobOptions, MachineCredential, Private, VaultCredential};
 use crate::project;
 use crate::reconcile::{Context, meta};
@@ -62,18 +62,7 @@ pub(super) async fn load(context: &Context, id: i64) -> Result<Made, Error> {
     }
     let credentials = job::credentials(&context.core, &context.vault, id).await?;
     let (machine, vaults) = passwords(context, id, &credentials).await?;
-    let mut injected = Injected { env: task_environment(context).await?, ..Injected::default() };
-    for credential in &credentials {
-        let values = credential.values();
-        let inputs = Inputs { id: credential.id, fields: &credential.fields, values: &values };
-        let own = match credential.namespace.as_deref() {
-            Some(namespace) => injectors::builtin(namespace, inputs, &mut injected),
-            None => Ok(false),
-        };
-        let added =
-            own.and_then(|own| if own { Ok(()) } else { injected.add(&credential.injectors, inputs) });
-        added.map_err(|source| Error::Injector { name: credential.name.clone(), source })?;
-    }
+    let injected = inject(context, &credentials).await?;
     extra_vars.extend(injected.extra_vars.clone());
     let private = Private {
         options: &options,
@@ -109,7 +98,15 @@ fn options(id: i64, row: &Row) -> Result<JobOptions, StoreError> {
     })
 }
 
-fn project(context: &Context, local_path: Option<String>, playbook: &str) -> Result<PathBuf, Error> {
+/// The tree of a project, whatever is taken from it.
+pub(super) async fn source_tree(context: &Context, project: i64) -> Result<Source, Error> {
+    let mut select = Query::select();
+    select.column("local_path").from("projects").and_where(Expr::col("id").eq(project));
+    let path = context.core.optional(select).await?.map(|row| row.at(0)).transpose()?;
+    Ok(Source::Directory(directory(context, path)?.1))
+}
+
+fn directory(context: &Context, local_path: Option<String>) -> Result<(String, PathBuf), Error> {
     let local_path = local_path.filter(|path| !path.is_empty()).ok_or(Error::NoProject)?;
     let Some(root) = project::directory(&context.projects, &local_path) else {
         return Err(Error::Outside(local_path));
@@ -117,13 +114,18 @@ fn project(context: &Context, local_path: Option<String>, playbook: &str) -> Res
     if !root.is_dir() {
         return Err(Error::NoDirectory(root));
     }
+    Ok((local_path, root))
+}
+
+fn project(context: &Context, local_path: Option<String>, playbook: &str) -> Result<PathBuf, Error> {
+    let (local_path, root) = directory(context, local_path)?;
     if !project::has_playbook(&context.projects, &local_path, playbook) {
         return Err(Error::NoPlaybook { playbook: playbook.to_owned() });
     }
     Ok(root)
 }
 
-async fn inventory_of(context: &Context, id: i64) -> Result<Inventory, Error> {
+pub(super) async fn inventory_of(context: &Context, id: i64) -> Result<Inventory, Error> {
     let core = &context.core;
     let mut select = Query::select();
     select.column("variables").from("inventories").and_where(Expr::col("id").eq(id));
@@ -135,8 +137,7 @@ async fn inventory_of(context: &Context, id: i64) -> Result<Inventory, Error> {
     select
         .columns(["name", "variables"])
         .from("hosts")
-        .and_where(Expr::col("inventory_id").eq(id))
-        .and_where(Expr::col("enabled").eq(true))
+        .and_where(Members::of(core, id).await?.enabled("hosts"))
         .order_by("id", Order::Asc);
     for row in core.all(select).await? {
         let name: String = row.value("name")?;
@@ -202,7 +203,7 @@ async fn members(
 }
 
 /// The job's machine and vault credentials, opened, with what the launch brought for them.
-async fn passwords(
+pub(super) async fn passwords(
     context: &Context,
     id: i64,
     credentials: &[job::Credential],
