@@ -1,4 +1,5 @@
 //! A job in a container that waited for it, and the death of agent or shim around the moment it is taken.
+
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
