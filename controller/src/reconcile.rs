@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use plexus_mesh::Mesh;
-use plexus_proto::id::{Attempt, NodeId, UnitId};
+use plexus_proto::id::{Attempt, NodeId, OwnerEpoch, UnitId};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -38,6 +38,9 @@ const PERIOD: Duration = Duration::from_secs(5);
 
 /// Jobs that are told in one look why they wait; the others, behind them, at the next.
 const MAX_TOLD: usize = 500;
+
+/// Jobs of one look that are read while they are placed; the others once they are.
+const MAX_EARLY: usize = 16;
 
 /// What every driver needs. Cheap to clone.
 #[derive(Clone)]
@@ -72,6 +75,8 @@ struct Reconciler {
     context: Context,
     drivers: HashMap<i64, Driver>,
     running: JoinSet<i64>,
+    /// What jobs that are being placed will need, as it is read.
+    early: HashMap<i64, job::Reading>,
     forgetting: JoinSet<Attempt>,
     being_forgotten: HashSet<Attempt>,
     shutdown: CancellationToken,
@@ -83,6 +88,7 @@ pub fn spawn(context: Context, shutdown: CancellationToken) -> tokio::task::Join
         context,
         drivers: HashMap::new(),
         running: JoinSet::new(),
+        early: HashMap::new(),
         forgetting: JoinSet::new(),
         being_forgotten: HashSet::new(),
         shutdown,
@@ -143,6 +149,7 @@ impl Reconciler {
         for job in placed.into_iter().chain(fresh) {
             self.drive(job);
         }
+        self.early.clear();
         self.forget().await
     }
 
@@ -151,11 +158,11 @@ impl Reconciler {
     }
 
     /// Places what waits, oldest first, and stores all placements in one transaction.
-    async fn place(&self, waiting: &[ActiveJob], placed: &[ActiveJob]) -> Result<Vec<ActiveJob>, Error> {
+    async fn place(&mut self, waiting: &[ActiveJob], placed: &[ActiveJob]) -> Result<Vec<ActiveJob>, Error> {
         if waiting.is_empty() {
             return Ok(Vec::new());
         }
-        let core = &self.context.core;
+        let core = &self.context.core.clone();
         let inventories: Vec<i64> = waiting
             .iter()
             .chain(placed)
@@ -163,15 +170,18 @@ impl Reconciler {
             .collect::<HashSet<_>>()
             .into_iter()
             .collect();
-        let hosts = units::host_counts(core, &inventories).await?;
+        let (hosts, disabled, (groups, default), lists) = tokio::try_join!(
+            units::host_counts(core, &inventories),
+            instances::disabled(core),
+            groups::all(core),
+            groups::Lists::read(core),
+        )?;
         let impact = |job: &ActiveJob| {
             let hosts = job.inventory.and_then(|id| hosts.get(&id)).copied().unwrap_or(0);
             schedule::impact(job.forks, hosts)
         };
         let live = self.context.nodes.borrow().clone();
-        let (groups, default) = groups::all(core).await?;
-        let lists = groups::Lists::read(core).await?;
-        let mut fleet = Fleet::new(candidates(&live, &instances::disabled(core).await?), groups);
+        let mut fleet = Fleet::new(candidates(&live, &disabled), groups);
         // The first job of each template that is not over: those that may not run beside it wait for its end.
         let mut first: HashMap<i64, i64> = HashMap::new();
         for job in placed {
@@ -208,10 +218,15 @@ impl Reconciler {
             }
         }
         units::explain_all(core, &told).await?;
+        // While the placements are synced, what they need is read; what comes of a placement that fails is dropped.
+        let early = placements.iter().take(MAX_EARLY).map(|placement| placement.job);
+        self.early = early.map(|job| (job, job::begin_reading(&self.context, job))).collect();
         let stored = self.store(&placements).await?;
         let unit = |job: &ActiveJob| {
             let placement = placements.iter().find(|placement| placement.job == job.id)?;
+            let (_, epoch) = stored.iter().find(|(id, _)| *id == job.id)?;
             Some(Unit {
+                first: Some(*epoch),
                 attempt: placement.attempt,
                 job: job.id,
                 node: placement.node.clone(),
@@ -219,11 +234,11 @@ impl Reconciler {
                 state: UnitState::Placed,
             })
         };
-        let fresh = waiting.iter().filter(|job| stored.contains(&job.id));
+        let fresh = waiting.iter().filter(|job| stored.iter().any(|(id, _)| *id == job.id));
         Ok(fresh.map(|job| ActiveJob { unit: unit(job), ..job.clone() }).collect())
     }
 
-    async fn store(&self, placements: &[Placement]) -> Result<Vec<i64>, Error> {
+    async fn store(&self, placements: &[Placement]) -> Result<Vec<(i64, OwnerEpoch)>, Error> {
         if placements.is_empty() {
             return Ok(Vec::new());
         }
@@ -238,11 +253,11 @@ impl Reconciler {
         }
         let Some(unit) = job.unit else { return };
         let (cancel, signals) = watch::channel(signal);
-        let context = self.context.clone();
+        let (context, early) = (self.context.clone(), self.early.remove(&job.id));
         let span = tracing::info_span!("job", id = job.id, unit = %unit.attempt, node = %unit.node);
         let id = job.id;
         let work = async move {
-            job::drive(context, unit, job.created, signals).await;
+            job::drive(context, unit, early, job.created, signals).await;
             id
         };
         let task = self.running.spawn(work.instrument(span));

@@ -161,7 +161,8 @@ struct Inner {
 
 #[derive(Clone)]
 struct Handle {
-    requests: mpsc::Sender<Request>,
+    /// Boxed: a channel keeps room for 32 at least, and a node may know ten thousand units.
+    requests: mpsc::Sender<Box<Request>>,
     view: watch::Receiver<View>,
 }
 
@@ -623,14 +624,14 @@ impl Supervisor {
     /// Takes an acknowledgement from a records stream; one from an older stream, or with an older epoch, is void.
     pub async fn ack(&self, attempt: Attempt, attachment: u64, epoch: OwnerEpoch, up_to: u64) {
         if let Some(handle) = self.handle(attempt) {
-            handle.requests.send(Request::Ack { attachment, epoch, up_to }).await.ok();
+            handle.requests.send(Box::new(Request::Ack { attachment, epoch, up_to })).await.ok();
         }
     }
 
     /// Says that a unit's spool cannot be read.
     pub async fn damaged(&self, attempt: Attempt, why: String) {
         if let Some(handle) = self.handle(attempt) {
-            handle.requests.send(Request::Damaged { why }).await.ok();
+            handle.requests.send(Box::new(Request::Damaged { why })).await.ok();
         }
     }
 
@@ -680,12 +681,12 @@ type Answer<T> = oneshot::Sender<Result<T, Refusal>>;
 
 /// Sends a request to a unit's task and waits for the answer.
 async fn ask<T>(
-    requests: &mpsc::Sender<Request>,
+    requests: &mpsc::Sender<Box<Request>>,
     attempt: Attempt,
     request: impl FnOnce(Answer<T>) -> Request,
 ) -> Result<Result<T, Refusal>, Refusal> {
     let (answer, waiting) = oneshot::channel();
-    if requests.send(request(answer)).await.is_err() {
+    if requests.send(Box::new(request(answer))).await.is_err() {
         return Err(unknown(attempt)); // forgotten a moment ago
     }
     waiting.await.map_err(|_| shutting_down())

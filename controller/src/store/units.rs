@@ -19,6 +19,9 @@ use super::core::{Class, CoreDb, Error, Row};
 /// States of a job that is not over.
 pub const ACTIVE: [&str; 4] = ["new", "pending", "waiting", "running"];
 
+/// Counter of the epoch under which a unit is placed.
+const FIRST: i64 = 1;
+
 /// A job that is not over, as far as the reconciler must know to act.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ActiveJob {
@@ -61,6 +64,8 @@ pub struct Unit {
     pub store: StoreId,
     /// How far it came.
     pub state: UnitState,
+    /// The epoch that it was placed under, where whoever acts on it has just placed it: nobody else can have acted.
+    pub first: Option<OwnerEpoch>,
 }
 
 /// How far the controller brought a unit.
@@ -75,7 +80,7 @@ pub enum UnitState {
 }
 
 impl UnitState {
-    fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Placed => "placed",
             Self::Started => "started",
@@ -172,6 +177,7 @@ fn unit(row: &Row) -> Result<Option<Unit>, Error> {
             "abandoned" => UnitState::Abandoned,
             _ => UnitState::Started,
         },
+        first: None,
     }))
 }
 
@@ -247,8 +253,12 @@ fn where_unit(attempt: Attempt) -> SimpleExpr {
 }
 
 /// Stores the units of placed jobs, all in one transaction, and says which jobs took them: a job that was canceled
-/// in between did not.
-pub async fn place(core: &CoreDb, placements: &[Placement], me: &NodeId) -> Result<Vec<i64>, Error> {
+/// in between did not. Each is taken with it, under its first epoch.
+pub async fn place(
+    core: &CoreDb,
+    placements: &[Placement],
+    me: &NodeId,
+) -> Result<Vec<(i64, OwnerEpoch)>, Error> {
     let incarnation = incarnation(core).await?;
     let mut tx = core.begin(Class::Bookkeeping).await?;
     let mut placed = Vec::new();
@@ -276,6 +286,7 @@ pub async fn place(core: &CoreDb, placements: &[Placement], me: &NodeId) -> Resu
                 "store_id",
                 "state",
                 "owner_incarnation",
+                "owner_counter",
                 "created",
             ])
             .values_panic([
@@ -286,11 +297,16 @@ pub async fn place(core: &CoreDb, placements: &[Placement], me: &NodeId) -> Resu
                 Value::from(placement.store.0.as_bytes().to_vec()).into(),
                 UnitState::Placed.as_str().into(),
                 incarnation.into(),
+                FIRST.into(),
                 now().into(),
             ]);
         tx.execute(insert).await?;
         tx.job_changed(placement.job, "waiting");
-        placed.push(placement.job);
+        let epoch = OwnerEpoch {
+            incarnation: u64::try_from(incarnation).unwrap_or(0),
+            counter: u64::try_from(FIRST).unwrap_or(1),
+        };
+        placed.push((placement.job, epoch));
     }
     tx.commit().await?;
     Ok(placed)
@@ -464,7 +480,7 @@ pub async fn abandon(core: &CoreDb, job: i64, who: &str) -> Result<bool, Error> 
 }
 
 /// How often this database was restored from a backup, as nodes are shown it; from 1.
-async fn incarnation(core: &CoreDb) -> Result<i64, Error> {
+pub(super) async fn incarnation(core: &CoreDb) -> Result<i64, Error> {
     let known = core.setting("incarnation").await?.and_then(|text| text.parse().ok());
     Ok(known.unwrap_or(1))
 }
