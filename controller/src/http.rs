@@ -76,6 +76,7 @@ use crate::store::core::CoreDb;
 use crate::store::events::EventStore;
 use crate::store::groups;
 use crate::store::retention;
+use crate::store::strays::Decision;
 use crate::vault::Vault;
 use call::Call;
 
@@ -222,6 +223,13 @@ async fn dispatch(call: &Call) -> Answer {
         }
         ["metrics"] => metrics::serve(call).await,
         ["api", "plexus", "v1", "grep"] => grep::serve(call).await,
+        ["api", "plexus", "v1", "work", "stray"] => work::strays(call).await,
+        ["api", "plexus", "v1", "work", "stray", unit, "adopt"] => {
+            work::decide(call, unit, Decision::Adopt).await
+        }
+        ["api", "plexus", "v1", "work", "stray", unit, "discard"] => {
+            work::decide(call, unit, Decision::Discard).await
+        }
         ["api", "plexus", "v1", "work", id, "abandon"] => work::abandon(call, id).await,
         ["api", "plexus", "v1", "mesh", rest @ ..] => mesh::serve(call, rest).await,
         _ => Err(ApiError::no_such_page()),

@@ -25,6 +25,7 @@ pub mod schedule;
 pub mod service;
 pub mod shown_mesh;
 pub mod store;
+pub mod stray;
 pub mod stream;
 pub mod survey;
 pub mod vault;

@@ -29,7 +29,7 @@ use crate::store::events::EventStore;
 use crate::store::postgres::Server;
 use crate::store::retention;
 use crate::vault::Vault;
-use crate::{auth, fleet};
+use crate::{auth, fleet, stray};
 
 /// Environment variable with the administrator's password of a first start. Without it one is made and shown once.
 pub const ADMIN_PASSWORD: &str = "PLEXUS_CONTROLLER_ADMIN_PASSWORD";
@@ -103,6 +103,7 @@ pub async fn run(
 
     let ours = shutdown.child_token();
     let (nodes, fleet) = fleet::spawn(mesh.clone(), core.clone(), ours.clone());
+    let stray = stray::spawn(core.clone(), nodes.clone(), ours.clone());
     let context = reconcile::Context {
         core: core.clone(),
         events: events.clone(),
@@ -140,9 +141,13 @@ pub async fn run(
     let served = api.spawn(doors.serve(http::router(app), shutdown.clone())).await;
 
     ours.cancel();
-    for (what, task) in
-        [("fleet", fleet), ("reconciler", reconciler), ("retention", retention), ("reload", reloading)]
-    {
+    for (what, task) in [
+        ("fleet", fleet),
+        ("stray", stray),
+        ("reconciler", reconciler),
+        ("retention", retention),
+        ("reload", reloading),
+    ] {
         if let Err(error) = task.await {
             tracing::error!(what, %error, "task ended badly");
         }

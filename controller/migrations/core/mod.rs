@@ -11,6 +11,7 @@ mod m0005_activity;
 mod m0006_instance_groups;
 mod m0007_idempotency;
 mod m0008_facts;
+mod m0009_stray_units;
 
 use dsl::Schema;
 
@@ -44,4 +45,5 @@ pub(super) const ALL: &[Migration] = &[
     Migration { version: 6, name: "instance groups", build: m0006_instance_groups::build },
     Migration { version: 7, name: "idempotency keys", build: m0007_idempotency::build },
     Migration { version: 8, name: "facts", build: m0008_facts::build },
+    Migration { version: 9, name: "stray units", build: m0009_stray_units::build },
 ];
