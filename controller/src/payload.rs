@@ -7,6 +7,7 @@
 //!
 //! Nothing here knows the database, the mesh or the clock: rows come in as plain values, messages go out.
 
+pub mod extra_vars;
 pub mod injectors;
 pub mod private;
 pub mod tree;

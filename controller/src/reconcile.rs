@@ -29,8 +29,9 @@ use crate::payload::tree::Trees;
 use crate::schedule::{Candidate, Fleet, Placed, Wait};
 use crate::store::core::{CoreDb, Error};
 use crate::store::events::EventStore;
+use crate::store::groups;
+use crate::store::instances::{self, Decided};
 use crate::store::units::{self, ActiveJob, Placement, Unit, UnitState};
-use crate::store::{groups, instances};
 use crate::vault::Vault;
 
 /// Longest time without a look, should a wake-up ever be missed.
@@ -168,7 +169,7 @@ impl Reconciler {
         let live = self.context.nodes.borrow().clone();
         let (groups, default) = groups::all(core).await?;
         let lists = groups::Lists::read(core).await?;
-        let mut fleet = Fleet::new(candidates(&live, &instances::disabled(core).await?), groups);
+        let mut fleet = Fleet::new(candidates(&live, &instances::decided(core).await?), groups);
         // The first job of each template that is not over: those that may not run beside it wait for its end.
         let mut first: HashMap<i64, i64> = HashMap::new();
         for job in placed {
@@ -272,13 +273,14 @@ impl Reconciler {
     }
 }
 
-fn candidates(live: &Nodes, disabled: &std::collections::BTreeSet<NodeId>) -> BTreeMap<NodeId, Candidate> {
+fn candidates(live: &Nodes, decided: &BTreeMap<NodeId, Decided>) -> BTreeMap<NodeId, Candidate> {
     let candidate = |(name, node): (&NodeId, &crate::fleet::LiveNode)| {
         let known = node.info.as_ref();
+        let decided = decided.get(name).copied().unwrap_or_default();
         let candidate = Candidate {
             reachable: node.reachable && known.is_some(),
-            enabled: !disabled.contains(name),
-            capacity: known.map_or(0, |info| info.capacity),
+            enabled: decided.enabled,
+            capacity: known.map_or(0, |info| info.capacity().adjusted(decided.adjustment)),
             busy: 0,
         };
         (name.clone(), candidate)

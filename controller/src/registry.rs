@@ -5,11 +5,14 @@
 //! derived from that; what is special about a resource is in `http/`, beside its actions. Nothing here knows HTTP.
 
 mod activity;
+mod applications;
 mod builtin_types;
 mod credentials;
+pub mod definitions;
 mod fleet;
 mod inventories;
 mod jobs;
+mod lookups;
 mod people;
 mod project_updates;
 mod system;
@@ -25,14 +28,17 @@ pub mod roles;
 pub mod write;
 
 pub use activity::ACTIVITY_STREAM;
+pub use applications::APPLICATIONS;
 #[cfg(test)]
 pub(crate) use builtin_types::fields_of as builtin_fields;
 pub use builtin_types::seed;
 pub use credentials::{CREDENTIAL_TYPES, CREDENTIALS, EXECUTION_ENVIRONMENTS};
+pub use definitions::{ROLE_DEFINITIONS, ROLE_TEAM_ASSIGNMENTS, ROLE_USER_ASSIGNMENTS};
 pub use field::{Field, Kind, Mode};
 pub use fleet::{INSTANCE_GROUPS, INSTANCES};
 pub use inventories::{GROUPS, HOSTS, INVENTORIES};
 pub use jobs::{JOB_HOST_SUMMARIES, JOBS, UNIFIED_JOBS};
+pub use lookups::CREDENTIAL_INPUT_SOURCES;
 pub use people::{LABELS, ORGANIZATIONS, ROLES, TEAMS, TOKENS, USERS};
 pub use project_updates::PROJECT_UPDATES;
 pub use system::{SYSTEM_JOB_TEMPLATES, SYSTEM_JOBS};
@@ -251,6 +257,8 @@ pub static ALL: &[&Resource] = &[
     &PROJECT_UPDATES,
     &CREDENTIALS,
     &CREDENTIAL_TYPES,
+    &CREDENTIAL_INPUT_SOURCES,
+    &APPLICATIONS,
     &TOKENS,
     &INVENTORIES,
     &GROUPS,
@@ -263,6 +271,9 @@ pub static ALL: &[&Resource] = &[
     &UNIFIED_JOB_TEMPLATES,
     &UNIFIED_JOBS,
     &ROLES,
+    &ROLE_DEFINITIONS,
+    &ROLE_USER_ASSIGNMENTS,
+    &ROLE_TEAM_ASSIGNMENTS,
     &ACTIVITY_STREAM,
 ];
 
@@ -354,7 +365,7 @@ mod tests {
             }
             for name in resource.summary {
                 let path = name.split_once("__").map_or(name.trim_end_matches("_id"), |(first, _)| first);
-                assert!(known(&path), "{resource:?} has no field {name} to show");
+                assert!(known(name) || known(&path), "{resource:?} has no field {name} to show");
             }
             match &resource.owner {
                 Owner::Field(name) | Owner::Through(name) => {

@@ -12,6 +12,7 @@ mod m0006_instance_groups;
 mod m0007_idempotency;
 mod m0008_facts;
 mod m0009_project_updates;
+mod m0011_people;
 
 use dsl::Schema;
 
@@ -46,4 +47,5 @@ pub(super) const ALL: &[Migration] = &[
     Migration { version: 7, name: "idempotency keys", build: m0007_idempotency::build },
     Migration { version: 8, name: "facts", build: m0008_facts::build },
     Migration { version: 9, name: "project updates", build: m0009_project_updates::build },
+    Migration { version: 10, name: "people", build: m0011_people::build },
 ];

@@ -1,7 +1,9 @@
 //! Lists in pages: by number, as AWX has them, or by cursor.
 
-use axum::http::StatusCode;
-use sea_query::{Condition, Expr, ExprTrait, Func};
+use std::time::Duration;
+
+use axum::http::{HeaderValue, StatusCode};
+use sea_query::{Condition, Expr, ExprTrait};
 use serde_json::{Map, Value};
 
 use super::call::{Call, encode};
@@ -26,6 +28,8 @@ pub(super) struct Page {
     /// Its objects.
     pub(super) records: Vec<Record>,
     count: i64,
+    /// How old the count is, where it is not of this moment.
+    count_age: Option<Duration>,
     number: u64,
     more: bool,
     /// For pages by cursor: where the next one begins.
@@ -39,7 +43,12 @@ impl Page {
         if let Some(next) = self.cursor {
             return ok(by_cursor(call, next, results));
         }
-        ok(envelope(call, self.count, self.number, self.more, results))
+        let mut response = ok(envelope(call, self.count, self.number, self.more, results))?;
+        if let Some(age) = self.count_age {
+            let age = HeaderValue::from(age.as_secs());
+            response.headers_mut().insert("x-count-age", age);
+        }
+        Ok(response)
     }
 }
 
@@ -78,7 +87,7 @@ pub(super) async fn ordered(
     let number = page_number(call)?;
 
     let mut count = read::source(resource, BASE);
-    count.expr(Func::count(Expr::col((BASE, "id")))).cond_where(condition.clone());
+    count.column((BASE, "id")).cond_where(condition.clone());
     let mut ids = read::source(resource, BASE);
     ids.column((BASE, "id")).cond_where(condition);
     let mut objects = read::select(resource, false);
@@ -88,11 +97,8 @@ pub(super) async fn ordered(
     }
     ids.limit(size).offset((number - 1).saturating_mul(size));
     objects.and_where(Expr::col((BASE, "id")).in_subquery(ids));
-    let (counted, rows) = tokio::try_join!(db.optional(&count), db.all(&objects))?;
-    let count = match counted {
-        Some(row) => row.at::<i64>(0)?,
-        None => 0,
-    };
+    let (counted, rows) = tokio::try_join!(call.app.counts.of(db, count), db.all(&objects))?;
+    let count = counted.count;
     let before = (number - 1).saturating_mul(size);
     if number > 1 && before >= u64::try_from(count).unwrap_or(0) {
         return Err(ApiError::Detail(StatusCode::NOT_FOUND, "Invalid page.".to_owned()));
@@ -102,7 +108,7 @@ pub(super) async fn ordered(
     rules::of(resource).fill(call, &mut records, false).await?;
     access::show_capabilities(call, &mut records).await?;
     let more = i64::try_from(before.saturating_add(size)).unwrap_or(i64::MAX) < count;
-    Ok(Page { records, count, number, more, cursor: None })
+    Ok(Page { records, count, count_age: counted.age, number, more, cursor: None })
 }
 
 /// A page by cursor: those whose id comes after the last one of the page before. It costs the same wherever it is in the
@@ -145,7 +151,7 @@ async fn after(
     let next = records.last().map(|last| last.id).filter(|_| more);
     rules::of(resource).fill(call, &mut records, false).await?;
     access::show_capabilities(call, &mut records).await?;
-    Ok(Page { records, count: 0, number: 1, more, cursor: Some(next) })
+    Ok(Page { records, count: 0, count_age: None, number: 1, more, cursor: Some(next) })
 }
 
 fn by_cursor(call: &Call, next: Option<i64>, results: Vec<Value>) -> Map<String, Value> {

@@ -1,6 +1,7 @@
 //! Reads what a job was launched with and turns rows into a payload: what all kinds share here, what each kind is made of
 //! in a module of its own.
 
+mod meta;
 mod playbook;
 mod project_update;
 

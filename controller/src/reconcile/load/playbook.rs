@@ -6,17 +6,20 @@ use std::path::PathBuf;
 use sea_query::{Expr, ExprTrait, JoinType, Order, Query};
 use serde_json::{Map, Value};
 
-use super::{ASK, Error, Made, Source, task_environment, timeout, variables};
+use super::{ASK, Error, Made, Source, meta, task_environment, timeout, variables};
 use crate::facts;
+use crate::http::settings;
 use crate::job;
+use crate::payload::extra_vars::Trust;
 use crate::payload::injectors::{self, Injected, Inputs};
 use crate::payload::private::{Group, Inventory, JobOptions, MachineCredential, Private, VaultCredential};
 use crate::project;
 use crate::reconcile::Context;
+use crate::registry::write::parse_variables;
 use crate::store::core::{Error as StoreError, Row};
 use crate::vault::Secret;
 
-const JOB_COLUMNS: [&str; 18] = [
+const JOB_COLUMNS: [&str; 17] = [
     "playbook",
     "job_type",
     "diff_mode",
@@ -32,8 +35,7 @@ const JOB_COLUMNS: [&str; 18] = [
     "inventory_id",
     "scm_revision",
     "extra_vars",
-    "name",
-    "launch_type",
+    "job_template_id",
     "use_fact_cache",
 ];
 
@@ -57,11 +59,13 @@ pub(super) async fn load(context: &Context, id: i64) -> Result<Made, Error> {
         Some(inventory) => facts::of_inventory(&context.core, inventory).await?,
         None => BTreeMap::new(),
     };
-    let mut extra_vars = meta_variables(id, &row)?;
-    extra_vars.extend(variables("extra_vars of the job", &row.value::<String>("extra_vars")?)?);
+    let mut extra_vars = meta::variables(&context.core, id).await?;
+    let mut given = variables("extra_vars of the job", &row.value::<String>("extra_vars")?)?;
     for (name, secret) in job::survey_passwords(&context.core, &context.vault, id).await? {
-        extra_vars.insert(name, secret.expose().into());
+        given.insert(name, secret.expose().into());
     }
+    let mut doubted = doubted(context, row.value("job_template_id")?, &given).await?;
+    extra_vars.extend(given);
     let credentials = job::credentials(&context.core, &context.vault, id).await?;
     let (machine, vaults) = passwords(context, id, &credentials).await?;
     let mut injected = Injected { env: task_environment(context).await?, ..Injected::default() };
@@ -76,17 +80,35 @@ pub(super) async fn load(context: &Context, id: i64) -> Result<Made, Error> {
             own.and_then(|own| if own { Ok(()) } else { injected.add(&credential.injectors, inputs) });
         added.map_err(|source| Error::Injector { name: credential.name.clone(), source })?;
     }
+    doubted.extend(injected.extra_vars.keys().cloned());
     extra_vars.extend(injected.extra_vars.clone());
     let private = Private {
         options: &options,
         inventory: &inventory,
         facts: &facts,
         extra_vars: &extra_vars,
+        doubted: &doubted,
         machine: machine.as_ref(),
         vaults: &vaults,
         injected: &injected,
     };
     Ok(Made { run: private.run(), tree: Source::Directory(project) })
+}
+
+/// Names of a job's variables in which Jinja is text: by setting, those that do not stand in its template as they are.
+async fn doubted(
+    context: &Context,
+    template: Option<i64>,
+    given: &Map<String, Value>,
+) -> Result<Vec<String>, Error> {
+    let setting = settings::setting(&context.core, "ALLOW_JINJA_IN_EXTRA_VARS").await?;
+    let mut own = Query::select();
+    own.column("extra_vars").from("job_templates").and_where(Expr::col("id").eq(template));
+    let own = match context.core.optional(&own).await? {
+        Some(row) => parse_variables(&row.at::<String>(0)?).unwrap_or_default(),
+        None => Map::new(),
+    };
+    Ok(Trust::of(setting.as_str().unwrap_or_default()).doubted(given, &own))
 }
 
 fn options(id: i64, row: &Row) -> Result<JobOptions, StoreError> {
@@ -108,21 +130,6 @@ fn options(id: i64, row: &Row) -> Result<JobOptions, StoreError> {
         project_revision: row.value("scm_revision")?,
         fact_cache: row.value("use_fact_cache")?,
     })
-}
-
-/// What every playbook may ask of its job, under both of AWX's prefixes.
-fn meta_variables(id: i64, row: &Row) -> Result<Map<String, Value>, StoreError> {
-    let values = [
-        ("job_id", Value::from(id)),
-        ("job_launch_type", Value::from(row.value::<String>("launch_type")?)),
-        ("job_template_name", Value::from(row.value::<String>("name")?)),
-        ("inventory_id", Value::from(row.value::<Option<i64>>("inventory_id")?)),
-        ("project_revision", Value::from(row.value::<String>("scm_revision")?)),
-    ];
-    let both = |(name, value): (&str, Value)| {
-        [(format!("awx_{name}"), value.clone()), (format!("tower_{name}"), value)]
-    };
-    Ok(values.into_iter().flat_map(both).collect())
 }
 
 fn project(context: &Context, local_path: Option<String>, playbook: &str) -> Result<PathBuf, Error> {
