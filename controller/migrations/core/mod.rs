@@ -14,6 +14,7 @@ mod m0008_facts;
 mod m0009_project_updates;
 mod m0010_lists_of_jobs;
 mod m0011_inventory_sources;
+mod m0012_people;
 
 use dsl::Schema;
 
@@ -50,4 +51,5 @@ pub(super) const ALL: &[Migration] = &[
     Migration { version: 9, name: "project updates", build: m0009_project_updates::build },
     Migration { version: 10, name: "lists of jobs", build: m0010_lists_of_jobs::build },
     Migration { version: 11, name: "inventory sources", build: m0011_inventory_sources::build },
+    Migration { version: 12, name: "people", build: m0012_people::build },
 ];
