@@ -131,13 +131,13 @@ impl Fleet {
             return;
         }
         // A node that is told too late holds containers for nothing until the next heartbeat.
-        let resting = instances::disabled(&self.core).await.unwrap_or_default();
+        let decided = instances::decided(&self.core).await.unwrap_or_default();
         for (name, asked) in &mut self.asked {
             if asked.under_way || asked.due > now {
                 continue;
             }
             let Some(node) = self.nodes.get(name) else { continue };
-            let resting = resting.contains(name);
+            let resting = decided.get(name).is_some_and(|decided| !decided.enabled);
             asked.under_way = true;
             let (name, client) = (name.clone(), node.client.clone());
             let outgrown = self.outgrown.get(&name).copied();

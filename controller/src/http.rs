@@ -114,8 +114,6 @@ pub struct App {
     pub mesh: Arc<dyn MeshView>,
     /// Directory of the manual projects.
     pub projects_root: Arc<PathBuf>,
-    /// How long the long lists are.
-    pub counts: Counts,
     /// Name of this controller.
     pub node: Arc<str>,
     /// Identity of this installation.
@@ -155,7 +153,6 @@ impl App {
             counts: Counts::default(),
             mesh,
             projects_root: Arc::new(projects_root),
-            counts: Counts::default(),
             node: node.into(),
             install,
             enrolment: None,

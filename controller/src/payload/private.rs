@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 
-use super::extra_vars;
 use super::injectors::Injected;
 use plexus_proto::seal::SpoolKey;
 use plexus_proto::work::{PrivateBlock, PrivateFile, RegistryAuth};

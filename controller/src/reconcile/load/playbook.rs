@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 use sea_query::{Expr, ExprTrait, JoinType, Order, Query};
+use serde_json::{Map, Value};
 
 use super::{ASK, Error, Made, Source, inject, meta, timeout, variables};
 use crate::facts;
