@@ -1,7 +1,11 @@
 //! `plexus-controller debug …`: looks into files without a running controller.
 
+mod copy_jobs;
 mod ingest_bench;
+mod inventory_bench;
 mod parse_bench;
+mod planner_bench;
+mod resources;
 pub mod tally;
 mod varied;
 mod wide_rows;
@@ -38,8 +42,16 @@ enum Command {
     CrashPoints,
     /// Measures records in memory to events on disk: unseal, parse, compress, commit with full sync
     IngestBench(ingest_bench::Args),
+    /// Measures an inventory of many hosts: import, a page of its hosts, and the document for Ansible
+    InventoryBench(inventory_bench::Args),
     /// Measures a bare loop that writes the same events as plain wide rows, with the same durability
     WideRows(wide_rows::Args),
+    /// Copies the jobs of a controller that does not run, for benches of large databases
+    CopyJobs(copy_jobs::Args),
+    /// Lists the resources of the API, as JSON
+    Resources,
+    /// Measures placements a second of the planner alone, and prints JSON
+    PlannerBench,
     /// Writes a worker's stream whose events are captured ones with other values
     Vary {
         /// Captured stream, or folder of cases
@@ -79,14 +91,18 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Command::Stream { file, json } => stream(&file, json),
         Command::CrashPoints => {
             let mut out = std::io::stdout().lock();
-            crash::Point::RECORD.iter().try_for_each(|point| writeln!(out, "{}", point.name()))?;
+            crash::Point::of_a_record().try_for_each(|point| writeln!(out, "{}", point.name()))?;
             Ok(())
         }
         Command::IngestBench(args) => ingest_bench::run(&args),
+        Command::InventoryBench(args) => inventory_bench::run(&args),
         Command::WideRows(args) => wide_rows::run(&args),
         Command::Vary { file, out, events, event_bytes, files } => {
             vary(&file, &out, (events, event_bytes), files)
         }
+        Command::CopyJobs(args) => copy_jobs::run(&args),
+        Command::PlannerBench => planner_bench::run(),
+        Command::Resources => resources::run(),
         Command::ParseBench { file, seconds, json } => parse_bench::run(&file, seconds, json),
     }
 }

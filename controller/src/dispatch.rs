@@ -126,13 +126,16 @@ impl NodeClient {
         self.unit(self.bounded(client.status(StatusRequest { unit: Some(attempt.into()) })).await?)
     }
 
-    /// The node itself. `resting` tells it that no unit is to come there for now.
+    /// The node itself. `resting` tells it that no unit is to come there for now; `outgrown` is a store of it, and how many starts
+    /// on it were heard of, if that store shows fewer now.
     ///
     /// # Errors
     /// [`CallError`].
-    pub async fn info(&self, resting: bool) -> Result<NodeInfo, CallError> {
+    pub async fn info(&self, resting: bool, outgrown: Option<(StoreId, u64)>) -> Result<NodeInfo, CallError> {
         let mut client = self.client.clone();
-        self.bounded(client.info(InfoRequest { resting })).await
+        let (store_id, starts) = outgrown
+            .map_or_else(Default::default, |(store, starts)| (store.0.as_bytes().to_vec().into(), starts));
+        self.bounded(client.info(InfoRequest { store_id, starts, resting })).await
     }
 
     /// Every unit of this cluster that the node holds.

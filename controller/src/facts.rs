@@ -12,6 +12,7 @@ use sea_query::{Expr, ExprTrait, JoinType, OnConflict, Order, Query};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use crate::inventory::members::Members;
 use crate::store::core::{Class, CoreDb, Error};
 use crate::stream::normal_json;
 
@@ -122,8 +123,7 @@ pub async fn of_inventory(core: &CoreDb, inventory: i64) -> Result<BTreeMap<Stri
         .column(("host_facts", "facts"))
         .from("host_facts")
         .join(JoinType::InnerJoin, "hosts", Expr::col(("hosts", "id")).equals(("host_facts", "id")))
-        .and_where(Expr::col(("hosts", "inventory_id")).eq(inventory))
-        .and_where(Expr::col(("hosts", "enabled")).eq(true))
+        .and_where(Members::of(core, inventory).await?.enabled("hosts"))
         .order_by(("hosts", "id"), Order::Asc)
         .limit(HOSTS_MAX);
     let rows = core.all(select).await?;
@@ -146,6 +146,7 @@ pub async fn of_host(core: &CoreDb, host: i64) -> Result<Option<String>, Error> 
 /// # Errors
 /// What the database says; a part may be stored.
 pub async fn keep(core: &CoreDb, inventory: i64, changes: &BTreeMap<String, Change>) -> Result<(), Error> {
+    let members = Members::of(core, inventory).await?;
     let mut left = changes.iter().peekable();
     while left.peek().is_some() {
         let mut tx = core.begin(Class::Bookkeeping).await?;
@@ -156,7 +157,7 @@ pub async fn keep(core: &CoreDb, inventory: i64, changes: &BTreeMap<String, Chan
             select
                 .column("id")
                 .from("hosts")
-                .and_where(Expr::col("inventory_id").eq(inventory))
+                .and_where(members.condition("hosts"))
                 .and_where(Expr::col("name").eq(name.as_str()));
             let Some(row) = tx.optional(select).await? else { continue };
             let host: i64 = row.value("id")?;

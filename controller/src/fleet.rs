@@ -21,7 +21,6 @@ use tokio_util::sync::CancellationToken;
 use copies::{Copies, Doubt, Start};
 
 use crate::dispatch::{CallError, NodeClient};
-use crate::schedule;
 use crate::store::core::CoreDb;
 use crate::store::instances::{self, Info, Seen};
 
@@ -56,6 +55,8 @@ struct Fleet {
     asked: BTreeMap<NodeId, Asked>,
     calls: JoinSet<(NodeId, Result<NodeInfo, CallError>)>,
     copies: Copies,
+    /// Stores that show fewer starts than were heard of, until their nodes have given them up.
+    outgrown: BTreeMap<NodeId, (StoreId, u64)>,
 }
 
 /// Starts the task; it ends with `shutdown`.
@@ -72,6 +73,7 @@ pub fn spawn(
         asked: BTreeMap::new(),
         calls: JoinSet::new(),
         copies: Copies::default(),
+        outgrown: BTreeMap::new(),
     };
     (nodes, tokio::spawn(fleet.run(publish, shutdown)))
 }
@@ -129,17 +131,18 @@ impl Fleet {
             return;
         }
         // A node that is told too late holds containers for nothing until the next heartbeat.
-        let resting = instances::disabled(&self.core).await.unwrap_or_default();
+        let decided = instances::decided(&self.core).await.unwrap_or_default();
         for (name, asked) in &mut self.asked {
             if asked.under_way || asked.due > now {
                 continue;
             }
             let Some(node) = self.nodes.get(name) else { continue };
-            let resting = resting.contains(name);
+            let resting = decided.get(name).is_some_and(|decided| !decided.enabled);
             asked.under_way = true;
             let (name, client) = (name.clone(), node.client.clone());
+            let outgrown = self.outgrown.get(&name).copied();
             self.calls.spawn(async move {
-                let answer = client.info(resting).await;
+                let answer = client.info(resting, outgrown).await;
                 (name, answer)
             });
         }
@@ -150,10 +153,10 @@ impl Fleet {
         let info = answer.map_err(|error| error.to_string()).and_then(|info| {
             let store = StoreId::from_slice(&info.store_id).map_err(|error| error.to_string())?;
             start = Some(Start { store, nonce: info.start, number: info.starts });
-            let capacity = schedule::capacity(info.cpu_millis, info.memory_bytes);
-            Ok(Info { store, cpu_millis: info.cpu_millis, memory: info.memory_bytes, capacity })
+            let heard = jiff::Timestamp::now();
+            Ok(Info { store, cpu_millis: info.cpu_millis, memory: info.memory_bytes, heard })
         });
-        let again = match info {
+        let mut again = match info {
             Ok(info) => {
                 if let Some(node) = self.nodes.get_mut(&name) {
                     node.info = Some(info);
@@ -165,8 +168,18 @@ impl Fleet {
                 RETRY
             }
         };
-        if let Some(doubt) = start.and_then(|start| self.copies.hear(&name, start)) {
-            self.hold(&name, doubt).await;
+        if let Some(start) = start {
+            if self.outgrown.get(&name).is_some_and(|(store, _)| *store != start.store) {
+                self.outgrown.remove(&name);
+            }
+            if let Some(doubt) = self.copies.hear(&name, start) {
+                if let Doubt::Back { from, .. } = doubt {
+                    // The node is told at once, and gives the store up: work that was bound to it since is lost.
+                    self.outgrown.insert(name.clone(), (start.store, from));
+                    again = Duration::ZERO;
+                }
+                self.hold(&name, doubt).await;
+            }
         }
         if let Some(asked) = self.asked.get_mut(&name) {
             *asked = Asked { due: Instant::now() + again, under_way: false };

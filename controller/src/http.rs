@@ -8,13 +8,20 @@
 
 mod access;
 mod activity;
+mod ad_hoc;
 mod ansi;
+mod applications;
+mod browse;
 mod bulk;
+mod bundle;
 mod call;
+mod callback;
 mod children;
 mod copy;
+mod counts;
 mod credentials;
 mod dashboard;
+mod definitions;
 mod enrolment;
 mod environments;
 mod error;
@@ -22,15 +29,19 @@ mod events;
 mod fleet;
 mod generic;
 mod grep;
+mod html;
 mod inventories;
+mod inventory_sources;
 mod jobs;
 mod labels;
 mod later;
 mod launch;
 mod live;
 mod login;
+mod lookups;
 mod mesh;
 mod metrics;
+mod oauth;
 mod once;
 mod openapi;
 mod paging;
@@ -65,11 +76,13 @@ use plexus_mesh::Mesh;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+pub use counts::Counts;
 pub use error::ApiError;
 pub use mesh::{MeshError, MeshView, NoMesh};
 
 use crate::auth::Auth;
 use crate::enrolment::Enrolment;
+use crate::kind::Kind;
 use crate::live::Live;
 use crate::registry;
 use crate::store::core::CoreDb;
@@ -96,6 +109,8 @@ pub struct App {
     pub events: EventStore,
     /// What happens right now.
     pub live: Live,
+    /// How long large lists are.
+    pub counts: Counts,
     /// The mesh, as far as people see it.
     pub mesh: Arc<dyn MeshView>,
     /// Directory of the manual projects.
@@ -124,6 +139,7 @@ impl App {
         shutdown: CancellationToken,
     ) -> Result<Self, crate::auth::Error> {
         registry::seed(&db).await?;
+        registry::definitions::seed(&db).await?;
         retention::seed(&db).await?;
         let install = root::installation(&db).await?;
         groups::seed(&db).await?;
@@ -135,6 +151,7 @@ impl App {
             auth,
             events,
             live,
+            counts: Counts::default(),
             mesh,
             projects_root: Arc::new(projects_root),
             node: node.into(),
@@ -155,7 +172,10 @@ async fn serve(State(app): State<App>, request: Request) -> Response {
     let id = Uuid::now_v7();
     let socket = websocket::requested(&mut parts).await;
     let (path, method) = (parts.uri.path().to_owned(), parts.method.clone());
+    let page = browse::is_wanted(&method, &parts.headers, parts.uri.query());
+    let asked = parts.uri.query().map(str::to_owned);
     let node = app.node.clone();
+    let encrypted = parts.extensions.get::<crate::https::Encrypted>().is_some();
     let mut known = false;
     let mut allow = None;
     let mut response = match Call::read(app, parts, body).await {
@@ -170,6 +190,9 @@ async fn serve(State(app): State<App>, request: Request) -> Response {
         }
         Err(error) => error.into_response(),
     };
+    if page {
+        response = browse::dressed(&path, asked.as_deref(), allow, response).await;
+    }
     let took = begun.elapsed();
     let headers = response.headers_mut();
     let mut set = |name: &'static str, value: &str| {
@@ -188,6 +211,17 @@ async fn serve(State(app): State<App>, request: Request) -> Response {
     set("x-api-total-time", &seconds);
     set("x-content-type-options", "nosniff");
     set("x-frame-options", "DENY");
+    set("referrer-policy", "same-origin");
+    set("cross-origin-opener-policy", "same-origin");
+    set("permissions-policy", "camera=(), geolocation=(), microphone=()");
+    if encrypted {
+        set("strict-transport-security", "max-age=31536000");
+    }
+    // What is no page runs, loads and embeds nothing; pages say themselves what they need.
+    let nothing = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
+    headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(nothing);
+    // What somebody may see is theirs: no cache in between keeps it.
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     headers.insert(header::VARY, HeaderValue::from_static("Accept, Accept-Language, Origin, Cookie"));
     if let Some(allow) = allow {
         headers.entry(header::ALLOW).or_insert(HeaderValue::from_static(allow));
@@ -213,6 +247,10 @@ async fn dispatch(call: &Call) -> Answer {
         ["api", "login"] => login::login(call).await,
         ["api", "logout"] => login::logout(call).await,
         ["api", "docs"] => openapi::docs(call),
+        ["api", "o"] => oauth::map(call),
+        ["api", "o", "authorize"] => oauth::authorize(call).await,
+        ["api", "o", "token"] => oauth::token(call).await,
+        ["api", "o", "revoke_token"] => oauth::revoke(call).await,
         ["api", "v2"] => root::version_two(call),
         ["api", "v2", rest @ ..] => version_two(call, rest).await,
         ["websocket"] | ["api", "websocket"] => Err(websocket::needed()),
@@ -248,8 +286,6 @@ async fn version_two(call: &Call, segments: &[&str]) -> Answer {
         ["dashboard"] => dashboard::dashboard(call).await,
         ["dashboard", "graphs", "jobs"] => dashboard::jobs(call).await,
         ["mesh_visualizer"] => fleet::mesh_visualizer(call).await,
-        ["job_events", id] => events::event(call, id).await,
-        ["job_events", id, "children"] => events::children(call, id).await,
         ["settings"] => settings::categories(call),
         ["settings", slug] => settings::category(call, slug).await,
         [path] => match registry::by_path(path) {
@@ -258,16 +294,23 @@ async fn version_two(call: &Call, segments: &[&str]) -> Answer {
             }
             _ => later::list(call, path).unwrap_or_else(|| Err(ApiError::no_such_page())),
         },
-        [path, id] => match registry::by_path(path) {
-            Some(resource) => generic::object(call, resource, id).await,
-            None => later::object(call, path).unwrap_or_else(|| Err(ApiError::no_such_page())),
+        [path, id] => match (registry::by_path(path), Kind::of_group(path)) {
+            (Some(resource), _) => generic::object(call, resource, id).await,
+            (None, Some(kind)) => events::event(call, kind, id).await,
+            (None, None) => later::object(call, path).unwrap_or_else(|| Err(ApiError::no_such_page())),
         },
-        [path, id, below] => match registry::by_path(path) {
-            Some(resource) => below_object(call, resource, id, below).await,
-            None => Err(ApiError::no_such_page()),
+        [path, id, below] => match (registry::by_path(path), Kind::of_group(path)) {
+            (Some(resource), _) => below_object(call, resource, id, below).await,
+            (None, Some(kind)) if *below == "children" => events::children(call, kind, id).await,
+            (None, _) => Err(ApiError::no_such_page()),
         },
-        ["jobs", id, "job_events", "children_summary"] => children::summary(call, id).await,
-        ["jobs", id, "events", "stream"] => live::of_job(call, id).await,
+        [path, id, list, below] => match (Kind::of_path(path), *below) {
+            (Some(kind), "children_summary") if *list == kind.names().events => {
+                children::summary(call, kind, id).await
+            }
+            (Some(kind), "stream") if *list == "events" => live::of_job(call, kind, id).await,
+            _ => Err(ApiError::no_such_page()),
+        },
         _ => Err(ApiError::no_such_page()),
     }
 }
@@ -281,18 +324,31 @@ async fn below_object(call: &Call, resource: &'static registry::Resource, id: &s
         let later = later::below(call, resource, id, name).await;
         return later.unwrap_or_else(|| Err(ApiError::no_such_page()));
     }
+    if let Some(kind) = Kind::of_path(resource.path) {
+        match name {
+            _ if name == kind.names().events => return events::of_job(call, kind, id).await,
+            "stdout" => return stdout::of_job(call, kind, id).await,
+            "cancel" => return jobs::cancel(call, kind, id).await,
+            "why" => return plan::why(call, kind, id).await,
+            _ => {}
+        }
+    }
     match (resource.path, name) {
         ("job_templates", "launch") => launch::launch(call, id).await,
+        ("job_templates", "callback") => callback::serve(call, id).await,
         ("job_templates", "survey_spec") => survey::spec(call, id).await,
-        ("jobs", "job_events") => events::of_job(call, id).await,
-        ("jobs", "stdout") => stdout::of_job(call, id).await,
-        ("jobs", "cancel") => jobs::cancel(call, id).await,
         ("system_job_templates", "launch") => system::launch(call, id).await,
         ("system_jobs", "cancel") => system::cancel(call, id).await,
         ("jobs", "relaunch") => launch::relaunch(call, id).await,
         ("projects", "playbooks") => projects::playbooks(call, id).await,
         ("projects", "inventories") => projects::inventories(call, id).await,
         ("inventories", "script") => inventories::script(call, id).await,
+        ("inventories", "tree") => inventories::tree(call, id).await,
+        ("inventories", "update_inventory_sources") => inventory_sources::update_all(call, id).await,
+        ("inventory_sources", "update") => inventory_sources::update(call, id).await,
+        ("inventory_sources", "credentials") => inventory_sources::credentials(call, id).await,
+        ("hosts" | "groups", "ad_hoc_commands") => ad_hoc::below(call, resource, id).await,
+        ("ad_hoc_commands", "relaunch") => ad_hoc::relaunch(call, id).await,
         ("inventories", "root_groups") => inventories::root_groups(call, id).await,
         ("groups", "all_hosts") => inventories::all_hosts(call, id).await,
         ("groups", "potential_children") => inventories::potential_children(call, id).await,
@@ -304,9 +360,13 @@ async fn below_object(call: &Call, resource: &'static registry::Resource, id: &s
         (_, "activity_stream") => activity::of_object(call, resource, id).await,
         (_, "access_list") => roles::access_list(call, resource, id).await,
         ("roles", "parents" | "children") => roles::kin(call, id, name).await,
+        ("credentials", "test") => lookups::test_credential(call, id).await,
+        ("credential_types", "test") => lookups::test_type(call, id).await,
+        ("role_definitions", _) => definitions::of_definition(call, id, name).await,
         ("instance_groups", "jobs") => fleet::group_jobs(call, id).await,
         ("job_templates", "plan") => plan::of_template(call, id).await,
-        ("jobs", "why") => plan::why(call, id).await,
+        ("instances", "install_bundle") => bundle::serve(call, id).await,
+        ("instances", "health_check") => fleet::health_check(call, id).await,
         ("instances", "jobs") => fleet::instance_jobs(call, id).await,
         _ => Err(ApiError::no_such_page()),
     }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sea_query::{Expr, ExprTrait, JoinType, Query, SelectStatement};
 use serde_json::{Map, Value};
 
+use crate::lookup;
 use crate::store::core::{CoreDb, Error as StoreError, Row, WriteTx};
 use crate::vault::{DecryptError, Secret, Vault};
 
@@ -19,6 +20,17 @@ pub enum CredentialError {
         /// What the database said.
         #[source]
         source: StoreError,
+    },
+    /// A secret that is kept elsewhere was not found there.
+    #[error("cannot look up field {field} of credential {credential}")]
+    Lookup {
+        /// The credential.
+        credential: i64,
+        /// The field.
+        field: String,
+        /// Why.
+        #[source]
+        source: lookup::Error,
     },
     /// A secret does not open.
     #[error("cannot open field {field} of credential {credential}")]
@@ -116,10 +128,19 @@ pub async fn cancel(tx: &mut WriteTx, job: i64) -> Result<bool, StoreError> {
 /// What the database says.
 pub async fn conclude(tx: &mut WriteTx, job: i64) -> Result<(), StoreError> {
     let mut query = Query::select();
-    query.columns(["unified_job_template_id", "status", "failed", "finished"]).from("unified_jobs");
-    query.and_where(Expr::col("id").eq(job));
+    query.columns(["unified_job_template_id", "status", "failed", "finished", "inventory_source_id"]);
+    query.from("unified_jobs").and_where(Expr::col("id").eq(job));
     let Some(row) = tx.optional(&query).await? else { return Ok(()) };
     tx.job_changed(job, &row.at::<String>(1)?);
+    if let Some(source) = row.at::<Option<i64>>(4)? {
+        let mut update = Query::update();
+        update.table("inventory_sources").value("last_update_failed", row.at::<bool>(2)?);
+        update.value("last_updated", row.at::<Option<i64>>(3)?);
+        tx.execute(update.and_where(Expr::col("id").eq(source))).await?;
+    }
+    // What was looked up for it is needed no more.
+    let mut looked_up = Query::delete();
+    tx.execute(looked_up.from_table("job_lookups").and_where(Expr::col("id").eq(job))).await?;
     let Some(template) = row.at::<Option<i64>>(0)? else { return Ok(()) };
     let mut update = Query::update();
     update.table("unified_job_templates").values([
@@ -213,6 +234,7 @@ async fn open(
         }
         credentials.push(credential);
     }
+    lookup::fill::fill(db, vault, job, &mut credentials).await?;
     Ok(credentials)
 }
 

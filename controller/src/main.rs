@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use plexus_controller::config::{Config, LogFormat};
 use plexus_controller::store::units;
-use plexus_controller::{debug, service};
+use plexus_controller::vault::Vault;
+use plexus_controller::{debug, rekey, service};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::filter::Targets;
@@ -41,6 +42,14 @@ enum Command {
         #[command(subcommand)]
         command: Db,
     },
+    /// Seals all secrets with a new master key, while the controller does not run
+    ///
+    /// Goes on where it stopped when it is given again after an interruption; the controller starts with either state.
+    Rekey {
+        /// Configuration file, TOML
+        #[arg(long, value_name = "FILE", env = "PLEXUS_CONTROLLER_CONFIG")]
+        config: PathBuf,
+    },
     /// Looks into files without a running controller
     Debug(debug::Args),
 }
@@ -58,11 +67,15 @@ enum Db {
     },
 }
 
+/// How much later than the API's threads get their turn that take records in; by `nice(2)`, which needs no privilege.
+const NICE: i32 = 10;
+
 fn main() -> ExitCode {
     let outcome = match Args::parse().command {
         Command::Run { config } => run(&config),
         Command::CheckConfig { config } => check(&config),
         Command::Db { command: Db::Recovered { config, above } } => recovered(&config, above),
+        Command::Rekey { config } => rekey(&config),
         Command::Debug(args) => debug::run(args),
     };
     match outcome {
@@ -92,15 +105,40 @@ fn recovered(file: &std::path::Path, above: i64) -> anyhow::Result<()> {
     })
 }
 
+fn rekey(file: &std::path::Path) -> anyhow::Result<()> {
+    let config = Config::load(file)?;
+    let secrets = config.data_dir.join("secret");
+    let _held = Vault::lock(&secrets)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let core = service::open_core(&config).await?;
+        let vault = Vault::begin_rekey(&secrets)?;
+        let done = rekey::rekey(&core, &vault).await?;
+        core.close().await;
+        Vault::end_rekey(&secrets)?;
+        println!(
+            "{} secrets in {} rows are sealed with a new master key; the old one is gone",
+            done.fields, done.rows
+        );
+        Ok(())
+    })
+}
+
 fn run(file: &std::path::Path) -> anyhow::Result<()> {
     let config = Config::load(file)?;
     init_log(&config)?;
     plexus_mesh::install_crypto_provider();
-    let threads =
-        |name: &str| tokio::runtime::Builder::new_multi_thread().thread_name(name).enable_all().build();
-    // Who asks the API does not stand in line behind records that are opened, parsed and packed for milliseconds: the kernel
-    // shares the cores between the two, and lets those go first who mostly wait.
-    let (runtime, api) = (threads("plexus")?, threads("plexus-api")?);
+    let threads = |name: &str, nice: i32| {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        // Fewer turns for who is nicer is all that it asks for, so a refusal does no harm.
+        builder.on_thread_start(move || _ = rustix::process::setpriority_process(None, nice));
+        builder.thread_name(name).enable_all().build()
+    };
+    // Who asks the API does not stand in line behind records that are opened, parsed and packed for milliseconds: each has
+    // threads of its own. Those of records are nicer, and so are the threads of event files that they open: at each of
+    // the dozen turns that a request takes among threads, it would else wait for a whole slice of theirs.
+    let (runtime, api) = (threads("plexus", 0)?, threads("plexus-api", 0)?);
+    let records = threads("plexus-records", NICE)?;
     runtime.block_on(async {
         let shutdown = CancellationToken::new();
         let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -113,7 +151,7 @@ fn run(file: &std::path::Path) -> anyhow::Result<()> {
             tracing::info!("asked to stop");
             asked.cancel();
         });
-        service::run(config, file, api.handle(), shutdown).await
+        service::run(config, file, (api.handle(), records.handle()), shutdown).await
     })
 }
 

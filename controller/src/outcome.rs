@@ -31,6 +31,7 @@ pub fn of(result: &UnitResult, canceled: bool) -> Final {
         host_status_counts: host_status_counts(&hosts),
         hosts,
         facts: result.facts.clone(),
+        inventory: result.inventory.as_ref().map(|text| text.get().to_owned()),
     }
 }
 

@@ -7,6 +7,8 @@
 //!
 //! Nothing here knows the database, the mesh or the clock: rows come in as plain values, messages go out.
 
+pub mod extra_vars;
 pub mod injectors;
+pub mod inventory_update;
 pub mod private;
 pub mod tree;

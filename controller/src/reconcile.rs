@@ -5,17 +5,19 @@
 //! input that a restart would lose: everything it needs lies in the database, and each step is committed before it
 //! is acted on. Whatever this controller was doing when it was killed, the next one goes on with.
 
+mod imports;
 pub mod job;
 mod load;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use plexus_mesh::Mesh;
 use plexus_proto::id::{Attempt, NodeId, OwnerEpoch, UnitId};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -24,23 +26,26 @@ use uuid::Uuid;
 
 use crate::fleet::Nodes;
 use crate::ingest::Ingest;
+use crate::kind::Kind;
 use crate::outcome;
 use crate::payload::tree::Trees;
-use crate::schedule::{self, Candidate, Fleet, Placed, Wait};
+use crate::schedule::{Candidate, Fleet, Placed, Wait};
 use crate::store::core::{CoreDb, Error};
 use crate::store::events::EventStore;
+use crate::store::groups;
+use crate::store::instances::{self, Decided};
 use crate::store::units::{self, ActiveJob, Placement, Unit, UnitState};
-use crate::store::{groups, instances};
 use crate::vault::Vault;
 
 /// Longest time without a look, should a wake-up ever be missed.
 const PERIOD: Duration = Duration::from_secs(5);
 
+/// A look that takes longer than this is followed by a rest, three times as long and no longer than [`LONGEST_REST`].
+const LONG_LOOK: Duration = Duration::from_millis(10);
+const LONGEST_REST: Duration = Duration::from_millis(300);
+
 /// Jobs that are told in one look why they wait; the others, behind them, at the next.
 const MAX_TOLD: usize = 500;
-
-/// Jobs of one look that are read while they are placed; the others once they are.
-const MAX_EARLY: usize = 16;
 
 /// What every driver needs. Cheap to clone.
 #[derive(Clone)]
@@ -61,6 +66,8 @@ pub struct Context {
     pub projects: PathBuf,
     /// Project trees as they were read last.
     pub trees: Arc<Trees>,
+    /// Where jobs are attended to, and so their records opened, parsed and packed.
+    pub records: Handle,
 }
 
 /// The latest time somebody asked to end a job; drivers signal again on each change.
@@ -75,8 +82,6 @@ struct Reconciler {
     context: Context,
     drivers: HashMap<i64, Driver>,
     running: JoinSet<i64>,
-    /// What jobs that are being placed will need, as it is read.
-    early: HashMap<i64, job::Reading>,
     forgetting: JoinSet<Attempt>,
     being_forgotten: HashSet<Attempt>,
     shutdown: CancellationToken,
@@ -88,7 +93,6 @@ pub fn spawn(context: Context, shutdown: CancellationToken) -> tokio::task::Join
         context,
         drivers: HashMap::new(),
         running: JoinSet::new(),
-        early: HashMap::new(),
         forgetting: JoinSet::new(),
         being_forgotten: HashSet::new(),
         shutdown,
@@ -103,8 +107,17 @@ impl Reconciler {
         loop {
             changed.mark_unchanged();
             nodes.mark_unchanged();
+            let began = Instant::now();
             if let Err(error) = self.reconcile().await {
                 tracing::error!(error = &error as &dyn std::error::Error, "cannot look after jobs");
+            }
+            // With thousands of jobs waiting, each of many launches a second would make it look at all of them.
+            let took = began.elapsed();
+            if took > LONG_LOOK {
+                tokio::select! {
+                    () = tokio::time::sleep((3 * took).min(LONGEST_REST)) => {}
+                    () = self.shutdown.cancelled() => break,
+                }
             }
             tokio::select! {
                 alive = changed.changed() => if alive.is_err() { break },
@@ -149,7 +162,6 @@ impl Reconciler {
         for job in placed.into_iter().chain(fresh) {
             self.drive(job);
         }
-        self.early.clear();
         self.forget().await
     }
 
@@ -158,11 +170,11 @@ impl Reconciler {
     }
 
     /// Places what waits, oldest first, and stores all placements in one transaction.
-    async fn place(&mut self, waiting: &[ActiveJob], placed: &[ActiveJob]) -> Result<Vec<ActiveJob>, Error> {
+    async fn place(&self, waiting: &[ActiveJob], placed: &[ActiveJob]) -> Result<Vec<ActiveJob>, Error> {
         if waiting.is_empty() {
             return Ok(Vec::new());
         }
-        let core = &self.context.core.clone();
+        let core = &self.context.core;
         let inventories: Vec<i64> = waiting
             .iter()
             .chain(placed)
@@ -170,18 +182,15 @@ impl Reconciler {
             .collect::<HashSet<_>>()
             .into_iter()
             .collect();
-        let (hosts, disabled, (groups, default), lists) = tokio::try_join!(
+        let (hosts, (groups, default), lists, decided) = tokio::try_join!(
             units::host_counts(core, &inventories),
-            instances::disabled(core),
             groups::all(core),
             groups::Lists::read(core),
+            instances::decided(core),
         )?;
-        let impact = |job: &ActiveJob| {
-            let hosts = job.inventory.and_then(|id| hosts.get(&id)).copied().unwrap_or(0);
-            schedule::impact(job.forks, hosts)
-        };
+        let impact = |job: &ActiveJob| job.impact(&hosts);
         let live = self.context.nodes.borrow().clone();
-        let mut fleet = Fleet::new(candidates(&live, &disabled), groups);
+        let mut fleet = Fleet::new(candidates(&live, &decided), groups);
         // The first job of each template that is not over: those that may not run beside it wait for its end.
         let mut first: HashMap<i64, i64> = HashMap::new();
         for job in placed {
@@ -192,15 +201,24 @@ impl Reconciler {
                 first.entry(template).or_insert(job.id);
             }
         }
+        // Nothing begins on an inventory that is just being changed: it would see a half.
+        let changing: HashMap<i64, i64> = placed
+            .iter()
+            .filter(|job| job.kind == Kind::InventoryUpdate)
+            .filter_map(|job| Some((job.inventory?, job.id)))
+            .collect();
         let mut placements = Vec::new();
         let mut told = Vec::new();
         for job in waiting {
             let before = job.template.map(|template| *first.entry(template).or_insert(job.id));
-            let behind = before.filter(|before| *before != job.id && !job.simultaneous);
+            let beside = job.simultaneous && !job.kind.places().alone;
+            let behind = before.filter(|before| *before != job.id && !beside);
             let wanted = lists.wanted(Some(job.id), job.template, job.inventory, job.organization);
-            let found = match behind {
-                Some(before) => Err(Wait::Behind(before)),
-                None => fleet.place(impact(job), &wanted.groups(default)),
+            let update = job.inventory.and_then(|inventory| changing.get(&inventory));
+            let found = match (behind, update.filter(|_| job.kind != Kind::InventoryUpdate)) {
+                (Some(before), _) => Err(Wait::Behind(before)),
+                (None, Some(update)) => Err(Wait::Changing(*update)),
+                (None, None) => fleet.place(impact(job), &wanted.groups(default)),
             };
             match found {
                 Ok(Placed { node, group }) => {
@@ -218,31 +236,29 @@ impl Reconciler {
             }
         }
         units::explain_all(core, &told).await?;
-        // While the placements are synced, what they need is read; what comes of a placement that fails is dropped.
-        let early = placements.iter().take(MAX_EARLY).map(|placement| placement.job);
-        self.early = early.map(|job| (job, job::begin_reading(&self.context, job))).collect();
-        let stored = self.store(&placements).await?;
+        let (stored, epoch) = self.store(&placements).await?;
         let unit = |job: &ActiveJob| {
             let placement = placements.iter().find(|placement| placement.job == job.id)?;
-            let (_, epoch) = stored.iter().find(|(id, _)| *id == job.id)?;
             Some(Unit {
-                first: Some(*epoch),
                 attempt: placement.attempt,
                 job: job.id,
                 node: placement.node.clone(),
                 store: placement.store,
                 state: UnitState::Placed,
+                epoch,
             })
         };
-        let fresh = waiting.iter().filter(|job| stored.iter().any(|(id, _)| *id == job.id));
+        let fresh = waiting.iter().filter(|job| stored.contains(&job.id));
         Ok(fresh.map(|job| ActiveJob { unit: unit(job), ..job.clone() }).collect())
     }
 
-    async fn store(&self, placements: &[Placement]) -> Result<Vec<(i64, OwnerEpoch)>, Error> {
+    async fn store(&self, placements: &[Placement]) -> Result<(Vec<i64>, Option<OwnerEpoch>), Error> {
         if placements.is_empty() {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), None));
         }
-        units::place(&self.context.core, placements, &self.context.mesh.identity().node).await
+        let me = &self.context.mesh.identity().node;
+        let (stored, epoch) = units::place(&self.context.core, placements, me).await?;
+        Ok((stored, Some(epoch)))
     }
 
     fn drive(&mut self, job: ActiveJob) {
@@ -253,14 +269,14 @@ impl Reconciler {
         }
         let Some(unit) = job.unit else { return };
         let (cancel, signals) = watch::channel(signal);
-        let (context, early) = (self.context.clone(), self.early.remove(&job.id));
+        let context = self.context.clone();
         let span = tracing::info_span!("job", id = job.id, unit = %unit.attempt, node = %unit.node);
         let id = job.id;
         let work = async move {
-            job::drive(context, unit, early, job.created, signals).await;
+            job::drive(context, unit, job.created, signals).await;
             id
         };
-        let task = self.running.spawn(work.instrument(span));
+        let task = self.running.spawn_on(work.instrument(span), &self.context.records);
         self.drivers.insert(id, Driver { cancel, task });
     }
 
@@ -289,13 +305,14 @@ impl Reconciler {
     }
 }
 
-fn candidates(live: &Nodes, disabled: &std::collections::BTreeSet<NodeId>) -> BTreeMap<NodeId, Candidate> {
+fn candidates(live: &Nodes, decided: &BTreeMap<NodeId, Decided>) -> BTreeMap<NodeId, Candidate> {
     let candidate = |(name, node): (&NodeId, &crate::fleet::LiveNode)| {
         let known = node.info.as_ref();
+        let decided = decided.get(name).copied().unwrap_or_default();
         let candidate = Candidate {
             reachable: node.reachable && known.is_some(),
-            enabled: !disabled.contains(name),
-            capacity: known.map_or(0, |info| info.capacity),
+            enabled: decided.enabled,
+            capacity: known.map_or(0, |info| info.capacity().adjusted(decided.adjustment)),
             busy: 0,
         };
         (name.clone(), candidate)

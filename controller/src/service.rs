@@ -29,20 +29,21 @@ use crate::store::events::EventStore;
 use crate::store::postgres::Server;
 use crate::store::retention;
 use crate::vault::Vault;
-use crate::{auth, fleet, stray};
+use crate::{auth, fleet, fresh, stray};
 
 /// Environment variable with the administrator's password of a first start. Without it one is made and shown once.
 pub const ADMIN_PASSWORD: &str = "PLEXUS_CONTROLLER_ADMIN_PASSWORD";
 
 /// Runs the controller until `shutdown`. At SIGHUP, and when root asks at the local door, peers, listeners and
-/// certificates are taken over from `file`, which `config` is from. The API is served on `api`, everything else here.
+/// certificates are taken over from `file`, which `config` is from. The API is served on the first of both runtimes, records of
+/// jobs are taken in on the second, everything else runs here.
 ///
 /// # Errors
 /// What keeps it from starting, in words for an operator, or what ended it.
 pub async fn run(
     config: Config,
     file: &Path,
-    api: &Handle,
+    (api, records): (&Handle, &Handle),
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let credentials = Credentials::load(&config.identity_dir)
@@ -57,7 +58,10 @@ pub async fn run(
         identity.node,
     );
     let core = open_core(&config).await?;
-    let vault = Vault::open(&config.data_dir.join("secret"))?;
+    let secrets = config.data_dir.join("secret");
+    // Whoever changes the master key must not do so beneath a controller that goes on sealing with the old one.
+    let _vault_is_ours = Vault::lock(&secrets)?;
+    let vault = Vault::open(&secrets)?;
     let events = open_events(&config).await?;
     let doors = Doors::open(&config.http, &config.data_dir.join("https")).await?;
     let hangup = signal(SignalKind::hangup()).context("cannot watch for SIGHUP")?;
@@ -100,6 +104,7 @@ pub async fn run(
     if let Some(password) = made {
         println!("admin password: {password}");
     }
+    fresh::seed(&core, &config.fresh, &root).await?;
 
     let ours = shutdown.child_token();
     let (nodes, fleet) = fleet::spawn(mesh.clone(), core.clone(), ours.clone());
@@ -113,6 +118,7 @@ pub async fn run(
         nodes,
         projects: root,
         trees: Arc::default(),
+        records: records.clone(),
     };
     let reconciler = reconcile::spawn(context, ours.clone());
     let retention = tokio::spawn({
@@ -162,6 +168,9 @@ pub async fn run(
     served.context("the API broke off")?.context("the API stopped")
 }
 
+/// The file of jobs and settings in the data directory, where no server keeps them.
+pub const CORE_FILE: &str = "core.sqlite";
+
 /// Opens the core database: on the server that is configured, otherwise in its file.
 ///
 /// # Errors
@@ -169,7 +178,7 @@ pub async fn run(
 pub async fn open_core(config: &Config) -> anyhow::Result<CoreDb> {
     Ok(match server(config)? {
         Some(server) => CoreDb::connect(&server).await?,
-        None => CoreDb::open(&config.data_dir.join("core.sqlite")).await?,
+        None => CoreDb::open(&config.data_dir.join(CORE_FILE)).await?,
     })
 }
 

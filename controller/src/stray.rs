@@ -106,7 +106,8 @@ fn stray(node: &NodeId, store: StoreId, status: &UnitStatus) -> Option<Stray> {
         label: status.label.chars().take(200).collect(),
         state: state.to_owned(),
         records: i64::try_from(status.records).unwrap_or(i64::MAX),
-        counter: i64::try_from(status.epoch.as_ref().map_or(0, |epoch| epoch.counter)).unwrap_or(i64::MAX - 1),
+        counter: i64::try_from(status.epoch.as_ref().map_or(0, |epoch| epoch.counter))
+            .unwrap_or(i64::MAX - 1),
     })
 }
 

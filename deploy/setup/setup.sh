@@ -7,6 +7,7 @@
 #     podman   podman and runc, and /etc/containers/containers.conf where podman's defaults do not work and no such file exists
 #     ee       the execution environment image localhost/plexus-ee:demo, built once (see ee/README.md)
 #     awx      the `awx` command of AWX (PyPI awxkit) in a virtual environment below the cache directory
+#     collection  ansible-core and the awx.awx collection in a virtual environment of their own, below the cache directory
 #     images   small and odd images that the tests of runtimes need (see ee/variants.sh)
 #     registry docker-registry, htpasswd and openssl, for a registry of the tests' own
 #     ssh      an ssh server and sshpass, for jobs that reach a real host
@@ -29,6 +30,13 @@ CACHE=${PLEXUS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/plexus}
 EE_IMAGE=${PLEXUS_EE_IMAGE:-localhost/plexus-ee:demo}
 AWXKIT_VERSION=24.6.1
 AWX_DIR=$CACHE/awx-$AWXKIT_VERSION
+# The last release of ansible-core whose look-up plugins still work in the collection, and the bundle that carries the collection in
+# the version of the command.
+COLLECTION_ANSIBLE='ansible-core>=2.17,<2.18'
+COLLECTION_BUNDLE=11.0.0
+COLLECTION_DIR=$CACHE/awx-collection-$AWXKIT_VERSION
+SCHEMATHESIS_VERSION=4.32.5
+SCHEMATHESIS_DIR=$CACHE/schemathesis-$SCHEMATHESIS_VERSION
 RUST_VERSION=1.89
 RECIPE_LABEL=plexus.recipe
 # How long to wait for another apt or dpkg to finish, in seconds.
@@ -264,6 +272,51 @@ part_awx() {
     say "installed the awx command in $(seconds_since "$start")"
 }
 
+# `bin/ansible-playbook`, and the collection below `collections/`, where `ANSIBLE_COLLECTIONS_PATH` is to point.
+part_collection() {
+    local want="awx.awx of ansible $COLLECTION_BUNDLE, $COLLECTION_ANSIBLE, awxkit $AWXKIT_VERSION, recipe 1" start work
+    [ "$(cat "$COLLECTION_DIR/.complete" 2>/dev/null)" != "$want" ] || return 0
+    lock
+    start=$(date +%s.%N)
+    say "installing the awx.awx collection below $COLLECTION_DIR ..."
+    python3 -c 'import ensurepip, venv' 2>/dev/null || apt_need python3 python3-venv
+    rm -rf "$COLLECTION_DIR"
+    quietly python3 -m venv "$COLLECTION_DIR" || die "python3 could not make a virtual environment"
+    quietly "$COLLECTION_DIR/bin/python" -m pip install --quiet --disable-pip-version-check \
+        'setuptools<81' "awxkit==$AWXKIT_VERSION" "$COLLECTION_ANSIBLE" || die "pip could not install ansible-core"
+    # The wheel of the bundle is big: its one collection stays, the rest goes.
+    work=$(mktemp -d)
+    # shellcheck disable=SC2064
+    trap "rm -rf '$work'" EXIT
+    quietly "$COLLECTION_DIR/bin/python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: -d "$work" \
+        "ansible==$COLLECTION_BUNDLE" || die "pip could not fetch the bundle of collections"
+    "$COLLECTION_DIR/bin/python" - "$work"/ansible-*.whl "$COLLECTION_DIR/collections" <<'PY'
+import sys, zipfile
+wheel, target = sys.argv[1:]
+with zipfile.ZipFile(wheel) as bundle:
+    bundle.extractall(target, [name for name in bundle.namelist() if name.startswith("ansible_collections/awx/")])
+PY
+    rm -rf "$work"
+    echo "$want" >"$COLLECTION_DIR/.complete"
+    say "installed the collection in $(seconds_since "$start")"
+}
+
+# For `make verify` only: requests made up from the OpenAPI document.
+part_schemathesis() {
+    local want="schemathesis $SCHEMATHESIS_VERSION, recipe 1" start
+    [ "$(cat "$SCHEMATHESIS_DIR/.complete" 2>/dev/null)" != "$want" ] || return 0
+    lock
+    start=$(date +%s.%N)
+    say "installing schemathesis $SCHEMATHESIS_VERSION below $SCHEMATHESIS_DIR ..."
+    python3 -c 'import ensurepip, venv' 2>/dev/null || apt_need python3 python3-venv
+    rm -rf "$SCHEMATHESIS_DIR"
+    quietly python3 -m venv "$SCHEMATHESIS_DIR" || die "python3 could not make a virtual environment"
+    quietly "$SCHEMATHESIS_DIR/bin/python" -m pip install --quiet --disable-pip-version-check \
+        "schemathesis==$SCHEMATHESIS_VERSION" || die "pip could not install schemathesis"
+    echo "$want" >"$SCHEMATHESIS_DIR/.complete"
+    say "installed schemathesis in $(seconds_since "$start")"
+}
+
 # The server's programs only: tests start servers of their own. Debian would make and start a cluster, unless told not to
 # before the package comes.
 part_postgres() {
@@ -285,9 +338,9 @@ main() {
     --print-awx) echo "$AWX_DIR/bin"; return ;;
     -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; return ;;
     esac
-    [ $# -gt 0 ] || set -- rust podman ee awx images registry ssh rootless postgres
+    [ $# -gt 0 ] || set -- rust podman ee awx collection images registry ssh rootless postgres
     for part in "$@"; do
-        declare -F "part_$part" >/dev/null || die "no such part: $part (parts: rust podman ee awx images registry ssh rootless postgres)"
+        declare -F "part_$part" >/dev/null || die "no such part: $part (parts: rust podman ee awx collection images registry ssh rootless postgres schemathesis)"
     done
     for part in "$@"; do "part_$part"; done
 }

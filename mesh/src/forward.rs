@@ -3,8 +3,7 @@
 //! The forwarding table is a snapshot that the driver replaces; a batch of packets is handled in the task of the link
 //! that brought it and never waits. At its origin a packet meets a full queue as back-pressure, on a hop as a drop.
 
-use std::collections::{BTreeMap, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll, Waker};
@@ -17,6 +16,7 @@ use crate::authorization;
 use crate::batch::Batch;
 use crate::link::egress::{Counter, Egress, Full};
 use crate::liveness::{self, NEIGHBOR};
+use crate::routing::ByAddress;
 
 /// Where packets for whom go now. In parts, so that a change of one route in ten thousand copies few of them.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ struct Table {
     parts: [ArcSwap<Part>; PARTS],
 }
 
-type Part = HashMap<Address, Exit, BuildHasherDefault<AddressHasher>>;
+type Part = ByAddress<Exit>;
 
 /// With ten thousand routes a part holds about forty.
 const PARTS: usize = 256;
@@ -83,24 +83,6 @@ impl Table {
 
     fn part(address: Address) -> usize {
         address.0 as usize % PARTS
-    }
-}
-
-/// Addresses are handed out by us in sequence, so spreading their bits is all that is needed.
-#[derive(Debug, Default)]
-pub(crate) struct AddressHasher(u64);
-
-impl Hasher for AddressHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&byte| self.write_u32(byte.into()));
-    }
-
-    fn write_u32(&mut self, word: u32) {
-        self.0 = (self.0 ^ u64::from(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0 ^ self.0 >> 32
     }
 }
 

@@ -74,6 +74,7 @@
 
 pub mod authorization;
 pub mod ca;
+pub mod crash;
 pub mod enrol;
 pub mod identity;
 pub mod revocation;

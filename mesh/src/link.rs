@@ -11,6 +11,7 @@
 //! [`liveness`](crate::liveness)'s to say.
 
 pub(crate) mod accept;
+mod clock;
 pub(crate) mod connect;
 #[cfg(any(test, feature = "testing"))]
 pub mod decoders;
@@ -53,6 +54,7 @@ use crate::identity::{self, Standing, key_fingerprint};
 use crate::liveness::Pulse;
 use crate::node::Node;
 use crate::routing::LinkId;
+use clock::Skew;
 use egress::Egress;
 use halves::Halves;
 use sealed::{Loss, Sealing, keep_sealed};
@@ -150,13 +152,15 @@ pub(crate) struct LinkHandle {
     /// End of the neighbour's certificate, as far as it has shown.
     pub(crate) expires: jiff::Timestamp,
     pub(crate) loss: Arc<Loss>,
+    pub(crate) skew: Arc<Skew>,
     wire: Wire,
     control: mpsc::Sender<LinkMessage>,
 }
 
 impl LinkHandle {
     /// Queues a message for the neighbour's router. A neighbour that does not read loses the link.
-    pub(crate) fn send(&self, message: LinkMessage) {
+    pub(crate) fn send(&self, mut message: LinkMessage) {
+        clock::stamp(&mut message, jiff::Timestamp::now());
         if let Err(mpsc::error::TrySendError::Full(_)) = self.control.try_send(message) {
             self.close(code::SLOW, "control stream is not read");
         }
@@ -395,7 +399,7 @@ pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, origin: Origin) -> E
         }
     };
     let via = Via { leaf, egress: egress.clone() };
-    let loss = Arc::new(Loss::default());
+    let (loss, skew) = (Arc::new(Loss::default()), Arc::new(Skew::default()));
     let handle = LinkHandle {
         id,
         neighbor: neighbor.clone(),
@@ -409,6 +413,7 @@ pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, origin: Origin) -> E
         key,
         expires,
         loss: loss.clone(),
+        skew: skew.clone(),
         wire: wire.clone(),
         control: control.clone(),
     };
@@ -424,6 +429,7 @@ pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, origin: Origin) -> E
         driver: node.driver.clone(),
         replies: control,
         ready,
+        skew,
         overlay: node.overlay.clone(),
     };
     let mut tasks = JoinSet::new();
@@ -546,6 +552,7 @@ struct Ears {
     replies: mpsc::Sender<LinkMessage>,
     /// Told when the neighbour is ready for sealed packets.
     ready: Arc<Notify>,
+    skew: Arc<Skew>,
     overlay: Arc<Overlay>,
 }
 
@@ -589,6 +596,9 @@ impl Ears {
                 self.wire.close(code::PROTOCOL, &format!("{name} is not for this neighbour to say now"));
                 return ControlFlow::Break(());
             }
+        }
+        if let LinkMessageKind::Digest(digest) = &kind {
+            self.skew.heard(digest.clock_ms, self.wire.rtt(), jiff::Timestamp::now());
         }
         match kind {
             LinkMessageKind::Probe(probe) => {

@@ -4,11 +4,15 @@
 //! open, and so units may be attached, it is a second, otherwise ten: each probe wakes both ends. One that goes
 //! unanswered for a second there raises a doubt, and the link is probed as if packets flowed, so that rest costs little
 //! and a cut in it is found in seconds all the same. What is heard in any way counts as an answer.
+//! A probe that is late while something is at stake also raises the question whether the neighbour's process is there
+//! at all ([`knock`]): its machine says so at once when it was killed, and then nobody waits for three probes.
 //! A silent link is first left (its [`Pulse`] says so, and the forwarding table takes the backup at once), then, if it
 //! stays silent, closed. [`Liveness`] decides, and knows no clock; [`watch`] is the task that acts, one for all links.
 //!
 //! Probes are overlay packets to [`NEIGHBOR`], answered over the link that brought them, so they show that very link,
 //! whatever its kind, in both directions.
+
+mod knock;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -18,10 +22,12 @@ use std::time::{Duration, Instant};
 use plexus_proto::id::Address;
 use plexus_proto::packet::{Class, Header, Probe};
 use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::batch::Batch;
+use crate::config::LinkKind;
 use crate::driver::DriverHandle;
 use crate::link::{LinkHandle, code};
 use crate::routing::LinkId;
@@ -33,6 +39,9 @@ pub(crate) const NEIGHBOR: Address = Address(0);
 const FLOWING: u64 = 100;
 const STAKED: u64 = 1000;
 const IDLE: u64 = 10_000;
+/// By how much a probe at rest may be early, so that those of several links leave together: each moment at which
+/// something is due wakes a thread up to three times.
+const EARLY: u64 = IDLE / 8;
 /// How long packets are taken to flow after the last, and how long a link is taken to be at stake: longer than a
 /// session is quiet.
 const FLOWS_FOR: u64 = 2000;
@@ -45,6 +54,9 @@ const MISSES: u64 = 3;
 const DOUBTED_AFTER: u64 = 1000;
 /// Least silence after which a link is closed.
 const CLOSED_AFTER: u64 = 3000;
+/// How long a probe may go unanswered, beyond twice the round trip, before the neighbour's machine is asked whether it
+/// still has that port: longer than a busy neighbour usually takes.
+const LATE_AFTER: u64 = 25;
 /// How long a link that was silent has to be heard before it is taken back.
 const SOUND_FOR: u64 = 500;
 
@@ -115,6 +127,8 @@ struct Verdict {
     /// It has become silent, or is heard again.
     silent: Option<bool>,
     dead: bool,
+    /// Ask whether the neighbour's port is still there.
+    knock: bool,
     /// When to look again.
     next: u64,
 }
@@ -128,6 +142,11 @@ struct Liveness {
     probe_at: u64,
     /// The first probe after the last sound.
     unanswered: Option<u64>,
+    /// When the last probe is late.
+    late_at: Option<u64>,
+    /// Whether the machine's word that the port is gone counts. Once it was not true, it does not any more: somebody on
+    /// the way refuses what he does not know.
+    believes: bool,
     flows_until: u64,
     staked_until: u64,
     silent: bool,
@@ -141,6 +160,8 @@ impl Liveness {
             since: now,
             probe_at: now + STAKED,
             unanswered: None,
+            late_at: None,
+            believes: true,
             flows_until: 0,
             // Soon after a link came up sessions follow.
             staked_until: now + STAKED_FOR,
@@ -154,6 +175,17 @@ impl Liveness {
         self.flows_until = self.flows_until.max(now + FLOWS_FOR);
     }
 
+    /// The machine at the other end says that nobody has the port. Whether the link has become silent by that.
+    fn refused(&mut self, heard: u64) -> bool {
+        let unheard = self.unanswered.is_some_and(|at| heard < at);
+        if self.silent || !self.believes || !unheard {
+            return false;
+        }
+        // Believed again when the link ends with it.
+        (self.silent, self.sound_since, self.believes) = (true, None, false);
+        true
+    }
+
     /// Looks at the link: when something was `heard` last, how many packets it `carried` since the last look, and its
     /// round trip.
     fn look(&mut self, now: u64, heard: u64, carried: u32, rtt: u64) -> Verdict {
@@ -164,7 +196,7 @@ impl Liveness {
             self.flows_until = now + FLOWS_FOR;
         }
         if self.unanswered.is_some_and(|at| heard >= at) {
-            self.unanswered = None;
+            (self.unanswered, self.late_at) = (None, None);
         }
         let doubted_after = DOUBTED_AFTER.max(2 * rtt);
         if self.interval != FLOWING && self.unanswered.is_some_and(|at| now >= at + doubted_after) {
@@ -176,10 +208,17 @@ impl Liveness {
         if self.interval != FLOWING && !self.silent {
             self.probe_at = self.probe_at.max((heard + self.interval).min(now + self.interval));
         }
-        if now >= self.probe_at {
+        let early = if self.interval == IDLE { EARLY } else { 0 };
+        if now + early >= self.probe_at {
             verdict.probe = true;
             self.probe_at = now + self.interval;
             self.unanswered.get_or_insert(now);
+            // At rest that would be one more wake-up for each probe.
+            self.late_at = (self.interval != IDLE).then_some(now + 2 * rtt + LATE_AFTER);
+        }
+        if self.late_at.is_some_and(|at| now >= at) {
+            self.late_at = None;
+            verdict.knock = self.believes && !self.silent;
         }
         let patience = (MISSES * self.interval).max(2 * rtt + self.interval);
         let quiet_from = heard.max(self.since);
@@ -194,7 +233,8 @@ impl Liveness {
             self.regain(now, heard, &mut verdict);
         }
         let doubted_at = self.unanswered.filter(|_| self.interval != FLOWING).map(|at| at + doubted_after);
-        let due = [silent_at.filter(|_| !self.silent), dead_at, doubted_at].into_iter().flatten();
+        let due =
+            [silent_at.filter(|_| !self.silent), dead_at, doubted_at, self.late_at].into_iter().flatten();
         verdict.next = due.chain([self.probe_at]).min().unwrap_or(self.probe_at).max(now + 1);
         verdict
     }
@@ -207,7 +247,7 @@ impl Liveness {
         };
         if interval < self.interval {
             // What went unanswered at leisure says nothing yet.
-            (self.since, self.unanswered, self.probe_at) = (now, None, now);
+            (self.since, self.unanswered, self.late_at, self.probe_at) = (now, None, None, now);
         }
         self.interval = interval;
     }
@@ -243,11 +283,17 @@ pub(crate) async fn watch(
     cancel: CancellationToken,
 ) {
     let mut links: BTreeMap<LinkId, (Box<LinkHandle>, Liveness)> = BTreeMap::new();
+    let mut knocks: JoinSet<Option<LinkId>> = JoinSet::new();
     loop {
         let mut next: Option<u64> = None;
         for (&id, (link, life)) in &mut links {
-            let due = look(this, link, life, id, &driver);
-            next = Some(next.map_or(due, |at| at.min(due)));
+            let verdict = look(this, link, life, id, &driver);
+            next = Some(next.map_or(verdict.next, |at| at.min(verdict.next)));
+            // A TCP stream hears of the end of its peer by itself.
+            if verdict.knock && link.kind() != LinkKind::Tcp {
+                let remote = link.remote_address();
+                knocks.spawn(async move { knock::is_refused(remote).await.then_some(id) });
+            }
         }
         let wait = next.map(|at| Duration::from_millis(at.saturating_sub(clock())));
         tokio::select! {
@@ -262,14 +308,23 @@ pub(crate) async fn watch(
                 }
                 None => return,
             },
+            Some(knocked) = knocks.join_next() => {
+                if let Ok(Some(id)) = knocked
+                    && let Some((link, life)) = links.get_mut(&id)
+                    && life.refused(link.egress.pulse.heard.load(Ordering::Relaxed))
+                {
+                    info!(peer = %link.neighbor.node, "nobody has the neighbour's port any more");
+                    fall_silent(link, id, true, &driver);
+                }
+            }
             () = wake.notified() => {}
             () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
         }
     }
 }
 
-/// Looks at one link and does what has to be done; says when to look again.
-fn look(this: Address, link: &LinkHandle, life: &mut Liveness, id: LinkId, driver: &DriverHandle) -> u64 {
+/// Looks at one link and does what has to be done, but for knocking.
+fn look(this: Address, link: &LinkHandle, life: &mut Liveness, id: LinkId, driver: &DriverHandle) -> Verdict {
     let (now, pulse) = (clock(), &link.egress.pulse);
     let carried = pulse.carried.swap(0, Ordering::Relaxed);
     let (heard, rtt) = (pulse.heard.load(Ordering::Relaxed), pulse.rtt.load(Ordering::Relaxed));
@@ -279,14 +334,18 @@ fn look(this: Address, link: &LinkHandle, life: &mut Liveness, id: LinkId, drive
         link.egress.offer(packet(this, Probe::Echo { nonce: now }));
     }
     if let Some(silent) = verdict.silent {
-        pulse.silent.store(silent, Ordering::Relaxed);
         info!(peer = %link.neighbor.node, silent, unheard_ms = now.saturating_sub(heard), "link silence");
-        driver.silent(id, silent);
+        fall_silent(link, id, silent, driver);
     }
     if verdict.dead {
         link.close(code::SILENT, "nothing is heard any more");
     }
-    verdict.next
+    verdict
+}
+
+fn fall_silent(link: &LinkHandle, id: LinkId, silent: bool, driver: &DriverHandle) {
+    link.egress.pulse.silent.store(silent, Ordering::Relaxed);
+    driver.silent(id, silent);
 }
 
 /// A packet for the other end of a link.
@@ -399,6 +458,63 @@ mod tests {
         life.look(1, 1, FLOW, 600);
         let silent = (2..5000).find(|&now| life.look(now, 1, 1, 600).silent.is_some()).unwrap();
         assert!(silent >= 1300, "{silent}");
+    }
+
+    #[test]
+    fn a_late_answer_asks_for_the_port_once_a_probe_and_a_refusal_is_silence() {
+        let mut life = Liveness::new(0);
+        let first = life.look(1, 1, FLOW, 0);
+        assert!(first.probe && first.next == 1 + LATE_AFTER, "{first:?}");
+        let knocks: Vec<u64> = (2..250).filter(|&now| life.look(now, 0, 1, 0).knock).collect();
+        assert_eq!(knocks, [1, 101, 201].map(|probed| probed + LATE_AFTER));
+        assert!(!life.refused(1), "heard since");
+        assert!(life.refused(0) && life.silent);
+        let dead = (250..9000).find(|&now| life.look(now, 0, 1, 0).dead).unwrap();
+        assert!((CLOSED_AFTER..CLOSED_AFTER + 200).contains(&dead), "{dead}");
+    }
+
+    #[test]
+    fn who_was_refused_and_lives_is_not_asked_again() {
+        let mut life = Liveness::new(0);
+        life.look(1, 1, FLOW, 0);
+        life.look(30, 0, 1, 0);
+        assert!(life.refused(0));
+        let back = (31..2000).find(|&now| life.look(now, now, 1, 0).silent == Some(false)).unwrap();
+        let later: Vec<Verdict> = (back + 1..back + 250).map(|now| life.look(now, back, 1, 0)).collect();
+        assert!(later.iter().any(|verdict| verdict.probe) && !later.iter().any(|verdict| verdict.knock));
+        assert!(!life.refused(back));
+    }
+
+    #[test]
+    fn links_at_rest_are_probed_together() {
+        let mut lives = [Liveness::new(0), Liveness::new(900)];
+        lives.iter_mut().for_each(|life| life.staked_until = 0);
+        let (mut next, mut heard, mut moments) = (0, [0, 900], Vec::new());
+        for now in 0..100_000 {
+            if now < next {
+                continue;
+            }
+            let (mut together, mut due) = (0, Vec::new());
+            for (life, heard) in lives.iter_mut().zip(&mut heard) {
+                let verdict = life.look(now, *heard, 0, 10);
+                due.push(verdict.next);
+                if verdict.probe {
+                    (together, *heard) = (together + 1, now);
+                }
+            }
+            next = due.into_iter().min().unwrap();
+            moments.extend((together > 0).then_some(together));
+        }
+        assert!((9..=12).contains(&moments.len()), "{moments:?}");
+        assert!(moments[2..].iter().all(|&together| together == 2), "{moments:?}");
+    }
+
+    #[test]
+    fn at_rest_nobody_asks_for_ports() {
+        let mut life = Liveness::new(0);
+        life.staked_until = 0;
+        let first = (1..20_000).find(|&now| life.look(now, 0, 0, 0).probe).unwrap();
+        assert_eq!(life.look(first + 1, 0, 0, 0).next, first + DOUBTED_AFTER);
     }
 
     #[test]

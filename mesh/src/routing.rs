@@ -22,8 +22,10 @@
 //! packet strictly nearer, so there are no loops.
 
 mod announcement;
+mod by_address;
 mod digest;
 mod graph;
+mod links;
 mod table;
 mod told;
 mod wants;
@@ -39,8 +41,10 @@ use plexus_proto::link::{Ask, Digest, LinkMessageKind, SignedAnnouncement, Told,
 
 pub use announcement::{AnnouncementError, LINKS_MAX, VerifiedAnnouncement, Version};
 use announcement::{COST_MAX, clamp_cost, clamp_software};
+pub(crate) use by_address::ByAddress;
 use digest::Islands;
 use graph::{Graph, Length, Tree};
+use links::{Link, Links};
 pub use table::{NextHop, Route, RouteChange, Routes};
 use told::{Asked, Telling};
 use wants::{WANT_BATCH, Wants};
@@ -209,22 +213,6 @@ pub struct KnownNode<'a> {
 }
 
 #[derive(Debug)]
-struct Link {
-    peer: Identity,
-    cost: u32,
-    silent: bool,
-    wants: Wants,
-    telling: Telling,
-    since: Instant,
-}
-
-impl Link {
-    fn cost_now(&self) -> u32 {
-        if self.silent { COST_MAX } else { self.cost }
-    }
-}
-
-#[derive(Debug)]
 struct Origin {
     newest: VerifiedAnnouncement,
     reachable: bool,
@@ -239,7 +227,7 @@ pub struct Router {
     me: Identity,
     software: String,
     started: Instant,
-    links: BTreeMap<LinkId, Link>,
+    links: Links,
     /// When the youngest of them came up.
     newest_link: Instant,
     /// The newest announcement of every other node, or where no map is kept of those that matter here.
@@ -302,7 +290,7 @@ impl Router {
             me,
             software: clamp_software(software),
             started: now,
-            links: BTreeMap::new(),
+            links: Links::default(),
             newest_link: now,
             origins: BTreeMap::new(),
             own,
@@ -447,20 +435,20 @@ impl Router {
         }
         let role = peer.role;
         let new = Link {
-            peer,
+            peer: peer.clone(),
             cost: clamp_cost(cost),
             silent: false,
             wants: Wants::default(),
             telling: Telling::default(),
             since: now,
         };
-        let neighbor = new.peer.address;
+        let neighbor = peer.address;
         self.links.insert(link, new);
         self.newest_link = now;
         if self.presumed.remove(&neighbor).is_some() {
             self.weigh_all(neighbor);
         }
-        self.links_changed();
+        self.links_changed(&peer);
         self.compute_if_stale(now);
         // The neighbor is told what we are as soon as that is signed anew, or now if nothing changed.
         if let Some(own) = self.own.signed.as_ref().map(|own| Arc::clone(&own.signed))
@@ -476,10 +464,10 @@ impl Router {
     }
 
     fn on_link_down(&mut self, link: LinkId, now: Instant) {
-        let Some(gone) = self.links.remove(&link) else { return };
+        let Some(gone) = self.links.remove(link) else { return };
         self.unask(link, &gone.telling);
         self.presume_dead(&gone.peer, now);
-        self.links_changed();
+        self.links_changed(&gone.peer);
     }
 
     fn on_link_silent(&mut self, link: LinkId, silent: bool, now: Instant) {
@@ -491,13 +479,13 @@ impl Router {
         } else if self.presumed.remove(&peer.address).is_some() {
             self.weigh_all(peer.address);
         }
-        self.links_changed();
+        self.links_changed(&peer);
     }
 
     /// Takes a hop for dead to which no live link is left.
     fn presume_dead(&mut self, peer: &Identity, now: Instant) {
-        let lives = |link: &Link| link.peer.address == peer.address && !link.silent;
-        if peer.role == Role::Hop && self.keeps_map() && !self.links.values().any(lives) {
+        let lives = self.links.to(peer.address).any(|(_, link)| !link.silent);
+        if peer.role == Role::Hop && self.keeps_map() && !lives {
             self.presumed.insert(peer.address, now + PRESUMED);
             self.weigh_all(peer.address);
         }
@@ -512,14 +500,30 @@ impl Router {
         }
     }
 
-    fn links_changed(&mut self) {
-        let now = self.neighbors();
-        if now != self.own.links {
+    /// A link to `peer` came, went, or costs something else.
+    fn links_changed(&mut self, peer: &Identity) {
+        let least = self.links.to(peer.address).map(|(_, link)| link.cost_now()).min();
+        let before = match least {
+            Some(cost) => self.own.now.insert(peer.address, cost),
+            None => self.own.now.remove(&peer.address),
+        };
+        if self.own.now != self.own.links {
             self.own.stale = true;
         }
-        let before = std::mem::replace(&mut self.own.now, now);
-        self.weigh_differences(self.me.address, &before);
-        (self.all_stale, self.own_edges_changed) = (true, true);
+        if before != least && self.keeps_map() {
+            self.weigh(self.me.address, peer.address);
+        }
+        self.own_edge_changed(peer.address, peer.role == Role::Hop);
+    }
+
+    /// A link of this node to `other` has changed. What does not transit concerns nobody else's route.
+    fn own_edge_changed(&mut self, other: Address, transits: bool) {
+        self.own_edges_changed = true;
+        if transits || !self.keeps_map() {
+            self.all_stale = true;
+        } else {
+            self.stale.insert(other);
+        }
     }
 
     fn on_announcement(&mut self, link: LinkId, new: VerifiedAnnouncement, now: Instant) {
@@ -623,8 +627,7 @@ impl Router {
         let signed = Arc::clone(&announcement.signed);
         self.own.signed = Some(announcement);
         self.revision += 1;
-        let links: Vec<LinkId> =
-            self.links.iter().filter(|(_, l)| self.shows_own(l.peer.role)).map(|(&id, _)| id).collect();
+        let links: Vec<LinkId> = self.links.keepers().map(|(id, _)| id).collect();
         for link in links {
             self.send_announcement(link, &signed);
         }
@@ -699,47 +702,28 @@ impl Router {
         self.revision += 1;
     }
 
-    /// Least cost to each neighbor, over all links to it.
-    fn neighbors(&self) -> BTreeMap<Address, u32> {
-        let mut neighbors = BTreeMap::new();
-        for link in self.links.values() {
-            let cost = link.cost_now();
-            neighbors
-                .entry(link.peer.address)
-                .and_modify(|least: &mut u32| *least = cost.min(*least))
-                .or_insert(cost);
-        }
-        neighbors
-    }
-
-    /// Puts the links of `node` into the graph that are not as in `before`.
+    /// Puts the links of `node`, somebody else, into the graph that are not as in `before`.
     fn weigh_differences(&mut self, node: Address, before: &BTreeMap<Address, u32>) {
         if !self.keeps_map() {
             return;
         }
         let empty = BTreeMap::new();
-        let now = if node == self.me.address {
-            &self.own.now
-        } else {
-            self.origins.get(&node).map_or(&empty, |known| &known.newest.links)
-        };
-        let changed: BTreeSet<Address> =
-            now.keys().chain(before.keys()).filter(|at| now.get(at) != before.get(at)).copied().collect();
+        let now = self.origins.get(&node).map_or(&empty, |known| &known.newest.links);
+        let changed = differences(before, now);
         let lost: Vec<Address> = changed
             .iter()
             .filter(|at| now.get(at).is_none_or(|cost| *cost == COST_MAX) && before.contains_key(at))
             .copied()
             .collect();
         changed.into_iter().for_each(|other| self.weigh(node, other));
-        if node != self.me.address && self.is_hop(node) {
+        if self.is_hop(node) {
             lost.into_iter().for_each(|hop| self.doubt(hop));
         }
     }
 
     /// Somebody else has lost `neighbor`.
     fn doubt(&mut self, neighbor: Address) {
-        let links = self.links.iter().filter(|(_, link)| link.peer.address == neighbor);
-        let links: Vec<LinkId> = links.map(|(&id, _)| id).collect();
+        let links: Vec<LinkId> = self.links.to(neighbor).map(|(id, _)| id).collect();
         links.into_iter().for_each(|link| self.effects.push_back(Effect::Doubt { link }));
     }
 
@@ -760,8 +744,9 @@ impl Router {
             (false, false) => {}
         }
         if a == self.me.address || b == self.me.address {
-            self.all_stale = true;
-            self.own_edges_changed = true;
+            let other = if a == self.me.address { b } else { a };
+            let transits = |(_, link): (LinkId, &Link)| link.peer.role == Role::Hop;
+            self.own_edge_changed(other, self.is_hop(other) || self.links.to(other).any(transits));
         }
     }
 
@@ -807,8 +792,7 @@ impl Router {
         if self.me.role != Role::Hop {
             return;
         }
-        let others = self.links.iter().filter(|(id, link)| **id != from && link.peer.role != Role::Execution);
-        let others: Vec<LinkId> = others.map(|(&id, _)| id).collect();
+        let others: Vec<LinkId> = self.links.keepers().map(|(id, _)| id).filter(|id| *id != from).collect();
         for link in others {
             self.send_announcement(link, signed);
         }
@@ -838,6 +822,25 @@ impl Router {
     fn compute_if_stale(&mut self, now: Instant) {
         if self.all_stale || !self.stale.is_empty() || self.graph.has_changed() {
             self.compute(now);
+        }
+    }
+}
+
+/// Keys of entries that are not the same in both.
+fn differences(a: &BTreeMap<Address, u32>, b: &BTreeMap<Address, u32>) -> Vec<Address> {
+    let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
+    let mut differ = Vec::new();
+    loop {
+        let order = match (a.peek(), b.peek()) {
+            (None, None) => return differ,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some((left, _)), Some((right, _))) => left.cmp(right),
+        };
+        let left = if order.is_le() { a.next() } else { None };
+        let right = if order.is_ge() { b.next() } else { None };
+        if left != right {
+            differ.extend(left.or(right).map(|(at, _)| *at));
         }
     }
 }

@@ -31,7 +31,8 @@ const INNER_MTU_AGAIN: Duration = Duration::from_secs(60);
 /// Longest silence of an outer connection. Whether the neighbour lives is `liveness`'s to find out, much sooner where
 /// it matters; the connection only must not end under packets that leave sealed beside it.
 pub(crate) const LINK_IDLE: Duration = Duration::from_secs(60);
-const LINK_KEEPALIVE: Duration = Duration::from_secs(20);
+/// Longer than routers are quiet: their digests each half a minute keep the connection by themselves.
+const LINK_KEEPALIVE: Duration = Duration::from_secs(40);
 /// The same on TCP, whose writer also measures the round trip with it.
 pub(crate) const TCP_IDLE: Duration = Duration::from_secs(30);
 pub(crate) const TCP_KEEPALIVE: Duration = Duration::from_secs(10);

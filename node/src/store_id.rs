@@ -13,6 +13,9 @@ use uuid::Uuid;
 
 /// How long an agent waits for the one before it: a child that it was just starting holds the lock until its exec.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+/// Files of the identity, and of the one that it had first if it has another now.
+const ID: &str = "store_id";
+const FIRST_ID: &str = "first_store_id";
 /// Pause between two tries.
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
@@ -52,11 +55,14 @@ pub enum Error {
 pub struct Store {
     /// Its identity.
     pub id: StoreId,
+    /// The identity that it was made with, which the containers of its units are labelled with for good.
+    pub first_id: StoreId,
     /// Drawn anew at each opening.
     pub start: u64,
     /// Openings so far, this one included. A store that was copied or brought back from a backup counts again what
     /// was counted before, which tells it from one that was only opened again.
     pub starts: u64,
+    dir: PathBuf,
     _lock: File,
 }
 
@@ -83,16 +89,24 @@ impl Store {
                 Err(error) => return Err(unwritable(error.into())),
             }
         }
-        let path = dir.join("store_id");
-        let id = match fs::read_to_string(&path) {
-            Ok(text) => Uuid::parse_str(text.trim()).map_err(|_| Error::Damaged { path })?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let id = Uuid::new_v4();
+        let read = |path: PathBuf| match fs::read_to_string(&path) {
+            Ok(text) => {
+                let id = Uuid::parse_str(text.trim()).map_err(|_| Error::Damaged { path })?;
+                Ok(Some(StoreId(id)))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(unwritable(error)),
+        };
+        let path = dir.join(ID);
+        let id = match read(path.clone())? {
+            Some(id) => id,
+            None => {
+                let id = StoreId(Uuid::new_v4());
                 write_synced(dir, &path, &format!("{id}\n")).map_err(unwritable)?;
                 id
             }
-            Err(error) => return Err(unwritable(error)),
         };
+        let first_id = read(dir.join(FIRST_ID))?.unwrap_or(id);
         let count = dir.join("starts");
         let starts = match fs::read_to_string(&count) {
             Ok(text) => text.trim().parse::<u64>().map_err(|_| Error::Damaged { path: count.clone() })?,
@@ -102,7 +116,21 @@ impl Store {
         let starts = starts.saturating_add(1);
         write_synced(dir, &count, &format!("{starts}\n")).map_err(unwritable)?;
         let (start, _) = Uuid::new_v4().as_u64_pair();
-        Ok(Self { id: StoreId(id), start, starts, _lock: lock })
+        Ok(Self { id, first_id, start, starts, dir: dir.to_owned(), _lock: lock })
+    }
+
+    /// Takes another identity, for good: somebody has heard of more starts than are counted here, so this is an old copy, and
+    /// no attempt that was bound to the store may run on it.
+    ///
+    /// # Errors
+    /// What the disk says; the identity is then as it was.
+    pub fn renew(&mut self) -> io::Result<StoreId> {
+        // Before the other one, for without it that would be taken for the first.
+        write_synced(&self.dir, &self.dir.join(FIRST_ID), &format!("{}\n", self.first_id))?;
+        let id = StoreId(Uuid::new_v4());
+        write_synced(&self.dir, &self.dir.join(ID), &format!("{id}\n"))?;
+        self.id = id;
+        Ok(id)
     }
 }
 
@@ -147,6 +175,20 @@ mod tests {
         assert_ne!(Store::open(&dir.path().join("c")).unwrap().id, id);
         fs::write(data.join("store_id"), "nonsense").unwrap();
         assert!(matches!(Store::open(&data), Err(Error::Damaged { .. })));
+    }
+
+    #[test]
+    fn an_identity_is_renewed_for_good_and_the_first_one_is_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
+        let (first, starts) = (store.id, store.starts);
+        assert_eq!(store.first_id, first);
+        store.renew().unwrap();
+        let second = store.renew().unwrap();
+        assert_ne!(second, first);
+        drop(store);
+        let again = Store::open(dir.path()).unwrap();
+        assert_eq!((again.id, again.first_id, again.starts), (second, first, starts + 1));
     }
 
     #[test]

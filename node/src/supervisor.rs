@@ -4,6 +4,7 @@
 //! (module `unit`) alone touches the unit's state, disk and shim. At start every unit on disk gets its task back, and
 //! finds its shim again if it has one. Every minute [`reap`](Supervisor::reap) looks for what should be gone.
 
+mod about;
 pub mod images;
 mod incarnations;
 mod leftovers;
@@ -20,9 +21,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use plexus_proto::id::{Attempt, NodeId, OwnerEpoch, StoreId};
 use plexus_proto::work::{
-    AbandonRequest, CancelRequest, ForgetRequest, ListReply, NodeInfo, PrivateBlock, PullPolicy, Refusal,
-    RefusalCode, SealedRecord, StatusRequest, SubmitRequest, UnitReply, UnitReplyResult, UnitSpec,
-    UnitStatus,
+    AbandonRequest, CancelRequest, ForgetRequest, ListReply, PrivateBlock, PullPolicy, Refusal, RefusalCode,
+    SealedRecord, StatusRequest, SubmitRequest, UnitReply, UnitReplyResult, UnitSpec, UnitStatus,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -31,12 +31,12 @@ use tracing::{Instrument, error, info, info_span, warn};
 
 use crate::cgroup;
 use crate::config::WorkSection;
+use crate::private;
 use crate::runtime::{Images, Kind, Place, Runtime, choice};
 use crate::store_id::Store;
 use crate::tree::{self, Cache, Digest};
 use crate::unit_dir::{self, UnitDir};
 use crate::work::{Caller, Unit, refusal};
-use crate::{capacity, private};
 
 use incarnations::Incarnations;
 use shims::Spare;
@@ -133,7 +133,9 @@ pub struct Supervisor(Arc<Inner>);
 
 struct Inner {
     options: Options,
-    store: StoreId,
+    store: Mutex<StoreId>,
+    /// By which the system knows its containers and groups, whatever the store is called now.
+    mark: StoreId,
     /// Nonce of this start, and its number on the store.
     start: (u64, u64),
     /// Keeps other agents out until shutdown.
@@ -245,7 +247,7 @@ impl Supervisor {
         let cache = Arc::new(Cache::open(&options.data_dir.join("cache"))?);
         let incarnations = Incarnations::open(&options.data_dir)?;
         let tombstones = Tombstones::open(&options.data_dir, today())?;
-        let place = Place { node: options.node.clone(), store: store.id };
+        let place = Place { node: options.node.clone(), store: store.first_id };
         let work = options.work.clone();
         let kind = tokio::task::spawn_blocking(move || choice::choose(&work)).await.unwrap_or(Kind::Podman);
         info!(runtime = kind.as_str(), "units run here");
@@ -258,7 +260,8 @@ impl Supervisor {
         let supervisor = Self(Arc::new(Inner {
             options,
             pool,
-            store: store.id,
+            store: Mutex::new(store.id),
+            mark: store.first_id,
             start: (store.start, store.starts),
             lock: Mutex::new(Some(store)),
             runtime,
@@ -301,11 +304,6 @@ impl Supervisor {
         Ok(supervisor)
     }
 
-    /// Identity of the data directory.
-    pub fn store_id(&self) -> StoreId {
-        self.0.store
-    }
-
     /// The tree cache.
     pub fn cache(&self) -> &Arc<Cache> {
         &self.0.cache
@@ -319,7 +317,7 @@ impl Supervisor {
         drop(self.0.take_spare()); // it ends when its agent hangs up
         self.0.empty_pool();
         // What a shim that was killed left; one that lives keeps its group.
-        cgroup::sweep(&self.0.store.to_string());
+        cgroup::sweep(&self.0.mark.to_string());
         // Streams may hold this supervisor for a while yet; the directory is the next one's from now on.
         self.0.lock.lock().expect("no code panics under this lock").take();
     }
@@ -390,7 +388,7 @@ impl Supervisor {
     async fn try_submit(&self, caller: &Caller, request: SubmitRequest) -> Result<UnitStatus, Refusal> {
         let attempt = parse_attempt(request.unit.as_ref())?;
         let epoch = parse_epoch(request.epoch)?;
-        let own = self.0.store;
+        let own = self.store_id();
         if StoreId::from_slice(&request.store_id) != Ok(own) {
             let message = format!("unit {attempt} is bound to another store than this node's {own}");
             return Err(refusal(RefusalCode::OtherStore, message));
@@ -527,34 +525,6 @@ impl Supervisor {
                 .filter(|view| view.cluster == caller.cluster)
                 .map(|view| UnitStatus { label: view.label.to_string(), ..view.status })
                 .collect(),
-        }
-    }
-
-    /// The node itself.
-    pub async fn info(&self) -> NodeInfo {
-        let runtime = self.0.runtime.clone();
-        let version = self
-            .0
-            .runtime_version
-            .get_or_init(|| async { self.0.blocking(move || runtime.version()).await })
-            .await;
-        let capacity = capacity::measure();
-        let cpu_millis =
-            self.0.options.work.cores.map_or(capacity.cpu_millis, |cores| u32::from(cores) * 1000);
-        let memory_bytes =
-            self.0.options.work.memory_mib.map_or(capacity.memory_bytes, |mib| u64::from(mib) << 20);
-        // What waits takes the place of a fork.
-        let (fork_millis, fork_bytes) = (capacity::FORK_CPU_MILLIS, capacity::FORK_MEMORY_BYTES);
-        let waiting = self.0.pool.weight();
-        NodeInfo {
-            store_id: self.0.store.0.as_bytes().to_vec().into(),
-            software: crate::SOFTWARE.to_owned(),
-            cpu_millis: cpu_millis.saturating_sub(waiting * fork_millis),
-            memory_bytes: memory_bytes.saturating_sub(u64::from(waiting) * fork_bytes),
-            runtime: self.0.runtime.kind().as_str().to_owned(),
-            runtime_version: version.clone(),
-            start: self.0.start.0,
-            starts: self.0.start.1,
         }
     }
 

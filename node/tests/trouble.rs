@@ -514,6 +514,34 @@ async fn a_controller_from_a_backup_cannot_run_again_what_ran_and_was_forgotten(
 }
 
 #[tokio::test]
+async fn a_data_directory_that_is_older_than_what_was_heard_of_it_runs_nothing_of_its_past() {
+    let place = Place::new();
+    let node = place.start().await;
+    let first = node.info(&InfoRequest::default()).await;
+    let (job, later) = (Job::script("true"), Job::script("true"));
+    let submit = job.submit_request(&node);
+    let heard =
+        |store_id: &bytes::Bytes, starts| InfoRequest { store_id: store_id.clone(), starts, resting: false };
+    for same in [heard(&first.store_id, first.starts), heard(&vec![9; 16].into(), first.starts + 9)] {
+        assert_eq!(node.info(&same).await.store_id, first.store_id, "nothing is wrong");
+    }
+    // A snapshot was brought back: somebody has heard of later starts.
+    let renewed = node.info(&heard(&first.store_id, first.starts + 3)).await;
+    assert_ne!(renewed.store_id, first.store_id);
+    assert_eq!((renewed.start, renewed.starts), (first.start, first.starts), "the agent is the same");
+    let again = node.info(&heard(&first.store_id, first.starts + 3)).await;
+    assert_eq!(again.store_id, renewed.store_id, "said again before the answer came");
+    let refusal = answer(node.submit(&caller(), submit).await).unwrap_err();
+    assert_eq!(refusal.code(), RefusalCode::OtherStore, "{}", refusal.message);
+    later.run(&node).await;
+    node.shutdown().await;
+    drop(node);
+    let node = place.start().await;
+    assert_eq!(node.info(&InfoRequest::default()).await.store_id, renewed.store_id, "for good");
+    node.shutdown().await;
+}
+
+#[tokio::test]
 async fn what_is_abandoned_dies_and_what_is_abandoned_unseen_never_starts() {
     let place = Place::new();
     let node = place.start().await;

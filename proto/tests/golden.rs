@@ -115,7 +115,10 @@ fn link_messages() {
     };
     check("link-announcement", link(LinkMessageKind::Announcement(signed)));
     let entries = vec![DigestEntry { origin: 0x0001_0002, epoch: 3, sequence: 4, check: 5 }];
-    check("link-digest", link(LinkMessageKind::Digest(Digest { sum: 9, buckets: vec![1, 2], entries })));
+    let digest = Digest { sum: 9, buckets: vec![1, 2], entries, ..Digest::default() };
+    check("link-digest", link(LinkMessageKind::Digest(digest)));
+    let timed = Digest { sum: 9, clock_ms: 1_700_000_000_001, ..Digest::default() };
+    check("link-digest-clock", link(LinkMessageKind::Digest(timed)));
     let routes = vec![ToldRoute { destination: 0x0001_0002, cost: 20, hops: 2, path: 7 }];
     check(
         "link-told",
@@ -207,7 +210,8 @@ fn work_verbs() {
     check("status", StatusRequest { unit: unit() });
     check("list", ListRequest {});
     check("info", InfoRequest::default());
-    check("info_resting", InfoRequest { resting: true });
+    check("info_resting", InfoRequest { resting: true, ..Default::default() });
+    check("info-starts", InfoRequest { store_id: vec![9; 16].into(), starts: 12, resting: false });
     let state = UnitStatusState::Pending(Pending { needs_payload: true });
     check("reply-pending", UnitReply { result: Some(UnitReplyResult::Status(status(state))) });
     check("reply-refusal", UnitReply { result: Some(UnitReplyResult::Refusal(refusal())) });

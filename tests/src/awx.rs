@@ -1,10 +1,11 @@
 //! The unmodified `awx` command of AWX (PyPI awxkit 24.6.1), as a user of one controller runs it.
 
 use std::path::Path;
-use std::process::Output;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::io::AsyncWriteExt as _;
 
 use crate::{Api, cache_dir};
 
@@ -45,6 +46,20 @@ impl Awx {
     /// # Panics
     /// If the command is not installed, or does not end in two minutes.
     pub async fn run_with(&self, args: &[&str], env: &[(&str, &str)]) -> Output {
+        self.start(args, env, &[]).await
+    }
+
+    /// Runs the command as [`Awx::run`] does, with this on its standard input.
+    pub async fn run_on(&self, args: &[&str], input: &[u8]) -> Output {
+        self.start(
+            args,
+            &[("CONTROLLER_USERNAME", &self.user), ("CONTROLLER_PASSWORD", &self.password)],
+            input,
+        )
+        .await
+    }
+
+    async fn start(&self, args: &[&str], env: &[(&str, &str)], input: &[u8]) -> Output {
         let program = cache_dir().join("awx-24.6.1/bin/awx");
         assert!(
             Path::new(&program).is_file(),
@@ -67,7 +82,18 @@ impl Awx {
             .env("CONTROLLER_COLOR", "false")
             .env("NO_PROXY", "*");
         command.envs(env.iter().copied());
-        tokio::time::timeout(COMMAND, command.output()).await.expect("awx hangs").expect("awx cannot be run")
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let run = async {
+            let mut child = command.spawn().expect("awx cannot be run");
+            let mut stdin = child.stdin.take().expect("its input is a pipe");
+            // A command that does not read its input may be gone before all of it is written.
+            let write = async move {
+                stdin.write_all(input).await.ok();
+            };
+            let (output, ()) = tokio::join!(child.wait_with_output(), write);
+            output.expect("awx ends")
+        };
+        tokio::time::timeout(COMMAND, run).await.expect("awx hangs")
     }
 
     /// Runs a command that must succeed, and gives its JSON; null if it prints nothing.

@@ -93,7 +93,7 @@ async fn a_unit_ends_visibly_when_its_shim_dies_at_any_numbered_point_of_its_end
 
 /// The first half of a unit's life.
 fn is_of_the_start(point: Point) -> bool {
-    Point::ALL.into_iter().take_while(|&other| other != Point::AckHeard).any(|other| other == point)
+    Point::ALL.iter().copied().take_while(|&other| other != Point::AckHeard).any(|other| other == point)
 }
 
 async fn sweep(who: &str, is_mine: impl Fn(Point) -> bool) {
@@ -102,7 +102,7 @@ async fn sweep(who: &str, is_mine: impl Fn(Point) -> bool) {
     // Points that records pass again and again are tried at later passages too.
     let passages = if plexus_tests::is_verify() { 1..=3 } else { 1..=1 };
     let (mut survived, mut wrong) = (0, Vec::new());
-    for point in Point::ALL.into_iter().filter(|&point| is_mine(point)) {
+    for point in Point::ALL.iter().copied().filter(|&point| is_mine(point)) {
         for passage in passages.clone().take_while(|&n| n == 1 || is_passed_often(point)) {
             match crash_at(&mut replay, point, passage, &expected).await {
                 Ok(()) => survived += 1,

@@ -1,7 +1,5 @@
 //! A job in a container that waited for it, and the death of agent or shim around the moment it is taken.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on stops there")]
-
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;

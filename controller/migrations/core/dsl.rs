@@ -31,6 +31,8 @@ pub(super) struct TableDef {
     name: &'static str,
     create: TableCreateStatement,
     references: Vec<Reference>,
+    /// Columns for a table that an earlier step made; there is none to make then.
+    more: Option<Vec<ColumnDef>>,
 }
 
 #[derive(Default)]
@@ -44,8 +46,15 @@ impl Schema {
     pub(super) fn table(&mut self, name: &'static str) -> &mut TableDef {
         let mut create = Table::create();
         create.table(name);
-        self.tables.push(TableDef { name, create, references: Vec::new() });
+        self.tables.push(TableDef { name, create, references: Vec::new(), more: None });
         self.tables.last_mut().expect("one was pushed just now")
+    }
+
+    /// Adds columns to a table that an earlier step made.
+    pub(super) fn extend(&mut self, name: &'static str) -> &mut TableDef {
+        let table = self.table(name);
+        table.more = Some(Vec::new());
+        table
     }
 
     /// A query that reads like a table.
@@ -79,16 +88,16 @@ impl Schema {
         let mut statements = Vec::new();
         let mut later = Vec::new();
         for table in &mut self.tables {
+            if let Some(columns) = table.more.take() {
+                statements.extend(table.added(columns, engine));
+                continue;
+            }
             for reference in &table.references {
                 let mut key = ForeignKey::create();
                 key.name(format!("{}_{}_fkey", table.name, reference.column))
                     .from(table.name, reference.column)
                     .to(reference.to, "id")
-                    .on_delete(match reference.gone {
-                        Gone::Null => ForeignKeyAction::SetNull,
-                        Gone::Row => ForeignKeyAction::Cascade,
-                        Gone::Refuse => ForeignKeyAction::Restrict,
-                    });
+                    .on_delete(reference.gone.action());
                 match engine {
                     // SQLite takes references to tables that come later, and cannot add them afterwards.
                     Engine::Sqlite => {
@@ -131,10 +140,44 @@ fn index(table: &'static str, columns: &[&'static str]) -> IndexCreateStatement 
     index
 }
 
+impl Gone {
+    fn action(self) -> ForeignKeyAction {
+        match self {
+            Self::Null => ForeignKeyAction::SetNull,
+            Self::Row => ForeignKeyAction::Cascade,
+            Self::Refuse => ForeignKeyAction::Restrict,
+        }
+    }
+}
+
 impl TableDef {
     fn col(&mut self, column: &mut ColumnDef) -> &mut Self {
-        self.create.col(column.take());
+        match &mut self.more {
+            Some(columns) => columns.push(column.take()),
+            None => drop(self.create.col(column.take())),
+        }
         self
+    }
+
+    /// One statement for each column: SQLite takes no more at a time. References go with their column, where the builder
+    /// has no word for them.
+    fn added(&self, columns: Vec<ColumnDef>, engine: Engine) -> impl Iterator<Item = String> {
+        columns.into_iter().map(move |mut column| {
+            let name = column.get_column_name();
+            if let Some(reference) = self.references.iter().find(|reference| reference.column == name) {
+                let action = match reference.gone {
+                    Gone::Null => "SET NULL",
+                    Gone::Row => "CASCADE",
+                    Gone::Refuse => "RESTRICT",
+                };
+                column.extra(format!("REFERENCES \"{}\" (\"id\") ON DELETE {action}", reference.to));
+            }
+            let alter = Table::alter().table(self.name).add_column(column).take();
+            match engine {
+                Engine::Sqlite => alter.to_string(SqliteQueryBuilder),
+                Engine::Postgres => alter.to_string(PostgresQueryBuilder),
+            }
+        })
     }
 
     /// `id`, assigned by the database and never given twice.

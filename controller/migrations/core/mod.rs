@@ -11,7 +11,11 @@ mod m0005_activity;
 mod m0006_instance_groups;
 mod m0007_idempotency;
 mod m0008_facts;
-mod m0009_stray_units;
+mod m0009_project_updates;
+mod m0010_lists_of_jobs;
+mod m0011_inventory_sources;
+mod m0012_people;
+mod m0013_stray_units;
 
 use dsl::Schema;
 
@@ -45,5 +49,9 @@ pub(super) const ALL: &[Migration] = &[
     Migration { version: 6, name: "instance groups", build: m0006_instance_groups::build },
     Migration { version: 7, name: "idempotency keys", build: m0007_idempotency::build },
     Migration { version: 8, name: "facts", build: m0008_facts::build },
-    Migration { version: 9, name: "stray units", build: m0009_stray_units::build },
+    Migration { version: 9, name: "project updates", build: m0009_project_updates::build },
+    Migration { version: 10, name: "lists of jobs", build: m0010_lists_of_jobs::build },
+    Migration { version: 11, name: "inventory sources", build: m0011_inventory_sources::build },
+    Migration { version: 12, name: "people", build: m0012_people::build },
+    Migration { version: 13, name: "stray units", build: m0013_stray_units::build },
 ];

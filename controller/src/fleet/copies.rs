@@ -41,7 +41,7 @@ impl Doubt {
             ),
             Self::Back { from, to } => format!(
                 "the data directory of {node} is an old one: it counts {to} starts and had counted {from}. See that it was \
-                 restored on purpose and runs nowhere else; delete it if work has gone on since"
+                 restored on purpose and runs nowhere else. Work that it was given since that copy is lost"
             ),
         };
         format!("{what}. It gets no new work until it is enabled again: plexus node uncordon {node}")

@@ -13,6 +13,7 @@ use super::call::Call;
 use super::error::ApiError;
 use super::{Answer, events, ok};
 use crate::event_kind::kind;
+use crate::kind::Kind;
 use crate::store::events::Outline;
 
 /// Events read at a time.
@@ -21,9 +22,9 @@ const PIECE: i64 = 5000;
 /// Kinds that stand wherever Ansible printed something, and that have no place of their own in the tree.
 const META: [&str; 6] = ["debug", "verbose", "warning", "error", "system_warning", "deprecated"];
 
-pub(super) async fn summary(call: &Call, id: &str) -> Answer {
+pub(super) async fn summary(call: &Call, kind: Kind, id: &str) -> Answer {
     call.allow("GET, HEAD, OPTIONS")?;
-    let owner = events::owner(call, id).await?;
+    let owner = events::owner(call, kind, id).await?;
     if call.method == Method::OPTIONS {
         return ok(json!({"name": "Job Job Events Children Summary", "renders": ["application/json"]}));
     }

@@ -5,7 +5,7 @@
 //! line on, and takes only the first page of the answer; so where it says `no_truncate` and names no page, the page is
 //! everything there is, written piece by piece.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 
 use axum::body::Body;
@@ -24,8 +24,10 @@ use super::generic::{self, envelope, page_number};
 use super::{Answer, App, ok};
 use crate::auth::User;
 use crate::event_kind::kind;
+use crate::inventory::members::Members;
+use crate::kind::Kind;
 use crate::registry::read::{BASE, time_json};
-use crate::registry::{HOSTS, JOBS, read};
+use crate::registry::{HOSTS, read};
 use crate::store::core::Error as StoreError;
 use crate::store::events::{self, Event, EventId, EventQuery, JobKey, Numbers, Order, TextMatch};
 
@@ -46,6 +48,7 @@ const READS: &str = "GET, HEAD, OPTIONS";
 /// A job, as far as its events need it.
 #[derive(Debug, Clone)]
 pub(super) struct Owner {
+    pub(super) kind: Kind,
     pub(super) key: JobKey,
     pub(super) image: Option<String>,
     pub(super) explanation: String,
@@ -53,15 +56,16 @@ pub(super) struct Owner {
     summary: Value,
 }
 
-/// The job with this id or no job that the user may see.
-pub(super) async fn owner(call: &Call, id: &str) -> Result<Owner, ApiError> {
-    seen(&call.app, call.user()?, id).await
+/// The job of this kind with this id, or no job that the user may see.
+pub(super) async fn owner(call: &Call, kind: Kind, id: &str) -> Result<Owner, ApiError> {
+    seen(&call.app, call.user()?, kind, id).await
 }
 
 /// As [`owner`], for a user who does not ask by a request.
-pub(super) async fn seen(app: &App, user: &User, id: &str) -> Result<Owner, ApiError> {
-    let id = id.parse::<i64>().map_err(|_| ApiError::missing(JOBS.model))?;
-    let mut query = read::source(&JOBS, BASE);
+pub(super) async fn seen(app: &App, user: &User, kind: Kind, id: &str) -> Result<Owner, ApiError> {
+    let resource = kind.names().resource;
+    let id = id.parse::<i64>().map_err(|_| ApiError::missing(resource.model))?;
+    let mut query = read::source(resource, BASE);
     let columns = [
         "id",
         "created",
@@ -75,10 +79,11 @@ pub(super) async fn seen(app: &App, user: &User, id: &str) -> Result<Owner, ApiE
         "elapsed",
     ];
     query.columns(columns.map(|column| (BASE, column))).and_where(Expr::col((BASE, "id")).eq(id));
-    query.cond_where(Condition::all().add_option(generic::visible(&JOBS, user)?));
-    let row = app.db.optional(&query).await?.ok_or_else(|| ApiError::missing(JOBS.model))?;
+    query.cond_where(Condition::all().add_option(generic::visible(resource, user)?));
+    let row = app.db.optional(&query).await?.ok_or_else(|| ApiError::missing(resource.model))?;
     let created = row.time("created")?;
     Ok(Owner {
+        kind,
         key: JobKey { id: row.at(0)?, created },
         inventory: row.at(2)?,
         image: row.at(3)?,
@@ -90,7 +95,7 @@ pub(super) async fn seen(app: &App, user: &User, id: &str) -> Result<Owner, ApiE
             "status": row.at::<String>(7)?,
             "failed": row.at::<bool>(8)?,
             "elapsed": row.at::<f64>(9)?,
-            "type": "job",
+            "type": kind.as_str(),
         }),
     })
 }
@@ -105,7 +110,9 @@ struct Shown<'e> {
     summary_fields: Value,
     created: Option<Value>,
     modified: Option<Value>,
-    job: i64,
+    /// `job` with its id, or what else the event is of.
+    #[serde(flatten)]
+    owner: BTreeMap<&'static str, i64>,
     event: &'e str,
     counter: i64,
     event_display: &'static str,
@@ -130,13 +137,14 @@ struct Shown<'e> {
 impl<'e> Shown<'e> {
     fn new(event: &'e Event, owner: &Owner, hosts: &HashMap<String, i64>, whole: bool) -> Self {
         let id = event.id();
-        let url = format!("/api/v2/job_events/{id}/");
+        let names = owner.kind.names();
+        let url = format!("/api/v2/{}/{id}/", names.group);
         let host = hosts.get(&event.host_name).copied();
         let mut related = json!({
-            "job": format!("/api/v2/jobs/{}/", event.job),
+            (names.owner): names.resource.url(event.job),
             "children": format!("{url}children/"),
         });
-        let mut summary = json!({"job": owner.summary});
+        let mut summary = json!({(names.owner): owner.summary});
         if let Some(host) = host {
             related["host"] = HOSTS.url(host).into();
             summary["host"] = json!({"id": host, "name": event.host_name, "description": ""});
@@ -151,13 +159,13 @@ impl<'e> Shown<'e> {
         let created = event.created.map(|created| time_json(created.as_microsecond()));
         Self {
             id,
-            r#type: "job_event",
+            r#type: names.event,
             url,
             related,
             summary_fields: summary,
             modified: created.clone(),
             created,
-            job: event.job,
+            owner: BTreeMap::from([(names.owner, event.job)]),
             event: &event.event,
             counter: event.counter,
             event_display: display,
@@ -189,8 +197,9 @@ async fn hosts(app: &App, owner: &Owner, events: &[Event]) -> Result<HashMap<Str
     names.dedup();
     let Some(inventory) = owner.inventory.filter(|_| !names.is_empty()) else { return Ok(HashMap::new()) };
     let mut query = Query::select();
-    query.columns(["name", "id"]).from("hosts").and_where(Expr::col("inventory_id").eq(inventory));
-    query.and_where(Expr::col("name").is_in(names));
+    query.columns([("b", "name"), ("b", "id")]).from_as("hosts", "b");
+    query.and_where(Members::of(&app.db, inventory).await?.condition("b"));
+    query.and_where(Expr::col(("b", "name")).is_in(names));
     app.db.all(&query).await?.iter().map(|row| Ok((row.at(0)?, row.at(1)?))).collect()
 }
 
@@ -212,44 +221,44 @@ async fn shown(
         .map_err(|error| ApiError::internal("an event could not be written", error))
 }
 
-/// `jobs/N/job_events/`.
-pub(super) async fn of_job(call: &Call, id: &str) -> Answer {
+/// `jobs/N/job_events/`, and of every other kind.
+pub(super) async fn of_job(call: &Call, kind: Kind, id: &str) -> Answer {
     call.allow(READS)?;
-    let owner = owner(call, id).await?;
+    let owner = owner(call, kind, id).await?;
     if call.method == Method::OPTIONS {
-        return options("Job Event List");
+        return options(&format!("{} Event List", kind.names().resource.label));
     }
     list(call, owner, EventQuery::default()).await
 }
 
-/// `job_events/N/`.
-pub(super) async fn event(call: &Call, id: &str) -> Answer {
+/// `job_events/N/`, and of every other kind.
+pub(super) async fn event(call: &Call, kind: Kind, id: &str) -> Answer {
     call.allow(READS)?;
     call.user()?;
     if call.method == Method::OPTIONS {
-        return options("Job Event Detail");
+        return options(&format!("{} Event Detail", kind.names().resource.label));
     }
-    let (owner, event) = found(call, id).await?;
+    let (owner, event) = found(call, kind, id).await?;
     let mut shown = shown(&call.app, &owner, &[event], true).await?;
     let text = shown.pop().map(|shown| String::from(Box::<str>::from(shown))).unwrap_or_default();
     json_text(Body::from(text))
 }
 
 /// `job_events/N/children/`.
-pub(super) async fn children(call: &Call, id: &str) -> Answer {
+pub(super) async fn children(call: &Call, kind: Kind, id: &str) -> Answer {
     call.allow(READS)?;
     call.user()?;
     if call.method == Method::OPTIONS {
-        return options("Job Event Children List");
+        return options(&format!("{} Event Children List", kind.names().resource.label));
     }
-    let (owner, event) = found(call, id).await?;
+    let (owner, event) = found(call, kind, id).await?;
     list(call, owner, EventQuery { parent_uuid: Some(vec![event.uuid]), ..EventQuery::default() }).await
 }
 
-async fn found(call: &Call, id: &str) -> Result<(Owner, Event), ApiError> {
-    let missing = || ApiError::missing("JobEvent");
+async fn found(call: &Call, kind: Kind, id: &str) -> Result<(Owner, Event), ApiError> {
+    let missing = || ApiError::missing(&format!("{}Event", kind.names().resource.model));
     let id = id.parse::<i64>().ok().and_then(EventId::parse).ok_or_else(missing)?;
-    let owner = match owner(call, &id.job.to_string()).await {
+    let owner = match owner(call, kind, &id.job.to_string()).await {
         Err(ApiError::Detail(axum::http::StatusCode::NOT_FOUND, _)) => return Err(missing()),
         other => other?,
     };
@@ -482,8 +491,9 @@ fn numbers(bounds: &mut Numbers, name: &str, lookup: &str, value: &str) -> Resul
 async fn names(call: &Call, owner: &Owner, ids: &str) -> Result<Vec<String>, ApiError> {
     let ids: Vec<i64> = ids.split(',').map(|id| whole("host", id)).collect::<Result<_, _>>()?;
     let mut query = Query::select();
-    query.column("name").from("hosts").and_where(Expr::col("id").is_in(ids));
-    query.and_where(Expr::col("inventory_id").eq(owner.inventory));
+    query.column(("b", "name")).from_as("hosts", "b").and_where(Expr::col(("b", "id")).is_in(ids));
+    let Some(inventory) = owner.inventory else { return Ok(Vec::new()) };
+    query.and_where(Members::of(&call.app.db, inventory).await?.condition("b"));
     Ok(call.app.db.all(&query).await?.iter().map(|row| row.at(0)).collect::<Result<_, _>>()?)
 }
 

@@ -1,22 +1,28 @@
 //! Inventories, hosts, groups: counts, variables, the document for Ansible, and groups in groups.
 
-use std::collections::{HashMap, HashSet};
+mod constructed;
 
-use axum::http::{Method, StatusCode};
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use axum::body::Body;
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::response::Response;
 use sea_query::{Expr, ExprTrait, Func, JoinType, Query};
 use serde_json::{Map, Value, json};
+use tokio::sync::mpsc;
 
 use super::activity::{self, Entry};
 use super::call::Call;
 use super::error::ApiError;
 use super::rules::{Rule, Rules};
-use super::{Answer, access, generic, ok};
+use super::{Answer, access, generic, ok, paging};
 use crate::facts;
+use crate::inventory::members::{self, Members, Only, SMART};
 use crate::inventory::{self, Script};
-use crate::registry::read::{BASE, Record};
+use crate::registry::read::{self, BASE, Record};
 use crate::registry::roles::ADMIN;
 use crate::registry::write::{Draft, parse_variables};
-use crate::registry::{GROUPS, HOSTS, INVENTORIES, Resource};
+use crate::registry::{CONSTRUCTED_INVENTORIES, GROUPS, HOSTS, INVENTORIES, Resource};
 use crate::store::core::{Class, WriteTx};
 
 const READS: &str = "GET, HEAD, OPTIONS";
@@ -24,40 +30,64 @@ const READS: &str = "GET, HEAD, OPTIONS";
 pub(super) struct Inventories;
 
 impl Rules for Inventories {
-    fn check<'a>(&'a self, _: &'a Call, draft: &'a mut Draft, before: Option<&'a Record>) -> Rule<'a> {
+    fn check<'a>(&'a self, call: &'a Call, draft: &'a mut Draft, before: Option<&'a Record>) -> Rule<'a> {
         Box::pin(async move {
-            let kind = draft.text("kind");
-            if draft.has("kind") && before.is_some_and(|before| before.text("kind") != kind) {
+            if *draft.resource == CONSTRUCTED_INVENTORIES {
+                constructed::check(draft);
+                return Ok(());
+            }
+            let was = |name: &str| before.map(|before| before.text(name)).unwrap_or_default();
+            if draft.has("kind") && before.is_some() && was("kind") != draft.text("kind") {
                 return Err(ApiError::Detail(
                     StatusCode::METHOD_NOT_ALLOWED,
                     "Inventory kind cannot be changed.".to_owned(),
                 ));
             }
-            if !kind.is_empty() {
-                let words = "Only inventories whose hosts are entered can be made so far: leave kind empty.";
-                return Err(ApiError::field("kind", words));
-            }
-            if draft
-                .value("host_filter")
-                .is_some_and(|filter| filter.as_str().is_some_and(|text| !text.is_empty()))
-            {
-                return Err(ApiError::field("host_filter", "host_filter is for smart inventories."));
-            }
-            if draft.text("host_filter").is_empty() && draft.has("host_filter") {
+            let kind = if before.is_some() { was("kind") } else { draft.text("kind") }.to_owned();
+            if draft.has("host_filter") && draft.text("host_filter").is_empty() {
                 draft.set("host_filter", Value::Null);
             }
+            let filter =
+                if draft.has("host_filter") { draft.text("host_filter") } else { was("host_filter") };
+            if kind != SMART {
+                return match draft.text("host_filter") {
+                    "" => Ok(()),
+                    _ => Err(ApiError::field("host_filter", "host_filter is for smart inventories.")),
+                };
+            }
+            if filter.is_empty() {
+                return Err(ApiError::field("host_filter", "Smart inventories must specify host_filter"));
+            }
+            let of = |record: &Record| record.int("organization");
+            let organization = draft.int("organization").or_else(|| before.and_then(of)).unwrap_or(0);
+            members::check(filter, organization, call.app.db.engine())
+                .map_err(|error| ApiError::field("host_filter", error.to_string()))?;
             Ok(())
+        })
+    }
+
+    fn written<'a>(&'a self, call: &'a Call, tx: &'a mut WriteTx, id: i64, draft: &'a Draft) -> Rule<'a> {
+        Box::pin(async move { constructed::keep(call, tx, id, draft).await })
+    }
+
+    fn may_attach<'a>(&'a self, tx: &'a mut WriteTx, list: &'a str, id: i64, member: i64) -> Rule<'a> {
+        Box::pin(async move {
+            match list {
+                "input_inventories" => constructed::may_be_made_of(tx, id, member).await,
+                _ => Ok(()),
+            }
         })
     }
 
     fn fill<'a>(&'a self, call: &'a Call, records: &'a mut [Record], _: bool) -> Rule<'a> {
         Box::pin(async move {
             let ids: Vec<i64> = records.iter().map(|record| record.id).collect();
-            let hosts = counted(call, "hosts", &ids, false).await?;
-            let failing = counted(call, "hosts", &ids, true).await?;
-            let groups = counted(call, "groups", &ids, false).await?;
+            constructed::show(call, records).await?;
+            let hosts = members::counts(&call.app.db, &ids, Only::All).await?;
+            let failing = members::counts(&call.app.db, &ids, Only::Failing).await?;
+            let groups = groups_of(call, &ids).await?;
             for record in records {
-                let of = |counts: &HashMap<i64, i64>| counts.get(&record.id).copied().unwrap_or(0);
+                let of = |counts: &BTreeMap<i64, i64>| counts.get(&record.id).copied().unwrap_or(0);
                 let (hosts, failing, groups) = (of(&hosts), of(&failing), of(&groups));
                 record.set("has_active_failures", failing > 0);
                 record.set("total_hosts", hosts);
@@ -69,21 +99,13 @@ impl Rules for Inventories {
     }
 }
 
-async fn counted(
-    call: &Call,
-    table: &'static str,
-    ids: &[i64],
-    failing: bool,
-) -> Result<HashMap<i64, i64>, ApiError> {
+async fn groups_of(call: &Call, ids: &[i64]) -> Result<BTreeMap<i64, i64>, ApiError> {
     if ids.is_empty() {
-        return Ok(HashMap::new());
+        return Ok(BTreeMap::new());
     }
     let mut query = Query::select();
-    query.column("inventory_id").expr(Func::count(Expr::col("id"))).from(table);
+    query.column("inventory_id").expr(Func::count(Expr::col("id"))).from("groups");
     query.and_where(Expr::col("inventory_id").is_in(ids.iter().copied())).group_by_col("inventory_id");
-    if failing {
-        query.and_where(Expr::col("has_active_failures").eq(true));
-    }
     let rows = call.app.db.all(&query).await?;
     Ok(rows
         .iter()
@@ -91,11 +113,38 @@ async fn counted(
         .collect::<Result<_, crate::store::core::Error>>()?)
 }
 
+/// The hosts of an inventory. Those of a smart one are shown to whoever sees it, though they belong to others.
+pub(super) async fn hosts(call: &Call, id: i64) -> Answer {
+    let members = Members::of(&call.app.db, id).await?;
+    let condition = members.condition(BASE);
+    if members.is_smart() {
+        return paging::members(call, &HOSTS, condition).await;
+    }
+    generic::page(call, &HOSTS, Some(condition)).await
+}
+
+/// Hosts and groups are entered only where they are neither chosen by a filter nor made of others.
+async fn takes_entries(call: &Call, draft: &Draft, what: &str) -> Result<(), ApiError> {
+    let Some(inventory) = draft.int("inventory") else { return Ok(()) };
+    let mut query = Query::select();
+    query.column("kind").from("inventories").and_where(Expr::col("id").eq(inventory));
+    match call.app.db.optional(&query).await? {
+        Some(row) if !row.at::<String>(0)?.is_empty() => {
+            let words = format!("Cannot create {what} for Smart or Constructed Inventories");
+            Err(ApiError::Body(StatusCode::BAD_REQUEST, json!({"inventory": {"detail": [words]}})))
+        }
+        _ => Ok(()),
+    }
+}
+
 pub(super) struct Hosts;
 
 impl Rules for Hosts {
-    fn check<'a>(&'a self, _: &'a Call, draft: &'a mut Draft, before: Option<&'a Record>) -> Rule<'a> {
-        Box::pin(async move { stays_in_inventory(draft, before) })
+    fn check<'a>(&'a self, call: &'a Call, draft: &'a mut Draft, before: Option<&'a Record>) -> Rule<'a> {
+        Box::pin(async move {
+            stays_in_inventory(draft, before)?;
+            takes_entries(call, draft, "Host").await
+        })
     }
 
     fn fill<'a>(&'a self, call: &'a Call, records: &'a mut [Record], _: bool) -> Rule<'a> {
@@ -135,13 +184,14 @@ impl Rules for Hosts {
 pub(super) struct Groups;
 
 impl Rules for Groups {
-    fn check<'a>(&'a self, _: &'a Call, draft: &'a mut Draft, before: Option<&'a Record>) -> Rule<'a> {
+    fn check<'a>(&'a self, call: &'a Call, draft: &'a mut Draft, before: Option<&'a Record>) -> Rule<'a> {
         Box::pin(async move {
             // These have a meaning of their own in Ansible.
             if matches!(draft.text("name"), "all" | "_meta") {
                 return Err(ApiError::field("name", "Invalid group name."));
             }
-            stays_in_inventory(draft, before)
+            stays_in_inventory(draft, before)?;
+            takes_entries(call, draft, "Group").await
         })
     }
 
@@ -218,13 +268,33 @@ pub(super) async fn script(call: &Call, id: &str) -> Answer {
         |name: &str| call.parameter(name).is_some_and(|value| matches!(value, "1" | "true" | "True" | "yes"));
     if let Some(host) = call.parameter("host").filter(|host| !host.is_empty()) {
         let mut query = Query::select();
-        query.column("variables").from("hosts");
-        query.and_where(Expr::col("inventory_id").eq(id)).and_where(Expr::col("name").eq(host));
+        query.column(("b", "variables")).from_as("hosts", "b");
+        query.and_where(Members::of(&call.app.db, id).await?.condition("b"));
+        query.and_where(Expr::col(("b", "name")).eq(host));
         let row = call.app.db.optional(&query).await?.ok_or_else(|| ApiError::missing("Host"))?;
         return ok(parse_variables(&row.at::<String>(0)?).unwrap_or_default());
     }
     let script = Script { hostvars: set("hostvars"), towervars: set("towervars"), all: set("all") };
-    ok(inventory::script(&call.app.db, id, script).await?)
+    let db = call.app.db.clone();
+    let outline = inventory::outline(&db, id, script).await?;
+    let (to, pieces) = mpsc::channel(inventory::AHEAD);
+    // Ends with the answer: when the client goes away, nobody listens any more.
+    tokio::spawn(async move {
+        if let Err(error) = outline.send(&db, &to).await {
+            tracing::warn!(
+                inventory = id,
+                error = &error as &dyn std::error::Error,
+                "an inventory broke off"
+            );
+            let _ = to.send(Err(error)).await;
+        }
+    });
+    let pieces = futures_util::stream::unfold(pieces, |mut pieces| async {
+        pieces.recv().await.map(|piece| (piece, pieces))
+    });
+    let mut response = Response::new(Body::from_stream(pieces));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
 }
 
 pub(super) async fn root_groups(call: &Call, id: &str) -> Answer {
@@ -237,13 +307,83 @@ pub(super) async fn root_groups(call: &Call, id: &str) -> Answer {
     generic::page(call, &GROUPS, Some(roots)).await
 }
 
+/// `tree/`: the groups that are below none, each with those below it.
+pub(super) async fn tree(call: &Call, id: &str) -> Answer {
+    call.allow(READS)?;
+    let id = generic::visible_id(call, &INVENTORIES, id).await?;
+    if call.method == Method::OPTIONS {
+        return ok(json!({"name": "Inventory Tree", "actions": {"GET": {}}}));
+    }
+    let mut query = read::select(&GROUPS, false);
+    query.and_where(Expr::col((BASE, "inventory_id")).eq(id)).order_by((BASE, "name"), sea_query::Order::Asc);
+    let mut groups = BTreeMap::new();
+    let mut names = Vec::new();
+    for row in call.app.db.all(query.limit(TREE_MAX)).await? {
+        let group = read::record(&GROUPS, false, &row)?;
+        names.push(group.id);
+        groups.insert(group.id, group);
+    }
+    let mut query = Query::select();
+    query.columns([("p", "group_id"), ("p", "child_id")]).from_as("group_children", "p");
+    let of = Expr::col(("g", "id")).equals(("p", "group_id"));
+    query.join_as(JoinType::InnerJoin, "groups", "g", of).and_where(Expr::col(("g", "inventory_id")).eq(id));
+    let mut children: HashMap<i64, HashSet<i64>> = HashMap::new();
+    let mut below: HashSet<i64> = HashSet::new();
+    for row in call.app.db.all(&query).await? {
+        let (group, child) = (row.at(0)?, row.at(1)?);
+        children.entry(group).or_default().insert(child);
+        below.insert(child);
+    }
+    let mut left = TREE_MAX;
+    let roots: Vec<Value> = names
+        .iter()
+        .filter(|id| !below.contains(*id))
+        .filter_map(|id| branch(*id, &groups, &children, &names, 0, &mut left))
+        .collect();
+    ok(roots)
+}
+
+/// Groups that a tree shows at most: one with many parents is there many times.
+const TREE_MAX: u64 = 10_000;
+/// Deepest branch that is shown.
+const DEEPEST: usize = 32;
+
+fn branch(
+    id: i64,
+    groups: &BTreeMap<i64, Record>,
+    children: &HashMap<i64, HashSet<i64>>,
+    order: &[i64],
+    depth: usize,
+    left: &mut u64,
+) -> Option<Value> {
+    *left = left.checked_sub(1)?;
+    let mut object = groups.get(&id)?.clone().into_json();
+    let own = children.get(&id).filter(|_| depth < DEEPEST);
+    let below: Vec<Value> = order
+        .iter()
+        .filter(|child| own.is_some_and(|own| own.contains(*child)))
+        .filter_map(|child| branch(*child, groups, children, order, depth + 1, left))
+        .collect();
+    object.insert("children".to_owned(), below.into());
+    Some(object.into())
+}
+
+/// A group and all groups below it, for who sees it.
+pub(super) async fn below_groups(call: &Call, group: i64) -> Result<HashSet<i64>, ApiError> {
+    reached(call, vec![group], "group_id", "child_id").await
+}
+
+/// The hosts of any of these groups.
+pub(super) fn members_of(groups: HashSet<i64>) -> sea_query::SelectStatement {
+    let mut members = Query::select();
+    members.column("host_id").from("group_hosts").and_where(Expr::col("group_id").is_in(groups)).take()
+}
+
 /// All hosts of a group and of the groups below it.
 pub(super) async fn all_hosts(call: &Call, id: &str) -> Answer {
     call.allow(READS)?;
     let id = generic::visible_id(call, &GROUPS, id).await?;
-    let known = reached(call, vec![id], "group_id", "child_id").await?;
-    let mut members = Query::select();
-    members.column("host_id").from("group_hosts").and_where(Expr::col("group_id").is_in(known));
+    let members = members_of(below_groups(call, id).await?);
     generic::page(call, &HOSTS, Some(Expr::col((BASE, "id")).in_subquery(members))).await
 }
 

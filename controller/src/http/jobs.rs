@@ -1,4 +1,4 @@
-//! Jobs: what they show beside their columns, and how they are stopped.
+//! Jobs of all kinds that run on nodes: what they show beside their columns, and how they are stopped.
 
 use std::collections::HashMap;
 
@@ -14,10 +14,11 @@ use super::rules::{Rule, Rules};
 use super::templates::{Attached, attached};
 use super::{Answer, access, generic, labels, ok};
 use crate::job;
+use crate::kind::Kind;
 use crate::registry::JOBS;
 use crate::registry::access::CANCEL;
 use crate::registry::read::Record;
-use crate::store::core::Class;
+use crate::store::core::{Class, CoreDb, Error as StoreError};
 
 pub(super) struct Jobs;
 
@@ -26,34 +27,20 @@ impl Rules for Jobs {
         Box::pin(async move {
             let db = &call.app.db;
             let ids: Vec<i64> = records.iter().map(|record| record.id).collect();
-            let mut credentials = attached(db, "unified_job_credentials", "unified_job_id", &ids).await?;
-            let mut worn = labels::worn(db, &labels::JOBS, &ids).await?;
-            let mut units: HashMap<i64, String> = HashMap::new();
-            let mut counts: HashMap<i64, (i64, i64)> = HashMap::new();
-            if !ids.is_empty() {
-                let mut query = Query::select();
-                query.columns(["job_id", "unit_id"]).from("units");
-                query.and_where(Expr::col("job_id").is_in(ids.iter().copied()));
-                for row in db.all(&query).await? {
-                    let unit: Vec<u8> = row.at(1)?;
-                    if let Ok(unit) = uuid::Uuid::from_slice(&unit) {
-                        units.insert(row.at(0)?, unit.to_string());
-                    }
-                }
-                if detail {
-                    let mut query = Query::select();
-                    query.columns(["id", "play_count", "task_count"]).from("unified_jobs");
-                    query.and_where(Expr::col("id").is_in(ids));
-                    for row in db.all(&query).await? {
-                        counts.insert(row.at(0)?, (row.at(1)?, row.at(2)?));
-                    }
-                }
-            }
+            // All at once: on a busy machine a query is mostly a wait for its turn.
+            let (mut credentials, mut worn, mut units, counts) = tokio::try_join!(
+                attached(db, "unified_job_credentials", "unified_job_id", &ids),
+                labels::worn(db, &labels::JOBS, &ids),
+                units(db, &ids),
+                counts(db, if detail { &ids } else { &[] }),
+            )?;
             for record in records {
-                let shown: Vec<Value> =
-                    credentials.remove(&record.id).unwrap_or_default().iter().map(Attached::shown).collect();
-                record.summary.insert("credentials".to_owned(), shown.into());
-                record.summary.insert("labels".to_owned(), labels::shown(worn.remove(&record.id)));
+                if *record.resource == JOBS {
+                    let attached = credentials.remove(&record.id).unwrap_or_default();
+                    let shown: Vec<Value> = attached.iter().map(Attached::shown).collect();
+                    record.summary.insert("credentials".to_owned(), shown.into());
+                    record.summary.insert("labels".to_owned(), labels::shown(worn.remove(&record.id)));
+                }
                 record.set("launched_by", launched_by(record));
                 record.set("work_unit_id", units.remove(&record.id));
                 if record.fields.contains_key("passwords_needed_to_start") {
@@ -82,6 +69,39 @@ impl Rules for Jobs {
     }
 }
 
+/// Units of jobs.
+async fn units(db: &CoreDb, ids: &[i64]) -> Result<HashMap<i64, String>, StoreError> {
+    let mut units = HashMap::new();
+    if ids.is_empty() {
+        return Ok(units);
+    }
+    let mut query = Query::select();
+    query.columns(["job_id", "unit_id"]).from("units");
+    query.and_where(Expr::col("job_id").is_in(ids.iter().copied()));
+    for row in db.all(&query).await? {
+        let unit: Vec<u8> = row.at(1)?;
+        if let Ok(unit) = uuid::Uuid::from_slice(&unit) {
+            units.insert(row.at(0)?, unit.to_string());
+        }
+    }
+    Ok(units)
+}
+
+/// Plays and tasks of jobs.
+async fn counts(db: &CoreDb, ids: &[i64]) -> Result<HashMap<i64, (i64, i64)>, StoreError> {
+    let mut counts = HashMap::new();
+    if ids.is_empty() {
+        return Ok(counts);
+    }
+    let mut query = Query::select();
+    query.columns(["id", "play_count", "task_count"]).from("unified_jobs");
+    query.and_where(Expr::col("id").is_in(ids.iter().copied()));
+    for row in db.all(&query).await? {
+        counts.insert(row.at(0)?, (row.at(1)?, row.at(2)?));
+    }
+    Ok(counts)
+}
+
 fn launched_by(record: &Record) -> Value {
     match record.summary.get("created_by") {
         Some(user) => json!({
@@ -94,20 +114,23 @@ fn launched_by(record: &Record) -> Value {
     }
 }
 
-pub(super) async fn cancel(call: &Call, id: &str) -> Answer {
+/// `jobs/N/cancel/`, and of every other kind.
+pub(super) async fn cancel(call: &Call, kind: Kind, id: &str) -> Answer {
     call.allow("GET, POST, HEAD, OPTIONS")?;
     call.user()?;
+    let resource = kind.names().resource;
     if call.method == Method::OPTIONS {
-        return ok(json!({"name": "Job Cancel", "actions": {"POST": {}, "GET": {}}}));
+        let name = format!("{} Cancel", resource.label);
+        return ok(json!({"name": name, "actions": {"POST": {}, "GET": {}}}));
     }
-    let id = generic::visible_id(call, &JOBS, id).await?;
+    let id = generic::visible_id(call, resource, id).await?;
     if call.method != Method::POST {
         let mut query = Query::select();
         query.column("status").from("unified_jobs").and_where(Expr::col("id").eq(id));
-        let row = call.app.db.optional(&query).await?.ok_or_else(|| ApiError::missing(JOBS.model))?;
+        let row = call.app.db.optional(&query).await?.ok_or_else(|| ApiError::missing(resource.model))?;
         return ok(json!({"can_cancel": job::is_active(&row.at::<String>(0)?)}));
     }
-    access::need(call, &JOBS, id, CANCEL).await?;
+    access::need(call, resource, id, CANCEL).await?;
     let mut tx = call.app.db.begin(Class::Intent).await?;
     if !job::cancel(&mut tx, id).await? {
         let words = "Method \"POST\" not allowed.".to_owned();

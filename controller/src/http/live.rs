@@ -19,15 +19,16 @@ use tokio_util::sync::CancellationToken;
 use super::call::Call;
 use super::error::ApiError;
 use super::{Answer, events, ok};
+use crate::kind::Kind;
 use crate::live::{Next, Subscription};
 
 /// Silence after which a comment is sent, so that proxies keep the connection: most close idle ones after 30 s or 60 s.
 const IDLE: Duration = Duration::from_secs(15);
 
-/// `jobs/N/events/stream`.
-pub(super) async fn of_job(call: &Call, id: &str) -> Answer {
+/// `jobs/N/events/stream`, and of every other kind.
+pub(super) async fn of_job(call: &Call, kind: Kind, id: &str) -> Answer {
     call.allow("GET, HEAD, OPTIONS")?;
-    let owner = events::owner(call, id).await?;
+    let owner = events::owner(call, kind, id).await?;
     if call.method == Method::OPTIONS {
         return ok(json!({"name": "Job Event Stream", "renders": ["text/event-stream"]}));
     }

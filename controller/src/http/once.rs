@@ -44,6 +44,8 @@ pub(super) async fn answered(call: &Call) -> Result<Option<axum::response::Respo
         let words = "This Idempotency-Key was used for another request.".to_owned();
         return Err(ApiError::Detail(StatusCode::UNPROCESSABLE_ENTITY, words));
     }
+    // The first answer may not have been given yet, for want of a sync.
+    call.app.db.settle().await?;
     let mut response = job(call, row.at(0)?, Map::new()).await?;
     response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
     Ok(Some(response))

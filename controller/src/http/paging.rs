@@ -1,20 +1,26 @@
 //! Lists in pages: by number, as AWX has them, or by cursor.
 
-use axum::http::StatusCode;
-use sea_query::{Condition, Expr, ExprTrait, Func};
-use serde_json::{Map, Value};
+use std::time::Duration;
+
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use sea_query::{Condition, Expr, ExprTrait};
+use serde_json::{Map, Value, json};
 
 use super::call::{Call, encode};
+use super::counts::{self, Count};
 use super::error::ApiError;
 use super::{Answer, access, generic, ok, rules};
 use crate::registry::read::{self, BASE, Record};
-use crate::registry::{Resource, filter};
+use crate::registry::{HOSTS, Resource, filter};
 
 /// Objects on a page that asks for no number.
 const PAGE: u64 = 25;
 
 /// Most objects on a page.
 pub(super) const MAX_PAGE: u64 = 200;
+
+/// Says that the count of a list is not exact, and how many seconds old it is.
+const COUNT_AGE: HeaderName = HeaderName::from_static("x-plexus-count-age");
 
 /// A page of a resource, of those in `scope`, as the parameters of the address ask.
 pub(super) async fn page(call: &Call, resource: &'static Resource, scope: Option<Expr>) -> Answer {
@@ -26,6 +32,8 @@ pub(super) struct Page {
     /// Its objects.
     pub(super) records: Vec<Record>,
     count: i64,
+    /// How old the count is, where it is not exact.
+    age: Option<Duration>,
     number: u64,
     more: bool,
     /// For pages by cursor: where the next one begins.
@@ -39,7 +47,11 @@ impl Page {
         if let Some(next) = self.cursor {
             return ok(by_cursor(call, next, results));
         }
-        ok(envelope(call, self.count, self.number, self.more, results))
+        let mut answer = ok(envelope(call, self.count, self.number, self.more, results))?;
+        if let Some(age) = self.age {
+            answer.headers_mut().insert(COUNT_AGE, HeaderValue::from(age.as_secs()));
+        }
+        Ok(answer)
     }
 }
 
@@ -59,17 +71,42 @@ pub(super) async fn ordered(
     scope: Option<Expr>,
     first: Option<Expr>,
 ) -> Result<Page, ApiError> {
+    let visible = generic::visible(resource, call.user()?)?;
+    chosen(call, resource, Condition::all().add_option(scope).add_option(visible), first).await
+}
+
+/// A page of what belongs to an object that is visible, whether or not its members are by themselves.
+pub(super) async fn members(call: &Call, resource: &'static Resource, scope: Expr) -> Answer {
+    chosen(call, resource, Condition::all().add(scope), None).await?.answer(call)
+}
+
+/// What the parameters of the address choose, besides `scope`.
+fn asked(call: &Call, resource: &'static Resource) -> Result<Condition, ApiError> {
+    let asker = filter::Asker::user(call.user()?, call.app.db.engine());
+    let mut asked = filter::condition(resource, BASE, &call.query, asker)?;
+    if let Some(text) = call.parameter("host_filter").filter(|text| !text.is_empty() && *resource == HOSTS) {
+        let chosen = filter::hosts::parse(text).and_then(|hosts| hosts.condition(BASE, asker));
+        let refused = |error: filter::FilterError| {
+            ApiError::Body(StatusCode::BAD_REQUEST, json!({"error": error.to_string()}))
+        };
+        asked = Condition::all().add(asked).add(chosen.map_err(refused)?);
+    }
+    Ok(asked.add_option(access::role_level(call, resource)?))
+}
+
+async fn chosen(
+    call: &Call,
+    resource: &'static Resource,
+    scope: Condition,
+    first: Option<Expr>,
+) -> Result<Page, ApiError> {
     if let Some(cursor) = call.parameter("cursor") {
         return after(call, resource, scope, cursor).await;
     }
     let user = call.user()?;
     let db = &call.app.db;
-    let asker = filter::Asker { user, engine: db.engine() };
-    let asked = filter::condition(resource, BASE, &call.query, asker)?;
-    let mut condition = Condition::all().add(asked).add_option(scope);
-    condition = condition
-        .add_option(generic::visible(resource, user)?)
-        .add_option(access::role_level(call, resource)?);
+    let asker = filter::Asker::user(user, db.engine());
+    let condition = Condition::all().add(asked(call, resource)?).add(scope);
     let mut order = filter::order(resource, BASE, &call.query, asker)?;
     if let Some(first) = first {
         order.insert(0, (first, sea_query::Order::Asc));
@@ -77,8 +114,7 @@ pub(super) async fn ordered(
     let size = page_size(call)?;
     let number = page_number(call)?;
 
-    let mut count = read::source(resource, BASE);
-    count.expr(Func::count(Expr::col((BASE, "id")))).cond_where(condition.clone());
+    let counting = counts::of(call, resource, condition.clone());
     let mut ids = read::source(resource, BASE);
     ids.column((BASE, "id")).cond_where(condition);
     let mut objects = read::select(resource, false);
@@ -88,11 +124,8 @@ pub(super) async fn ordered(
     }
     ids.limit(size).offset((number - 1).saturating_mul(size));
     objects.and_where(Expr::col((BASE, "id")).in_subquery(ids));
-    let (counted, rows) = tokio::try_join!(db.optional(&count), db.all(&objects))?;
-    let count = match counted {
-        Some(row) => row.at::<i64>(0)?,
-        None => 0,
-    };
+    let reading = async { Ok(db.all(&objects).await?) };
+    let (Count { count, age }, rows) = tokio::try_join!(counting, reading)?;
     let before = (number - 1).saturating_mul(size);
     if number > 1 && before >= u64::try_from(count).unwrap_or(0) {
         return Err(ApiError::Detail(StatusCode::NOT_FOUND, "Invalid page.".to_owned()));
@@ -102,7 +135,7 @@ pub(super) async fn ordered(
     rules::of(resource).fill(call, &mut records, false).await?;
     access::show_capabilities(call, &mut records).await?;
     let more = i64::try_from(before.saturating_add(size)).unwrap_or(i64::MAX) < count;
-    Ok(Page { records, count, number, more, cursor: None })
+    Ok(Page { records, count, age, number, more, cursor: None })
 }
 
 /// A page by cursor: those whose id comes after the last one of the page before. It costs the same wherever it is in the
@@ -110,20 +143,16 @@ pub(super) async fn ordered(
 async fn after(
     call: &Call,
     resource: &'static Resource,
-    scope: Option<Expr>,
+    scope: Condition,
     cursor: &str,
 ) -> Result<Page, ApiError> {
-    let user = call.user()?;
     let db = &call.app.db;
-    let asker = filter::Asker { user, engine: db.engine() };
     let newest_first = match call.parameter("order_by") {
         None | Some("" | "id") => false,
         Some("-id") => true,
         Some(_) => return Err(ApiError::bad("Pages by cursor are in the order of id or -id.")),
     };
-    let mut condition = Condition::all().add(filter::condition(resource, BASE, &call.query, asker)?);
-    condition = condition.add_option(scope).add_option(generic::visible(resource, user)?);
-    condition = condition.add_option(access::role_level(call, resource)?);
+    let mut condition = Condition::all().add(asked(call, resource)?).add(scope);
     if !cursor.is_empty() {
         let last: i64 = cursor.parse().map_err(|_| ApiError::bad("This is no cursor."))?;
         let id = Expr::col((BASE, "id"));
@@ -145,7 +174,7 @@ async fn after(
     let next = records.last().map(|last| last.id).filter(|_| more);
     rules::of(resource).fill(call, &mut records, false).await?;
     access::show_capabilities(call, &mut records).await?;
-    Ok(Page { records, count: 0, number: 1, more, cursor: Some(next) })
+    Ok(Page { records, count: 0, age: None, number: 1, more, cursor: Some(next) })
 }
 
 fn by_cursor(call: &Call, next: Option<i64>, results: Vec<Value>) -> Map<String, Value> {

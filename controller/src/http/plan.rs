@@ -11,19 +11,21 @@ use super::call::Call;
 use super::error::ApiError;
 use super::templates::attached;
 use super::{Answer, generic, ok};
-use crate::registry::{JOB_TEMPLATES, JOBS};
+use crate::kind::Kind;
+use crate::registry::JOB_TEMPLATES;
 use crate::schedule::{self, Candidate, Fleet, Wait};
 use crate::store::core::{CoreDb, Error as StoreError};
 use crate::store::{groups, units};
 
-/// `jobs/N/why/`: why a job is where it is, in one sentence.
-pub(super) async fn why(call: &Call, id: &str) -> Answer {
+/// `jobs/N/why/`, and of every other kind: why a job is where it is, in one sentence.
+pub(super) async fn why(call: &Call, kind: Kind, id: &str) -> Answer {
     call.allow("GET, HEAD, OPTIONS")?;
     call.user()?;
+    let resource = kind.names().resource;
     if call.method == Method::OPTIONS {
-        return ok(json!({"name": "Job Why", "actions": {"GET": {}}}));
+        return ok(json!({"name": format!("{} Why", resource.label), "actions": {"GET": {}}}));
     }
-    let job = generic::fetch(call, &JOBS, id).await?;
+    let job = generic::fetch(call, resource, id).await?;
     let group = job.summary.get("instance_group").cloned().unwrap_or_default();
     let (status, node, said) = (job.text("status"), job.text("execution_node"), job.text("job_explanation"));
     let placed = || match group["name"].as_str() {
@@ -41,7 +43,7 @@ pub(super) async fn why(call: &Call, id: &str) -> Answer {
         _ => format!("it is over: {status}: {said}"),
     };
     ok(json!({
-        "job": job.id,
+        (kind.names().owner): job.id,
         "status": status,
         "why": why,
         "execution_node": node,
@@ -142,8 +144,7 @@ async fn fleet(
     let mut fleet = Fleet::new(nodes, all);
     for job in jobs {
         let Some(unit) = &job.unit else { continue };
-        let hosts = job.inventory.and_then(|id| hosts.get(&id)).copied().unwrap_or(0);
-        fleet.occupy(&unit.node, job.group, schedule::impact(job.forks, hosts));
+        fleet.occupy(&unit.node, job.group, job.impact(&hosts));
     }
     Ok(fleet)
 }

@@ -16,6 +16,7 @@ use super::call::Call;
 use super::error::ApiError;
 use super::{Answer, ansi, events, ok};
 use crate::job;
+use crate::kind::Kind;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
@@ -27,12 +28,13 @@ enum Format {
     Html,
 }
 
-/// `jobs/N/stdout/`.
-pub(super) async fn of_job(call: &Call, id: &str) -> Answer {
+/// `jobs/N/stdout/`, and of every other kind.
+pub(super) async fn of_job(call: &Call, kind: Kind, id: &str) -> Answer {
     call.allow("GET, HEAD, OPTIONS")?;
-    let owner = events::owner(call, id).await?;
+    let owner = events::owner(call, kind, id).await?;
     if call.method == Method::OPTIONS {
-        return ok(json!({"name": "Job Stdout", "renders": ["text/plain", "application/json", "text/html"]}));
+        let name = format!("{} Stdout", kind.names().resource.label);
+        return ok(json!({"name": name, "renders": ["text/plain", "application/json", "text/html"]}));
     }
     let format = format(call)?;
     let line = |name: &str| call.parameter(name).and_then(|text| text.parse::<i64>().ok());
@@ -54,7 +56,7 @@ pub(super) async fn of_job(call: &Call, id: &str) -> Answer {
         });
         (pieces.boxed(), summary.last_line)
     };
-    let (body, kind) = match format {
+    let (body, mime) = match format {
         Format::Ansi | Format::AnsiDownload => (body(text), "text/plain; charset=utf-8"),
         Format::Txt | Format::TxtDownload => {
             let plain = text.scan(ansi::Splitter::default(), |splitter, piece| {
@@ -71,10 +73,10 @@ pub(super) async fn of_job(call: &Call, id: &str) -> Answer {
     };
     let mut response = Response::new(body);
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(mime));
     if matches!(format, Format::TxtDownload | Format::AnsiDownload) {
         let extension = if format == Format::AnsiDownload { "ansi.txt" } else { "txt" };
-        let disposition = format!("attachment; filename=\"job_{}.{extension}\"", owner.key.id);
+        let disposition = format!("attachment; filename=\"{}_{}.{extension}\"", kind.as_str(), owner.key.id);
         if let Ok(disposition) = HeaderValue::from_str(&disposition) {
             headers.insert(header::CONTENT_DISPOSITION, disposition);
         }

@@ -211,6 +211,16 @@ impl Attached {
         })
     }
 
+    /// The family of its type: `ssh`, `cloud`.
+    pub(super) fn kind(&self) -> &str {
+        &self.kind
+    }
+
+    /// The word of its type: `aws`.
+    pub(super) fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
     pub(super) fn shown(&self) -> Value {
         json!({
             "id": self.id,

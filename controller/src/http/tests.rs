@@ -2,18 +2,25 @@
 
 mod access;
 mod activity;
+mod callback;
 mod copies;
+mod definitions;
 mod events;
 mod facts;
 mod grep;
 mod groups;
+mod guide;
 mod hostile;
+mod inventories;
 mod jobs;
 mod lists;
 mod live;
+mod lookups;
+mod oauth;
 mod pages;
 mod resources;
 mod roles;
+mod sources;
 mod work;
 
 use std::path::PathBuf;

@@ -2,7 +2,7 @@
 //!
 //! The server says who it takes the client for; the client names the groups it wants to hear, with the value of its
 //! CSRF cookie; each message replaces the groups before it. Groups: `jobs` with `status_changed` and `summary`,
-//! `job_events` with ids of jobs. What AWX's clients know works unchanged; there is no cap on the rate.
+//! `job_events` with ids of jobs, `project_update_events` with ids of updates, and so for every kind. What AWX's clients know works unchanged; there is no cap on the rate.
 //!
 //! Beyond AWX: `"resume": {"12": 40}` in the message that names the groups begins job 12 with event 41, whether that is
 //! past or still to come, so that a client which lost its connection misses nothing and gets nothing twice. A client
@@ -26,8 +26,9 @@ use super::call::Call;
 use super::error::ApiError;
 use super::{Answer, App, events, generic};
 use crate::auth::{By, User};
+use crate::kind::Kind;
 use crate::live::{JobNews, News, Next, Subscription};
-use crate::registry::JOBS;
+use crate::registry::UNIFIED_JOBS;
 use crate::registry::read::{self, BASE};
 
 /// Longest message of a client.
@@ -203,14 +204,14 @@ impl Client {
                     return Ok(Vec::new());
                 }
                 let shown = member.as_str().map_or_else(|| member.to_string(), str::to_owned);
-                if group == "job_events" {
+                if let Some(kind) = Kind::of_group(group) {
                     if jobs.len() >= JOBS_MAX {
                         let words = format!("a client hears the events of at most {JOBS_MAX} jobs");
                         send(socket, &json!({"error": words})).await?;
                         continue;
                     }
                     let resume = wish.resume.get(&shown).copied();
-                    let Some((job, subscription)) = self.subscribe(&shown, resume).await else {
+                    let Some((job, subscription)) = self.subscribe(kind, &shown, resume).await else {
                         let words = format!("access denied to channel {group} for resource id {shown}");
                         send(socket, &json!({"error": words})).await?;
                         continue;
@@ -239,8 +240,13 @@ impl Client {
     }
 
     /// `None` for a job that the user does not see.
-    async fn subscribe(&self, job: &str, resume: Option<i64>) -> Option<(i64, Option<Subscription>)> {
-        let owner = events::seen(&self.app, &self.user, job).await.ok()?;
+    async fn subscribe(
+        &self,
+        kind: Kind,
+        job: &str,
+        resume: Option<i64>,
+    ) -> Option<(i64, Option<Subscription>)> {
+        let owner = events::seen(&self.app, &self.user, kind, job).await.ok()?;
         let id = owner.key.id;
         if resume.is_none() && self.jobs.contains_key(&id) {
             return Some((id, None));
@@ -286,11 +292,11 @@ impl Client {
     }
 
     async fn sees(&self, job: i64) -> bool {
-        let Ok(condition) = generic::visible(&JOBS, &self.user) else { return false };
+        let Ok(condition) = generic::visible(&UNIFIED_JOBS, &self.user) else { return false };
         if condition.is_none() {
             return true;
         }
-        let mut query = read::source(&JOBS, BASE);
+        let mut query = read::source(&UNIFIED_JOBS, BASE);
         query.column((BASE, "id")).and_where(Expr::col((BASE, "id")).eq(job));
         query.cond_where(Condition::all().add_option(condition));
         matches!(self.app.db.optional(&query).await, Ok(Some(_)))

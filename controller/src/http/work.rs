@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::call::Call;
 use super::error::{ApiError, json_response};
 use super::{Answer, generic, ok};
-use crate::registry::JOBS;
+use crate::registry::UNIFIED_JOBS;
 use crate::store::strays::{self, Decided, Decision, Stray};
 use crate::store::units;
 
@@ -19,7 +19,7 @@ pub(super) async fn abandon(call: &Call, id: &str) -> Answer {
     if call.method == Method::OPTIONS {
         return ok(json!({"name": "Work Abandon", "actions": {"POST": {}}}));
     }
-    let id = generic::visible_id(call, &JOBS, id).await?;
+    let id = generic::visible_id(call, &UNIFIED_JOBS, id).await?;
     if !user.is_superuser {
         return Err(ApiError::forbidden());
     }

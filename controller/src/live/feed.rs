@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::ring::{Piece, Ring};
 use super::{Error, Frame, Inner, News};
 use crate::job;
+use crate::kind::Kind;
 use crate::store::events::{EventQuery, EventStore, JobKey, Numbers};
 
 /// Bytes of new events that are kept for all watchers of a job together.
@@ -40,6 +41,7 @@ struct Progress {
 /// One watched job.
 pub(super) struct Feed {
     job: JobKey,
+    kind: Kind,
     events: EventStore,
     ring: Mutex<Ring>,
     progress: watch::Sender<Progress>,
@@ -95,11 +97,16 @@ impl Feed {
             inner.events.head(job).await.map_err(|source| Error::Events { job: job.id, source })?;
         let ready = *head.borrow_and_update();
         let end = end(inner, job).await?;
+        let kind = kind(inner, job.id).await?;
         let ready = end.as_ref().map_or(ready, |end| cmp::max(ready, end.last));
         let progress = watch::Sender::new(Progress { ready, end, broken: false });
         let ring = Mutex::new(Ring::new(RING));
         let behind = Arc::clone(&inner.behind);
-        Ok(Opened { feed: Self { job, events: inner.events.clone(), ring, progress, behind }, head, news })
+        Ok(Opened {
+            feed: Self { job, kind, events: inner.events.clone(), ring, progress, behind },
+            head,
+            news,
+        })
     }
 
     pub(super) fn subscribe(self: &Arc<Self>, after: Option<i64>) -> Subscription {
@@ -135,7 +142,7 @@ impl Feed {
                 // A page of very large events holds the first of them; the others are read one by one, later.
                 break;
             }
-            frames.push(Frame::new(event));
+            frames.push(Frame::new(self.kind, event));
         }
         // A job whose events went away meanwhile has none to show.
         (!frames.is_empty()).then(|| frames.into())
@@ -219,6 +226,16 @@ async fn advance(feed: &Feed, head: &mut watch::Receiver<i64>) -> bool {
         feed.ring.lock().unwrap_or_else(PoisonError::into_inner).push(piece);
         feed.progress.send_modify(|progress| progress.ready = last);
     }
+}
+
+/// What kind of job it is. One that is gone has no events whose names could differ.
+async fn kind(inner: &Inner, job: i64) -> Result<Kind, Error> {
+    let failed = |source| Error::Job { job, source };
+    let mut query = Query::select();
+    query.column("kind").from("unified_jobs").and_where(Expr::col("id").eq(job));
+    let row = inner.db.optional(&query).await.map_err(failed)?;
+    let word = row.map(|row| row.at::<String>(0)).transpose().map_err(failed)?;
+    Ok(word.and_then(|word| Kind::parse(&word)).unwrap_or(Kind::Job))
 }
 
 /// How the job ended, once all its events are stored; `None` before.

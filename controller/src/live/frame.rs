@@ -1,11 +1,14 @@
 //! An event as watchers are sent it.
 
+use std::collections::BTreeMap;
+
 use axum::extract::ws::Utf8Bytes;
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::event_kind::kind;
+use crate::kind::Kind;
 use crate::registry::read::time_json;
 use crate::store::events::Event;
 
@@ -21,7 +24,9 @@ pub(crate) struct Frame {
 #[derive(Serialize)]
 struct Shown<'e> {
     id: i64,
-    job: i64,
+    /// `job` with its id, or what else the event is of.
+    #[serde(flatten)]
+    owner: BTreeMap<&'static str, i64>,
     created: Option<Value>,
     modified: Option<Value>,
     group_name: &'static str,
@@ -44,16 +49,17 @@ struct Shown<'e> {
 }
 
 impl Frame {
-    pub(super) fn new(event: &Event) -> Self {
+    pub(super) fn new(of: Kind, event: &Event) -> Self {
+        let names = of.names();
         let id = event.id();
         let created = event.created.map(|created| time_json(created.as_microsecond()));
         let shown = Shown {
             id,
-            job: event.job,
+            owner: BTreeMap::from([(names.owner, event.job)]),
             modified: created.clone(),
             created,
-            group_name: "job_events",
-            url: format!("/api/v2/job_events/{id}/"),
+            group_name: names.group,
+            url: format!("/api/v2/{}/{id}/", names.group),
             stdout: &event.stdout,
             counter: event.counter,
             uuid: &event.uuid,

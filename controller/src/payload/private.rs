@@ -1,5 +1,5 @@
-//! The private block of an Ansible job: the files of its private data dir and what the worker reads on standard
-//! input, in the shape ansible-runner's `worker` expects.
+//! The private block of a unit: the files of its private data dir and what the worker reads on standard input, in the
+//! shape ansible-runner's `worker` expects. [`Run`] is that for every kind of job, [`Private`] makes one for a playbook.
 //!
 //! The tree is mounted by the node, so standard input is two lines: kwargs and eof. Values that may be secret go
 //! into files or into the kwargs line, never onto a command line.
@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::facts;
+use crate::payload::extra_vars;
 
 /// How the job asks Ansible to run. Names and meanings as in AWX's job record.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -144,7 +145,76 @@ impl Inventory {
     }
 }
 
-/// Everything the private block is made of.
+/// What ansible-runner's worker is given, whatever kind of job it is for: the line of kwargs, and files of its private data
+/// directory. Both may hold secrets.
+#[derive(Clone)]
+pub struct Run {
+    /// A JSON object; the worker reads it on standard input.
+    pub kwargs: Value,
+    /// Below the private data directory.
+    pub files: Vec<PrivateFile>,
+}
+
+impl std::fmt::Debug for Run {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Run(..)")
+    }
+}
+
+impl Run {
+    /// The message for the node. `registry` is for the pull of the image, the key seals what comes back and `spool_key_id`
+    /// says which cluster key that was derived from.
+    pub fn block(
+        self,
+        registry: Option<RegistryAuth>,
+        spool_key: &SpoolKey,
+        spool_key_id: u64,
+    ) -> PrivateBlock {
+        PrivateBlock {
+            files: self.files,
+            stdin: format!("{}\n{{\"eof\": true}}\n", json!({"kwargs": self.kwargs})).into(),
+            spool_key: spool_key.expose().to_vec().into(),
+            spool_key_id,
+            env: Default::default(),
+            registry,
+        }
+    }
+}
+
+/// A file that only its owner reads.
+pub fn file(path: &str, content: String) -> PrivateFile {
+    PrivateFile { path: path.to_owned(), mode: 0o600, content: content.into_bytes().into(), secret: false }
+}
+
+/// `env/settings`, which must exist as a file: a runner that suppresses environment files drops settings that come as a
+/// kwarg only. `pexpect_timeout` bounds how late a cancel or timeout acts; the runner's default is 5 s. `timeout` in
+/// seconds; 0 or less: no limit.
+pub fn settings(timeout: i64) -> PrivateFile {
+    let mut settings = json!({
+        "pexpect_timeout": 0.5,
+        "suppress_ansible_output": true,
+        "suppress_output_file": true,
+    });
+    if timeout > 0 {
+        settings["job_timeout"] = json!(timeout);
+    }
+    file("env/settings", settings.to_string())
+}
+
+/// A private key as ssh-add takes it: it refuses one without its last line feed.
+pub fn ssh_key(text: &str) -> String {
+    let end = if text.ends_with('\n') { "" } else { "\n" };
+    format!("{text}{end}")
+}
+
+/// Answers the prompts of ssh-add for the passphrase of a key. A wrong one asks again for ever unless the second pattern
+/// gives up.
+pub fn unlock(answers: &mut Map<String, Value>, passphrase: &str) {
+    answers.insert(r"Enter passphrase for .*:\s*?$".to_owned(), json!(passphrase));
+    answers.insert(r"Bad passphrase, try again for .*:\s*?$".to_owned(), json!(""));
+}
+
+/// Everything a job on an inventory is made of.
 #[derive(Debug)]
 pub struct Private<'a> {
     /// How to run.
@@ -155,32 +225,22 @@ pub struct Private<'a> {
     pub facts: &'a BTreeMap<String, String>,
     /// Variables of the job, the strongest of all.
     pub extra_vars: &'a Map<String, Value>,
+    /// Names of those in which Jinja is text.
+    pub doubted: &'a [String],
     /// With what.
     pub machine: Option<&'a MachineCredential>,
     /// And with what to decrypt.
     pub vaults: &'a [VaultCredential],
     /// What credentials of other kinds bring.
     pub injected: &'a Injected,
-    /// For the pull of the image.
-    pub registry: Option<&'a RegistryAuth>,
-    /// Seals what comes back.
-    pub spool_key: &'a SpoolKey,
-    /// Which cluster key it was derived from.
-    pub spool_key_id: u64,
 }
 
 impl Private<'_> {
-    /// The message for the node.
-    pub fn block(&self) -> PrivateBlock {
-        let file = |path: &str, content: String| PrivateFile {
-            path: path.to_owned(),
-            mode: 0o600,
-            content: content.into_bytes().into(),
-            secret: false,
-        };
+    /// What the worker is given.
+    pub fn run(&self) -> Run {
         let mut files = vec![
             file("inventory/hosts.json", self.inventory.to_json().to_string()),
-            file("env/settings", self.settings().to_string()),
+            settings(self.options.timeout),
             file("env/cmdline", self.command_line()),
         ];
         for (name, content) in &self.injected.files {
@@ -188,7 +248,7 @@ impl Private<'_> {
         }
         if !self.extra_vars.is_empty() {
             // Answers to a survey may be passwords.
-            let variables = Value::Object(self.extra_vars.clone()).to_string();
+            let variables = extra_vars::text(self.extra_vars, self.doubted);
             files.push(PrivateFile { secret: true, ..file("env/extravars", variables) });
         }
         if self.options.fact_cache {
@@ -196,28 +256,7 @@ impl Private<'_> {
             let facts = facts::files(self.facts).into_iter();
             files.extend(facts.map(|(name, content)| file(&format!("{cache}/{name}"), content)));
         }
-        PrivateBlock {
-            files,
-            stdin: format!("{}\n{{\"eof\": true}}\n", json!({"kwargs": self.kwargs()})).into(),
-            spool_key: self.spool_key.expose().to_vec().into(),
-            spool_key_id: self.spool_key_id,
-            env: Default::default(),
-            registry: self.registry.cloned(),
-        }
-    }
-
-    /// `env/settings` must exist as a file: a runner that suppresses environment files drops settings that come as a
-    /// kwarg only. `pexpect_timeout` bounds how late a cancel or timeout acts; the runner's default is 5 s.
-    fn settings(&self) -> Value {
-        let mut settings = json!({
-            "pexpect_timeout": 0.5,
-            "suppress_ansible_output": true,
-            "suppress_output_file": true,
-        });
-        if self.options.timeout > 0 {
-            settings["job_timeout"] = json!(self.options.timeout);
-        }
-        settings
+        Run { kwargs: self.kwargs(), files }
     }
 
     fn kwargs(&self) -> Value {
@@ -230,11 +269,7 @@ impl Private<'_> {
             "fact_cache_type": if self.options.fact_cache { "jsonfile" } else { "" },
         });
         if let Some(machine) = self.machine.filter(|machine| !machine.ssh_key_data.is_empty()) {
-            let mut key = machine.ssh_key_data.clone();
-            if !key.ends_with('\n') {
-                key.push('\n'); // ssh-add refuses a key without its last line feed
-            }
-            kwargs["ssh_key"] = json!(key);
+            kwargs["ssh_key"] = json!(ssh_key(&machine.ssh_key_data));
         }
         kwargs
     }
@@ -259,7 +294,7 @@ impl Private<'_> {
         environment
     }
 
-    /// Answers by the prompt's pattern. A wrong passphrase asks again for ever unless the second pattern gives up.
+    /// Answers by the prompt's pattern.
     fn passwords(&self) -> Value {
         let mut answers = Map::new();
         let mut answer = |pattern: &str, text: &str| answers.insert(pattern.to_owned(), json!(text));
@@ -278,8 +313,7 @@ impl Private<'_> {
             answer(r"BECOME password.*:\s*?$", &machine.become_password);
         }
         if !machine.ssh_key_unlock.is_empty() {
-            answer(r"Enter passphrase for .*:\s*?$", &machine.ssh_key_unlock);
-            answer(r"Bad passphrase, try again for .*:\s*?$", "");
+            unlock(&mut answers, &machine.ssh_key_unlock);
         }
         Value::Object(answers)
     }
@@ -343,7 +377,7 @@ fn escape(text: &str) -> String {
 }
 
 /// One word of a shell command line, whatever is in it.
-fn quote(word: &str) -> String {
+pub(super) fn quote(word: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"_@%+=:,./-".contains(&b);
     if !word.is_empty() && word.bytes().all(plain) {
         return word.to_owned();
@@ -371,14 +405,13 @@ mod tests {
             inventory: &Inventory::default(),
             facts: &BTreeMap::from([("web1".to_owned(), "{}".to_owned())]),
             extra_vars: &Map::new(),
+            doubted: &[],
             machine,
             injected: &NOTHING,
             vaults,
-            registry: None,
-            spool_key: &SpoolKey::new([1; 32]),
-            spool_key_id: 1,
         }
-        .block()
+        .run()
+        .block(None, &SpoolKey::new([1; 32]), 1)
     }
 
     fn content(block: &PrivateBlock, path: &str) -> String {

@@ -197,6 +197,11 @@ impl Tree {
         Ok(Arc::into_inner(read).expect("nobody else has it"))
     }
 
+    /// A tree of nothing: what a unit begins with that makes its tree itself.
+    pub fn empty() -> Self {
+        Self::new(Path::new(""), &BTreeMap::new(), &HashMap::new())
+    }
+
     fn new(root: &Path, seen: &BTreeMap<String, Seen>, contents: &HashMap<String, Content>) -> Self {
         let (mut files, mut chunks): (Vec<String>, Vec<Source>) = (Vec::new(), Vec::new());
         let mut places: HashMap<Digest, ()> = HashMap::new();

@@ -20,14 +20,12 @@ use plexus_proto::work::{
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::sleep;
-use tokio_util::task::AbortOnDropHandle;
 
-use super::{CancelSignal, Context, load};
+use super::{CancelSignal, Context, imports, load};
 use crate::dispatch::{self, CallError, NodeClient, payload};
 use crate::http::settings;
 use crate::ingest::{self, Session, UnitContext, UnitResult};
 use crate::outcome;
-use crate::payload::private::Private;
 use crate::store::core::Error as StoreError;
 use crate::store::events::JobKey;
 use crate::store::units::{self, Final, Unit, UnitState};
@@ -134,21 +132,18 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 /// Brings the unit to its end and the job to its last word. Returns when that is stored, or when another controller
 /// has taken over.
-///
-/// `early` is what the unit needs, where somebody has begun to read it.
 pub(super) async fn drive(
     context: Context,
     unit: Unit,
-    early: Option<Reading>,
     created: Timestamp,
     cancel: watch::Receiver<CancelSignal>,
 ) {
     let job = JobKey { id: unit.job, created };
     let client = NodeClient::new(&context.mesh, &unit.node);
-    let mut driver = Driver { client, context, unit, early, job, cancel };
+    let mut driver = Driver { client, context, unit, job, cancel };
     let mut pause = PAUSE_MIN;
     loop {
-        let last = match driver.attempt().await {
+        let mut last = match driver.attempt().await {
             Ok(last) => last,
             Err(Trouble::Fatal(words)) => outcome::without_unit("error", words),
             Err(Trouble::Outranked) => {
@@ -162,6 +157,15 @@ pub(super) async fn drive(
                 continue;
             }
         };
+        if let Err(error) = imports::bring_in(&driver.context.core, driver.unit.job, &mut last).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot store what an inventory update brought"
+            );
+            driver.explain("waiting: the database takes no hosts at the moment").await;
+            driver.pause(&mut pause).await;
+            continue;
+        }
         match units::finish(&driver.context.core, driver.unit.job, &last).await {
             Ok(()) => {
                 tracing::info!(status = last.status, "job is over");
@@ -267,51 +271,18 @@ struct Driver {
     context: Context,
     client: NodeClient,
     unit: Unit,
-    early: Option<Reading>,
     job: JobKey,
     cancel: watch::Receiver<CancelSignal>,
-}
-
-/// What a unit is made of, on its way from the database. Ends when it is dropped.
-#[derive(Debug)]
-pub(super) struct Reading(AbortOnDropHandle<Result<Parts, load::Error>>);
-
-/// What a unit is made of.
-struct Parts {
-    loaded: load::Loaded,
-    keeps: bool,
-}
-
-impl std::fmt::Debug for Parts {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Parts(..)") // it holds secrets
-    }
-}
-
-/// Begins to read what a job's unit is made of.
-pub(super) fn begin_reading(context: &Context, job: i64) -> Reading {
-    let context = context.clone();
-    Reading(AbortOnDropHandle::new(tokio::spawn(async move { read(&context, job).await })))
-}
-
-async fn read(context: &Context, job: i64) -> Result<Parts, load::Error> {
-    let cleans_up = async { settings::cleans_up(&context.core).await.map_err(load::Error::from) };
-    let (loaded, cleans_up) = tokio::try_join!(load::everything(context, job), cleans_up)?;
-    Ok(Parts { loaded, keeps: !cleans_up })
 }
 
 impl Driver {
     /// One go at the rest of the unit's life, under an epoch of its own.
     async fn attempt(&mut self) -> Result<Final, Trouble> {
-        // The first go acts under the epoch that the placement was stored with; each later one takes a higher.
-        let fresh = self.unit.first.take();
-        let is_fresh = fresh.is_some();
-        let epoch = match fresh {
-            Some(epoch) => epoch,
+        let epoch = match self.unit.epoch.take() {
+            Some(placed) => placed,
             None => units::take(&self.context.core, self.unit.attempt).await?,
         };
-        let started = !is_fresh && self.is_started().await?;
-        if !started {
+        if !self.is_started(epoch).await? {
             if self.cancel.borrow().is_some() {
                 // It may have been submitted without our knowing; a canceled unit never starts.
                 match self.client.cancel(self.unit.attempt, epoch).await {
@@ -327,7 +298,10 @@ impl Driver {
     }
 
     /// Whether the node has all it needs for the unit and has gone on from there.
-    async fn is_started(&self) -> Result<bool, Trouble> {
+    async fn is_started(&self, epoch: OwnerEpoch) -> Result<bool, Trouble> {
+        if self.unit.state == UnitState::Placed && epoch.counter == 1 {
+            return Ok(false); // nobody has said a word to the node yet
+        }
         match self.client.status(self.unit.attempt).await {
             Err(CallError::Refused { refusal, .. }) if refusal.code() == RefusalCode::UnknownUnit => {
                 if self.unit.state == UnitState::Placed {
@@ -346,14 +320,7 @@ impl Driver {
 
     /// Submits the unit and sends its payload; the node has started it when this returns.
     async fn begin(&mut self, epoch: OwnerEpoch) -> Result<(), Trouble> {
-        let early = match self.early.take() {
-            Some(Reading(reading)) => reading.await.ok(), // a reader that panicked is a bug; it is read again
-            None => None,
-        };
-        let Parts { loaded, keeps } = match early {
-            Some(parts) => parts?,
-            None => read(&self.context, self.unit.job).await?,
-        };
+        let loaded = load::everything(&self.context, self.unit.job).await?;
         let tree = loaded.tree(&self.context.trees).await?;
         let (key, key_id) = self.context.vault.spool_key(self.unit.attempt, self.unit.store);
         let spec = UnitSpec {
@@ -365,28 +332,18 @@ impl Driver {
             timeout_seconds: 0,
             env: Default::default(),
             organization: loaded.organization.clone(),
-            keep_seconds: if keeps { KEEP_SECONDS } else { 0 },
+            keep_seconds: if settings::cleans_up(&self.context.core).await? { 0 } else { KEEP_SECONDS },
             owner_deadline_seconds: 0,
         };
+        let waited = Timestamp::now().duration_since(self.job.created).as_secs_f64() * 1e3;
+        tracing::debug!(waited_ms = waited, "unit goes to its node");
         // The stream for the payload opens while the node stores what was submitted.
         let submitted = self.client.submit(self.unit.attempt, epoch, self.unit.store, spec);
         let (status, stream) = tokio::join!(submitted, self.open(dispatch::PAYLOAD));
         let status = status?;
         if needs_payload(&status) {
-            let private = Private {
-                injected: &loaded.injected,
-                options: &loaded.options,
-                inventory: &loaded.inventory,
-                facts: &loaded.facts,
-                extra_vars: &loaded.extra_vars,
-                machine: loaded.machine.as_ref(),
-                vaults: &loaded.vaults,
-                registry: loaded.registry.as_ref(),
-                spool_key: &key,
-                spool_key_id: key_id,
-            };
             let stream = stream?;
-            let block = private.block();
+            let block = loaded.run.block(loaded.registry, &key, key_id);
             let (progress, said) = watch::channel(String::new());
             let tell = move |line: String| drop(progress.send_replace(line));
             let sending = payload::send(stream, self.unit.attempt, epoch, Arc::clone(&tree), block, tell);

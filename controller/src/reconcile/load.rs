@@ -1,23 +1,30 @@
-//! Reads what a job was launched with and turns rows into a payload.
+//! Reads what a job was launched with and turns rows into a payload: what all kinds share here, what each kind is made of
+//! in a module of its own.
 
-use std::collections::{BTreeMap, HashMap};
+mod ad_hoc;
+mod inventory_update;
+mod meta;
+mod playbook;
+mod project_update;
+
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use plexus_proto::work::{PullPolicy, RegistryAuth};
-use sea_query::{Expr, ExprTrait, JoinType, Order, Query};
+use sea_query::{Expr, ExprTrait, Query};
 use serde_json::{Map, Value};
 
 use super::Context;
-use crate::facts;
 use crate::job::{self, CredentialError};
+use crate::kind::Kind;
+use crate::payload;
 use crate::payload::injectors::{self, Injected, Inputs};
-use crate::payload::private::{Group, Inventory, JobOptions, MachineCredential, VaultCredential};
+use crate::payload::private::Run;
 use crate::payload::tree::{self, Tree, Trees};
-use crate::project;
+use crate::project_update::Unusable;
 use crate::registry::write::parse_variables;
-use crate::store::core::{Error as StoreError, Row};
-use crate::vault::Secret;
+use crate::store::core::Error as StoreError;
 
 /// Why a job cannot be prepared. All but the database's are the job's own fault and end it.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +51,12 @@ pub(super) enum Error {
         #[source]
         source: injectors::Error,
     },
+    #[error("the project cannot be updated")]
+    Update(#[from] Unusable),
+    #[error("the inventory source cannot be updated")]
+    Inventory(#[from] payload::inventory_update::Unusable),
+    #[error("inline Jinja variables are not allowed in arguments of ad hoc commands")]
+    Jinja,
     #[error("the job has no execution environment")]
     NoImage,
 }
@@ -58,28 +71,41 @@ impl Error {
 /// What stands in a credential for "ask at launch".
 const ASK: &str = "ASK";
 
-/// A job, ready to be sent.
+/// What a kind makes of its row.
+struct Made {
+    tree: Source,
+    run: Run,
+}
+
+/// Where the tree of a unit comes from.
+enum Source {
+    /// A directory of a manual project, as it is now.
+    Directory(PathBuf),
+    /// Nothing yet: the unit fills it.
+    Empty,
+}
+
+/// A job of whatever kind, ready to be sent.
 pub(super) struct Loaded {
-    pub(super) options: JobOptions,
     pub(super) image: String,
     pub(super) pull: PullPolicy,
-    pub(super) inventory: Inventory,
-    pub(super) facts: BTreeMap<String, String>,
-    pub(super) extra_vars: Map<String, Value>,
-    pub(super) machine: Option<MachineCredential>,
-    pub(super) vaults: Vec<VaultCredential>,
-    pub(super) injected: Injected,
-    pub(super) registry: Option<RegistryAuth>,
     pub(super) organization: String,
-    project: PathBuf,
+    pub(super) registry: Option<RegistryAuth>,
+    pub(super) run: Run,
+    tree: Source,
 }
 
 impl Loaded {
-    /// The project as it is now.
+    /// The tree as it is now.
     pub(super) async fn tree(&self, trees: &Arc<Trees>) -> Result<Arc<Tree>, Error> {
-        let (root, trees) = (self.project.clone(), Arc::clone(trees));
-        let read = tokio::task::spawn_blocking(move || trees.read(&root)).await;
-        Ok(read.expect("reading a tree does not panic")?)
+        match &self.tree {
+            Source::Empty => Ok(Arc::new(Tree::empty())),
+            Source::Directory(root) => {
+                let (root, trees) = (root.clone(), Arc::clone(trees));
+                let read = tokio::task::spawn_blocking(move || trees.read(&root)).await;
+                Ok(read.expect("reading a tree does not panic")?)
+            }
+        }
     }
 }
 
@@ -89,7 +115,7 @@ pub(super) struct Shown {
     pub(super) secrets: Vec<String>,
 }
 
-/// Reads a job's image and the secrets to mask.
+/// Reads a job's image and the secrets to mask: those of its credentials, whatever its kind.
 pub(super) async fn shown(context: &Context, job: i64) -> Result<Shown, Error> {
     let mut select = Query::select();
     select.column("image").from("unified_jobs").and_where(Expr::col("id").eq(job));
@@ -98,9 +124,7 @@ pub(super) async fn shown(context: &Context, job: i64) -> Result<Shown, Error> {
         None => None,
     };
     let credentials = job::credentials(&context.core, &context.vault, job).await?;
-    let (machine, vaults) = passwords(context, job, &credentials).await?;
-    let mut secrets = machine.map(|machine| machine.secrets()).unwrap_or_default();
-    secrets.extend(vaults.iter().map(|vault| vault.password.clone()).filter(|secret| !secret.is_empty()));
+    let mut secrets = playbook::asked_secrets(context, job, &credentials).await?;
     for credential in &credentials {
         let own = credential.secrets().filter(|secret| !secret.is_empty() && *secret != ASK);
         secrets.extend(own.map(str::to_owned));
@@ -111,126 +135,29 @@ pub(super) async fn shown(context: &Context, job: i64) -> Result<Shown, Error> {
     Ok(Shown { image, secrets })
 }
 
-const JOB_COLUMNS: [&str; 21] = [
-    "playbook",
-    "job_type",
-    "diff_mode",
-    "forks",
-    "limit",
-    "verbosity",
-    "job_tags",
-    "skip_tags",
-    "start_at_task",
-    "force_handlers",
-    "become_enabled",
-    "timeout",
-    "inventory_id",
-    "scm_revision",
-    "image",
-    "pull",
-    "extra_vars",
-    "name",
-    "launch_type",
-    "organization_id",
-    "use_fact_cache",
-];
-
 /// Reads everything a job was launched with.
 pub(super) async fn everything(context: &Context, id: i64) -> Result<Loaded, Error> {
     let mut select = Query::select();
-    select.columns(JOB_COLUMNS.map(|column| ("unified_jobs", column)));
-    select
-        .column(("projects", "local_path"))
-        .from("unified_jobs")
-        .left_join("projects", Expr::col(("projects", "id")).equals(("unified_jobs", "project_id")))
-        .and_where(Expr::col(("unified_jobs", "id")).eq(id));
+    select.columns(["kind", "image", "pull", "organization_id"]).from("unified_jobs");
+    select.and_where(Expr::col("id").eq(id));
     let row = context.core.optional(select).await?.ok_or(StoreError::Reference)?;
-    let mut options = options(id, &row)?;
-    if options.timeout == 0 {
-        let limit = context.core.setting(&job::setting("DEFAULT_JOB_TIMEOUT")).await?;
-        options.timeout = limit.and_then(|limit| limit.parse().ok()).unwrap_or(0);
-    }
-    let project = project(context, row.value("local_path")?, &options.playbook)?;
-    let inventory = match options.inventory_id {
-        Some(inventory) => inventory_of(context, inventory).await?,
-        None => Inventory::default(),
+    let kind = Kind::parse(&row.value::<String>("kind")?).ok_or(StoreError::Reference)?;
+    let made = match kind {
+        Kind::Job => playbook::load(context, id).await?,
+        Kind::ProjectUpdate => project_update::load(context, id).await?,
+        Kind::InventoryUpdate => inventory_update::load(context, id).await?,
+        Kind::AdHocCommand => ad_hoc::load(context, id).await?,
     };
-    let facts = match options.inventory_id.filter(|_| options.fact_cache) {
-        Some(inventory) => facts::of_inventory(&context.core, inventory).await?,
-        None => BTreeMap::new(),
-    };
-    let mut extra_vars = meta_variables(id, &row)?;
-    extra_vars.extend(variables("extra_vars of the job", &row.value::<String>("extra_vars")?)?);
-    for (name, secret) in job::survey_passwords(&context.core, &context.vault, id).await? {
-        extra_vars.insert(name, secret.expose().into());
-    }
-    let image: Option<String> = row.value("image")?;
-    let credentials = job::credentials(&context.core, &context.vault, id).await?;
-    let (machine, vaults) = passwords(context, id, &credentials).await?;
-    let mut injected = Injected { env: task_environment(context).await?, ..Injected::default() };
-    for credential in &credentials {
-        let values = credential.values();
-        let inputs = Inputs { id: credential.id, fields: &credential.fields, values: &values };
-        let own = match credential.namespace.as_deref() {
-            Some(namespace) => injectors::builtin(namespace, inputs, &mut injected),
-            None => Ok(false),
-        };
-        let added =
-            own.and_then(|own| if own { Ok(()) } else { injected.add(&credential.injectors, inputs) });
-        added.map_err(|source| Error::Injector { name: credential.name.clone(), source })?;
-    }
-    extra_vars.extend(injected.extra_vars.clone());
     let organization: Option<i64> = row.value("organization_id")?;
+    let image: Option<String> = row.value("image")?;
     Ok(Loaded {
         image: image.filter(|image| !image.is_empty()).ok_or(Error::NoImage)?,
         pull: pull(row.value::<Option<String>>("pull")?.as_deref()),
-        inventory,
-        facts,
-        extra_vars,
-        machine,
-        vaults,
-        injected,
-        registry: registry(context, id).await?,
         organization: organization.map(|id| id.to_string()).unwrap_or_default(),
-        project,
-        options,
+        registry: registry(context, id).await?,
+        run: made.run,
+        tree: made.tree,
     })
-}
-
-fn options(id: i64, row: &Row) -> Result<JobOptions, StoreError> {
-    Ok(JobOptions {
-        job_id: id,
-        playbook: row.value("playbook")?,
-        check: row.value::<String>("job_type")? == "check",
-        diff: row.value("diff_mode")?,
-        forks: row.value("forks")?,
-        limit: row.value("limit")?,
-        verbosity: row.value("verbosity")?,
-        tags: row.value("job_tags")?,
-        skip_tags: row.value("skip_tags")?,
-        start_at_task: row.value("start_at_task")?,
-        force_handlers: row.value("force_handlers")?,
-        r#become: row.value("become_enabled")?,
-        timeout: row.value("timeout")?,
-        inventory_id: row.value("inventory_id")?,
-        project_revision: row.value("scm_revision")?,
-        fact_cache: row.value("use_fact_cache")?,
-    })
-}
-
-/// What every playbook may ask of its job, under both of AWX's prefixes.
-fn meta_variables(id: i64, row: &Row) -> Result<Map<String, Value>, StoreError> {
-    let values = [
-        ("job_id", Value::from(id)),
-        ("job_launch_type", Value::from(row.value::<String>("launch_type")?)),
-        ("job_template_name", Value::from(row.value::<String>("name")?)),
-        ("inventory_id", Value::from(row.value::<Option<i64>>("inventory_id")?)),
-        ("project_revision", Value::from(row.value::<String>("scm_revision")?)),
-    ];
-    let both = |(name, value): (&str, Value)| {
-        [(format!("awx_{name}"), value.clone()), (format!("tower_{name}"), value)]
-    };
-    Ok(values.into_iter().flat_map(both).collect())
 }
 
 fn pull(policy: Option<&str>) -> PullPolicy {
@@ -242,140 +169,41 @@ fn pull(policy: Option<&str>) -> PullPolicy {
     }
 }
 
-fn project(context: &Context, local_path: Option<String>, playbook: &str) -> Result<PathBuf, Error> {
-    let local_path = local_path.filter(|path| !path.is_empty()).ok_or(Error::NoProject)?;
-    let Some(root) = project::directory(&context.projects, &local_path) else {
-        return Err(Error::Outside(local_path));
-    };
-    if !root.is_dir() {
-        return Err(Error::NoDirectory(root));
-    }
-    if !project::has_playbook(&context.projects, &local_path, playbook) {
-        return Err(Error::NoPlaybook { playbook: playbook.to_owned() });
-    }
-    Ok(root)
-}
-
 /// Variables as people type them: JSON, YAML, or nothing.
 fn variables(what: &str, text: &str) -> Result<Map<String, Value>, Error> {
     parse_variables(text).map_err(|detail| Error::Variables { what: what.to_owned(), detail })
 }
 
-async fn inventory_of(context: &Context, id: i64) -> Result<Inventory, Error> {
-    let core = &context.core;
-    let mut select = Query::select();
-    select.column("variables").from("inventories").and_where(Expr::col("id").eq(id));
-    let own: Option<String> = core.optional(select).await?.map(|row| row.value("variables")).transpose()?;
-    let own = variables("variables of the inventory", &own.unwrap_or_default())?;
-    let mut inventory = Inventory { variables: own, ..Inventory::default() };
-
-    let mut select = Query::select();
-    select
-        .columns(["name", "variables"])
-        .from("hosts")
-        .and_where(Expr::col("inventory_id").eq(id))
-        .and_where(Expr::col("enabled").eq(true))
-        .order_by("id", Order::Asc);
-    for row in core.all(select).await? {
-        let name: String = row.value("name")?;
-        let own = variables(&format!("variables of host {name}"), &row.value::<String>("variables")?)?;
-        inventory.hosts.push((name, own));
-    }
-
-    let mut select = Query::select();
-    select
-        .columns(["id", "name", "variables"])
-        .from("groups")
-        .and_where(Expr::col("inventory_id").eq(id))
-        .order_by("id", Order::Asc);
-    let mut places = HashMap::new();
-    for row in core.all(select).await? {
-        let name: String = row.value("name")?;
-        let own = variables(&format!("variables of group {name}"), &row.value::<String>("variables")?)?;
-        places.insert(row.value::<i64>("id")?, inventory.groups.len());
-        inventory.groups.push(Group { name, variables: own, ..Group::default() });
-    }
-    members(context, id, &places, &mut inventory).await?;
-    Ok(inventory)
-}
-
-async fn members(
-    context: &Context,
-    inventory_id: i64,
-    places: &HashMap<i64, usize>,
-    inventory: &mut Inventory,
-) -> Result<(), Error> {
-    let mut select = Query::select();
-    select
-        .column(("group_hosts", "group_id"))
-        .column(("hosts", "name"))
-        .from("group_hosts")
-        .join(JoinType::InnerJoin, "hosts", Expr::col(("hosts", "id")).equals(("group_hosts", "host_id")))
-        .and_where(Expr::col(("hosts", "inventory_id")).eq(inventory_id))
-        .and_where(Expr::col(("hosts", "enabled")).eq(true))
-        .order_by(("hosts", "id"), Order::Asc);
-    for row in context.core.all(select).await? {
-        if let Some(&place) = places.get(&row.value::<i64>("group_id")?) {
-            inventory.groups[place].hosts.push(row.value("name")?);
-        }
-    }
-    let mut select = Query::select();
-    select
-        .column(("group_children", "group_id"))
-        .column(("groups", "name"))
-        .from("group_children")
-        .join(
-            JoinType::InnerJoin,
-            "groups",
-            Expr::col(("groups", "id")).equals(("group_children", "child_id")),
-        )
-        .and_where(Expr::col(("groups", "inventory_id")).eq(inventory_id))
-        .order_by(("groups", "id"), Order::Asc);
-    for row in context.core.all(select).await? {
-        if let Some(&place) = places.get(&row.value::<i64>("group_id")?) {
-            inventory.groups[place].children.push(row.value("name")?);
-        }
-    }
-    Ok(())
-}
-
-/// The job's machine and vault credentials, opened, with what the launch brought for them.
-async fn passwords(
-    context: &Context,
-    id: i64,
-    credentials: &[job::Credential],
-) -> Result<(Option<MachineCredential>, Vec<VaultCredential>), Error> {
-    let asked = job::start_passwords(&context.core, &context.vault, id).await?;
-    let text = |found: &job::Credential, input: &str, prompt: &str| {
-        let stored = found.inputs.get(input).map(Secret::expose).filter(|&text| text != ASK);
-        let text = asked.get(prompt).map(Secret::expose).or(stored);
-        text.unwrap_or_default().to_owned()
-    };
-    let machine =
-        credentials.iter().find(|credential| credential.kind == "ssh").map(|found| MachineCredential {
-            username: text(found, "username", ""),
-            password: text(found, "password", "ssh_password"),
-            ssh_key_data: text(found, "ssh_key_data", ""),
-            ssh_key_unlock: text(found, "ssh_key_unlock", "ssh_key_unlock"),
-            become_method: text(found, "become_method", ""),
-            become_username: text(found, "become_username", ""),
-            become_password: text(found, "become_password", "become_password"),
-        });
-    let vaults = credentials.iter().filter(|credential| credential.kind == "vault").map(|found| {
-        let vault_id = text(found, "vault_id", "");
-        let prompt = match vault_id.as_str() {
-            "" => "vault_password".to_owned(),
-            id => format!("vault_password.{id}"),
+/// What all of a job's credentials bring, and the variables that every job has.
+async fn inject(context: &Context, credentials: &[job::Credential]) -> Result<Injected, Error> {
+    let mut injected = Injected { env: task_environment(context).await?, ..Injected::default() };
+    for credential in credentials {
+        let values = credential.values();
+        let inputs = Inputs { id: credential.id, fields: &credential.fields, values: &values };
+        let own = match credential.namespace.as_deref() {
+            Some(namespace) => injectors::builtin(namespace, inputs, &mut injected),
+            None => Ok(false),
         };
-        VaultCredential { password: text(found, "vault_password", &prompt), id: vault_id }
-    });
-    Ok((machine, vaults.collect()))
+        let added =
+            own.and_then(|own| if own { Ok(()) } else { injected.add(&credential.injectors, inputs) });
+        added.map_err(|source| Error::Injector { name: credential.name.clone(), source })?;
+    }
+    Ok(injected)
 }
 
 /// Variables that every job's environment has, by the setting `AWX_TASK_ENV`.
 async fn task_environment(context: &Context) -> Result<BTreeMap<String, String>, StoreError> {
     let text = context.core.setting(&job::setting("AWX_TASK_ENV")).await?.unwrap_or_default();
     Ok(serde_json::from_str(&text).unwrap_or_default())
+}
+
+/// Seconds a job may run where its own row says 0: the setting of its kind.
+async fn timeout(context: &Context, own: i64, setting: &str) -> Result<i64, StoreError> {
+    if own != 0 {
+        return Ok(own);
+    }
+    let limit = context.core.setting(&job::setting(setting)).await?;
+    Ok(limit.and_then(|limit| limit.parse().ok()).unwrap_or(0))
 }
 
 /// The credential for the registry of the job's image.

@@ -9,7 +9,7 @@ use sea_query::{Expr, ExprTrait, Query, SelectStatement, UnionType};
 
 use super::read::source;
 use super::roles::{self, ADMIN, EXECUTE, MEMBER, READ, UPDATE, USE};
-use super::{Access, INVENTORIES, JOB_TEMPLATES, JOBS, Resource};
+use super::{Access, CREDENTIALS, INVENTORIES, JOB_TEMPLATES, JOBS, PROJECTS, Resource};
 use crate::auth::User;
 
 /// Being able to stop a job.
@@ -39,13 +39,16 @@ pub fn condition(resource: &Resource, alias: &str, user: &User, role: &str) -> O
         Some(own) => return Some(own.or(id().in_subquery(acquaintances(user)))),
         None => {}
     }
-    if roles::family(resource).is_some() {
-        return Some(held(user, resource.path, role, id(), column("organization")));
+    if let Some(family) = roles::family(resource) {
+        return Some(held(user, family.path, role, id(), column("organization")));
     }
     Some(match resource.path {
         "roles" if role == READ => visible_roles(user, alias),
         "activity_stream" if role == READ => visible_activity(user, alias),
-        "credential_types" if role == READ => return None,
+        "credential_types" | "role_definitions" if role == READ => return None,
+        "role_user_assignments" | "role_team_assignments" if role == READ => {
+            visible_assignments(resource, user, alias)
+        }
         "instances" if role == READ => {
             let mut members = Query::select();
             members.column("instance_id").from("instance_group_members");
@@ -67,18 +70,39 @@ pub fn condition(resource: &Resource, alias: &str, user: &User, role: &str) -> O
                 }
             }
         }
-        "hosts" | "groups" => through(column("inventory"), &INVENTORIES, user, role),
-        "job_host_summaries" if role == READ => through(column("job"), &JOBS, user, READ),
-        "jobs" | "unified_jobs" => {
-            let jobs = job(user, role, alias);
-            if resource.path == "jobs" {
-                jobs
-            } else {
-                Expr::col((alias.to_owned(), "kind")).eq("job").and(jobs)
+        "applications" => {
+            let Some(organization) = column("organization") else { return Some(nobody()) };
+            let needed = if role == READ { MEMBER } else { ADMIN };
+            let own = organization.clone().in_subquery(granted(user, "organizations", needed).0);
+            if role != READ {
+                return Some(own);
             }
+            own.or(organization.in_subquery(granted(user, "organizations", "auditor_role").0))
         }
+        "hosts" | "groups" => through(column("inventory"), &INVENTORIES, user, role),
+        "credential_input_sources" => through(column("target_credential"), &CREDENTIALS, user, role),
+        "job_host_summaries" if role == READ => through(column("job"), &JOBS, user, READ),
+        "jobs" => job(user, role, alias),
+        "project_updates" => project_update(user, role, alias),
+        "inventory_sources" => match role {
+            UPDATE | EXECUTE => through_role(column("inventory"), &INVENTORIES, user, UPDATE),
+            role => through(column("inventory"), &INVENTORIES, user, role),
+        },
+        "inventory_updates" => on_inventory(user, role, alias, UPDATE),
+        "ad_hoc_commands" => on_inventory(user, role, alias, "adhoc_role"),
+        "unified_jobs" => resource.table.kin.iter().fold(nobody(), |any, kin| {
+            let Some(of_kin) = condition(kin, alias, user, role) else { return any };
+            any.or(Expr::col((alias.to_owned(), "kind")).eq(kin.type_name).and(of_kin))
+        }),
         "unified_job_templates" => resource.table.kin.iter().fold(nobody(), |any, kin| {
-            let of_kin = held(user, kin.path, role, id(), column("organization"));
+            let of_kin = if kin.path == "inventory_sources" {
+                let inner = "isac";
+                let mut sources = source(kin, inner);
+                sources.column((inner, "id")).and_where_option(condition(kin, inner, user, role));
+                id().in_subquery(sources)
+            } else {
+                held(user, kin.path, role, id(), column("organization"))
+            };
             any.or(Expr::col((alias.to_owned(), "kind")).eq(kin.type_name).and(of_kin))
         }),
         _ => nobody(),
@@ -90,7 +114,7 @@ pub fn to_point(resource: &Resource, field: &str, to: &Resource) -> &'static str
     match creation(resource) {
         Creation::On(owner, role) if owner == field => role,
         _ if resource.path == "credentials" && field == "organization" => "credential_admin_role",
-        _ if resource.path == "credentials" && field == "user" => ADMIN,
+        _ if resource.path == "credentials" && matches!(field, "user" | "team") => ADMIN,
         _ if roles::family(to).is_some_and(|family| family.role(USE).is_some()) => USE,
         _ => READ,
     }
@@ -110,13 +134,15 @@ pub enum Creation {
 /// Who may make an object of `resource`.
 pub fn creation(resource: &Resource) -> Creation {
     match resource.path {
-        "teams" => Creation::On("organization", ADMIN),
+        "teams" | "applications" => Creation::On("organization", ADMIN),
         "projects" => Creation::On("organization", "project_admin_role"),
-        "inventories" => Creation::On("organization", "inventory_admin_role"),
+        "inventories" | "constructed_inventories" => Creation::On("organization", "inventory_admin_role"),
         "execution_environments" => Creation::On("organization", "execution_environment_admin_role"),
         "labels" => Creation::On("organization", MEMBER),
         "job_templates" => Creation::On("project", USE),
-        "hosts" | "groups" => Creation::On("inventory", ADMIN),
+        "hosts" | "groups" | "inventory_sources" => Creation::On("inventory", ADMIN),
+        "ad_hoc_commands" => Creation::On("inventory", "adhoc_role"),
+        "credential_input_sources" => Creation::On("target_credential", ADMIN),
         // Into an organization takes its role; for oneself takes none.
         "credentials" | "tokens" => Creation::Everybody,
         _ => Creation::Superuser,
@@ -126,7 +152,11 @@ pub fn creation(resource: &Resource) -> Creation {
 /// The role behind what `user_capabilities` calls an ability.
 pub fn capability(resource: &Resource, name: &str) -> &'static str {
     match (resource.path, name) {
-        ("projects", "start" | "schedule") => UPDATE,
+        (
+            "projects" | "project_updates" | "inventory_sources" | "inventory_updates",
+            "start" | "schedule",
+        ) => UPDATE,
+        ("ad_hoc_commands", "start") => EXECUTE,
         ("job_templates" | "jobs", "start" | "schedule") => EXECUTE,
         (_, "use") => USE,
         (_, "adhoc") => "adhoc_role",
@@ -178,12 +208,31 @@ fn held(user: &User, path: &str, role: &str, id: Expr, organization: Option<Expr
 
 /// That the user has a role on what a column points to; changing what belongs to it takes its administration.
 fn through(column: Option<Expr>, to: &Resource, user: &User, role: &str) -> Expr {
+    through_role(column, to, user, if role == READ { READ } else { ADMIN })
+}
+
+/// That the user has this very role on what a column points to.
+fn through_role(column: Option<Expr>, to: &Resource, user: &User, role: &str) -> Expr {
     let alias = "acc";
     let Some(column) = column else { return nobody() };
     let mut owners = source(to, alias);
-    owners.column((alias, "id"));
-    owners.and_where_option(condition(to, alias, user, if role == READ { READ } else { ADMIN }));
+    owners.column((alias, "id")).and_where_option(condition(to, alias, user, role));
     column.in_subquery(owners)
+}
+
+/// What runs on an inventory without a template is seen by who sees the inventory, and by who runs or audits its organization.
+/// Who has the role that `starts` it starts it again; who runs the inventory, or started it, stops it.
+fn on_inventory(user: &User, role: &str, alias: &str, starts: &str) -> Expr {
+    let column = |name: &'static str| Expr::col((alias.to_owned(), name));
+    let inventory = |role: &str| through_role(Some(column("inventory_id")), &INVENTORIES, user, role);
+    let organization =
+        |role: &str| column("organization_id").in_subquery(granted(user, "organizations", role).0);
+    match role {
+        READ => inventory(READ).or(organization("auditor_role")).or(organization(ADMIN)),
+        EXECUTE | UPDATE => inventory(starts),
+        CANCEL => column("created_by_id").eq(user.id).or(inventory(ADMIN)),
+        _ => organization(ADMIN),
+    }
 }
 
 /// A job is seen by who sees its template, and by who runs or audits its organization. Who runs the organization
@@ -202,6 +251,25 @@ fn job(user: &User, role: &str, alias: &str) -> Expr {
         EXECUTE => template(EXECUTE),
         CANCEL => column("created_by_id").eq(user.id).or(template(ADMIN)),
         _ => organization(ADMIN),
+    }
+}
+
+/// An update is seen by who sees its project, and by who runs or audits its organization. Who may update the project starts
+/// one, and who runs the project, or started it, stops it.
+fn project_update(user: &User, role: &str, alias: &str) -> Expr {
+    let column = |name: &'static str| Expr::col((alias.to_owned(), name));
+    let project = |role: &str| {
+        let mut projects = source(&PROJECTS, "pac");
+        projects.column(("pac", "id")).and_where_option(condition(&PROJECTS, "pac", user, role));
+        column("project_id").in_subquery(projects)
+    };
+    let organization =
+        |role: &str| column("organization_id").in_subquery(granted(user, "organizations", role).0);
+    match role {
+        READ => project(READ).or(organization("auditor_role")).or(organization(ADMIN)),
+        EXECUTE | UPDATE => project(UPDATE),
+        CANCEL => column("created_by_id").eq(user.id).or(project(ADMIN)),
+        _ => project(ADMIN).or(organization(ADMIN)),
     }
 }
 
@@ -232,7 +300,10 @@ fn visible_activity(user: &User, alias: &str) -> Expr {
     let column = |name: &'static str| Expr::col((alias.to_owned(), name));
     let seen = |kind: &'static str, id: &'static str| {
         super::ALL.iter().fold(nobody(), |any, resource| {
-            if !resource.table.kin.is_empty() || matches!(resource.path, "roles" | "activity_stream") {
+            if !resource.table.kin.is_empty()
+                || matches!(resource.path, "roles" | "activity_stream")
+                || resource.path.ends_with("_assignments")
+            {
                 return any;
             }
             let inner = "act";
@@ -247,6 +318,24 @@ fn visible_activity(user: &User, alias: &str) -> Expr {
     let both =
         seen("object1", "object1_id").and(column("object2_id").is_null().or(seen("object2", "object2_id")));
     column("actor_id").eq(user.id).or(organization(ADMIN)).or(organization("auditor_role")).or(both)
+}
+
+/// One's own assignments, and those on what one runs.
+fn visible_assignments(resource: &Resource, user: &User, alias: &str) -> Expr {
+    let column = |name: &'static str| Expr::col((alias.to_owned(), name));
+    let own = if resource.column("user").is_some() {
+        column("user_id").eq(user.id)
+    } else {
+        column("team_id").in_subquery(teams(user))
+    };
+    roles::FAMILIES.iter().fold(own, |any, family| {
+        let Some(resource) = super::by_path(family.path) else { return any };
+        let inner = "asg";
+        let mut run = source(resource, inner);
+        run.column((inner, "id")).and_where_option(condition(resource, inner, user, ADMIN));
+        let of_family = column("content_type").eq(super::definitions::content_type(family));
+        any.or(of_family.and(column("object_id").in_subquery(run)))
+    })
 }
 
 fn nobody() -> Expr {
@@ -282,7 +371,8 @@ mod tests {
             let all = condition(resource, "b", &auditor, READ).is_none();
             assert_eq!(all, resource.path != "tokens", "{resource:?}");
             let everybodys = condition(resource, "b", &user(), READ).is_none();
-            assert_eq!(everybodys, resource.path == "credential_types", "{resource:?}");
+            let shared = matches!(resource.path, "credential_types" | "role_definitions");
+            assert_eq!(everybodys, shared, "{resource:?}");
         }
     }
 

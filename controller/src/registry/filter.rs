@@ -6,9 +6,14 @@
 use sea_query::{BinOper, Condition, Expr, ExprTrait, Func, LikeExpr, Order, Query, SelectStatement};
 
 use super::read::source;
-use super::{By, Field, Kind, Resource, access, roles};
+use super::{
+    By, Field, GROUPS, HOSTS, INVENTORIES, JOB_HOST_SUMMARIES, JOBS, Kind, ORGANIZATIONS, Owner, Resource,
+    access, roles,
+};
 use crate::auth::User;
 use crate::store::core::Engine;
+
+pub mod hosts;
 
 /// Relations a filter may walk through, one after the other.
 const MAX_DEPTH: usize = 6;
@@ -34,7 +39,8 @@ const RESERVED: &[&str] = &[
     "type",
     "role_level",
     "validate",
-    "cursor",
+    // Its own language; see `hosts`.
+    "host_filter",
 ];
 
 const LOOKUPS: &[&str] = &[
@@ -74,15 +80,60 @@ fn bad<T>(text: impl Into<String>) -> Result<T, FilterError> {
 /// For whom a list is made, and by what.
 #[derive(Debug, Clone, Copy)]
 pub struct Asker<'a> {
-    /// Who asks: a filter walks only to objects that they may see.
-    pub user: &'a User,
+    /// How far a filter walks.
+    pub reach: Reach<'a>,
     /// What will answer.
     pub engine: Engine,
 }
 
-impl Asker<'_> {
+/// Whose objects a filter walks to.
+#[derive(Debug, Clone, Copy)]
+pub enum Reach<'a> {
+    /// Those that this user may see.
+    User(&'a User),
+    /// Of an organization: hosts and what they belong to or did. For filters that are kept, and answer the same whoever looks.
+    Organization(i64),
+}
+
+impl<'a> Asker<'a> {
+    /// A user asks.
+    pub fn user(user: &'a User, engine: Engine) -> Self {
+        Self { reach: Reach::User(user), engine }
+    }
+
     fn sees(&self, resource: &Resource, alias: &str) -> Option<Expr> {
-        access::condition(resource, alias, self.user, roles::READ)
+        match self.reach {
+            Reach::User(user) => access::condition(resource, alias, user, roles::READ),
+            Reach::Organization(id) => Some(of_organization(resource, alias, id)),
+        }
+    }
+}
+
+/// That an object belongs to an organization and has to do with hosts.
+fn of_organization(resource: &Resource, alias: &str, id: i64) -> Expr {
+    let families = [&HOSTS, &GROUPS, &INVENTORIES, &ORGANIZATIONS, &JOBS, &JOB_HOST_SUMMARIES];
+    if !families.contains(&resource) {
+        return Expr::val(false);
+    }
+    match resource.owner {
+        Owner::Itself => column(resource, alias, &super::field::int("id")).eq(id),
+        Owner::Field(name) => match resource.field(name) {
+            Some(field) => column(resource, alias, field).eq(id),
+            None => Expr::val(false),
+        },
+        Owner::Through(name) => match resource.field(name) {
+            Some(field) => match field.kind {
+                Kind::Id(of) => {
+                    let inner = format!("{alias}w");
+                    let mut owners = source(of, &inner);
+                    owners.column((inner.clone(), "id")).and_where(of_organization(of, &inner, id));
+                    column(resource, alias, field).in_subquery(owners)
+                }
+                _ => Expr::val(false),
+            },
+            None => Expr::val(false),
+        },
+        Owner::Installation => Expr::val(false),
     }
 }
 

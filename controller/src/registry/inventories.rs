@@ -1,10 +1,22 @@
 //! Inventories, hosts, groups.
 
-use super::field::{Preset, choice, description, flag, id, int, name, text, variables};
-use super::{
-    Access, By, Duplicate, INSTANCE_GROUPS, JOB_HOST_SUMMARIES, JOB_TEMPLATES, JOBS, ORGANIZATIONS, Owner,
-    Resource, SubList, Table, Verbs,
+use super::field::{
+    Preset, choice, description, flag, id, int, int_choice, long_text, name, text, variables,
 };
+use super::inventory_sources::VERBOSITY;
+use super::{
+    AD_HOC_COMMANDS, Access, By, Duplicate, INSTANCE_GROUPS, INVENTORY_SOURCES, JOB_HOST_SUMMARIES,
+    JOB_TEMPLATES, JOBS, ORGANIZATIONS, Owner, Resource, SubList, Table, Verbs,
+};
+
+/// The inventories that a constructed one is made of, in their order.
+const fn inputs() -> SubList {
+    SubList {
+        name: "input_inventories",
+        of: &INVENTORIES,
+        by: By::Pairs { table: "inventory_inputs", here: "inventory_id", there: "input_id", writable: true },
+    }
+}
 
 /// Sets of hosts.
 pub static INVENTORIES: Resource = Resource {
@@ -27,7 +39,10 @@ pub static INVENTORIES: Resource = Resource {
             ],
         )
         .help("Kind of inventory being represented."),
-        text("host_filter").null().help("Filter that will be applied to the hosts of this inventory."),
+        long_text("host_filter")
+            .max(4096)
+            .null()
+            .help("Filter that will be applied to the hosts of this inventory."),
         variables("variables").help("Inventory variables in JSON or YAML format."),
         flag("has_active_failures").computed().read_only(),
         int("total_hosts").computed().read_only(),
@@ -54,16 +69,69 @@ pub static INVENTORIES: Resource = Resource {
         SubList { name: "hosts", of: &HOSTS, by: By::Field("inventory") },
         SubList { name: "groups", of: &GROUPS, by: By::Field("inventory") },
         SubList { name: "job_templates", of: &JOB_TEMPLATES, by: By::Field("inventory") },
+        SubList { name: "inventory_sources", of: &INVENTORY_SOURCES, by: By::Field("inventory") },
+        SubList { name: "ad_hoc_commands", of: &AD_HOC_COMMANDS, by: By::Field("inventory") },
+        inputs(),
     ],
     actions: &[
         "copy",
         "script",
+        "tree",
+        "update_inventory_sources",
         "variable_data",
         "root_groups",
         "object_roles",
         "access_list",
         "activity_stream",
     ],
+    search: &["name", "description"],
+    summary: &["name", "description", "kind", "organization_id"],
+    capabilities: &["edit", "delete", "copy", "adhoc"],
+    order: &["name"],
+    natural_key: &["name", "organization"],
+    duplicate: Duplicate::Together(&["name", "organization"]),
+    verbs: Verbs::ALL,
+    owner: Owner::Field("organization"),
+    access: Access::Roles,
+};
+
+/// Inventories that Ansible makes of others. What is said here beside the inventory is kept on its one source.
+pub static CONSTRUCTED_INVENTORIES: Resource = Resource {
+    key: "constructed_inventory",
+    path: "constructed_inventories",
+    type_name: "inventory",
+    model: "Inventory",
+    label: "Constructed Inventory",
+    table: Table::own("inventories").of_kind("constructed"),
+    fields: &[
+        name().help("Name of this inventory."),
+        description(),
+        id("organization", &ORGANIZATIONS).required().help("Organization containing this inventory."),
+        text("kind").read_only(),
+        variables("variables").help("Inventory variables in JSON or YAML format."),
+        flag("has_active_failures").computed().read_only(),
+        int("total_hosts").computed().read_only(),
+        int("hosts_with_active_failures").computed().read_only(),
+        int("total_groups").computed().read_only(),
+        flag("has_inventory_sources").computed().read_only(),
+        int("total_inventory_sources").computed().read_only(),
+        int("inventory_sources_with_failures").computed().read_only(),
+        flag("pending_deletion").read_only().help("Flag indicating the inventory is being deleted."),
+        flag("prevent_instance_group_fallback")
+            .help("If enabled, the inventory will prevent adding any organization instance groups."),
+        variables("source_vars")
+            .computed()
+            .help("The source_vars for the related auto-created inventory source, special to constructed inventory."),
+        int("update_cache_timeout").computed().help(
+            "The cache timeout for the related auto-created inventory source, special to constructed inventory",
+        ),
+        long_text("limit")
+            .computed()
+            .help("The limit to restrict the returned hosts for the related auto-created inventory source."),
+        int_choice("verbosity", VERBOSITY).computed(),
+    ],
+    lists: &[inputs()],
+    actions: &["object_roles", "access_list", "activity_stream"],
     search: &["name", "description"],
     summary: &["name", "description", "kind", "organization_id"],
     capabilities: &["edit", "delete", "copy", "adhoc"],
@@ -102,8 +170,18 @@ pub static HOSTS: Resource = Resource {
             by: By::Pairs { table: "group_hosts", here: "host_id", there: "group_id", writable: true },
         },
         SubList { name: "job_host_summaries", of: &JOB_HOST_SUMMARIES, by: By::Field("host") },
+        SubList {
+            name: "inventory_sources",
+            of: &INVENTORY_SOURCES,
+            by: By::Pairs {
+                table: "inventory_source_hosts",
+                here: "host_id",
+                there: "inventory_source_id",
+                writable: false,
+            },
+        },
     ],
-    actions: &["variable_data", "ansible_facts", "all_groups", "activity_stream"],
+    actions: &["variable_data", "ansible_facts", "all_groups", "ad_hoc_commands", "activity_stream"],
     search: &["name", "description"],
     summary: &["name", "description"],
     capabilities: &["edit", "delete"],
@@ -140,8 +218,18 @@ pub static GROUPS: Resource = Resource {
             of: &GROUPS,
             by: By::Pairs { table: "group_children", here: "group_id", there: "child_id", writable: true },
         },
+        SubList {
+            name: "inventory_sources",
+            of: &INVENTORY_SOURCES,
+            by: By::Pairs {
+                table: "inventory_source_groups",
+                here: "group_id",
+                there: "inventory_source_id",
+                writable: false,
+            },
+        },
     ],
-    actions: &["variable_data", "all_hosts", "potential_children", "activity_stream"],
+    actions: &["variable_data", "all_hosts", "potential_children", "ad_hoc_commands", "activity_stream"],
     search: &["name", "description"],
     summary: &["name", "description"],
     capabilities: &["edit", "delete", "copy"],

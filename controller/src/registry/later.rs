@@ -28,19 +28,9 @@ const fn shown(key: &'static str, path: &'static str, type_name: &'static str, l
 
 /// Every such family, in the order of the root map.
 pub static LATER: &[Later] = &[
-    shown("project_updates", "project_updates", "project_update", "Project Update"),
-    made(
-        "credential_input_sources",
-        "credential_input_sources",
-        "credential_input_source",
-        "Credential Input Source",
-    ),
-    made("applications", "applications", "o_auth2_application", "OAuth2 Application"),
-    made("constructed_inventory", "constructed_inventories", "inventory", "Constructed Inventory"),
-    made("inventory_sources", "inventory_sources", "inventory_source", "Inventory Source"),
-    shown("inventory_updates", "inventory_updates", "inventory_update", "Inventory Update"),
+    // Nodes find each other by the mesh's own announcements: nobody registers their addresses.
+    shown("receptor_addresses", "receptor_addresses", "receptor_address", "Receptor Address"),
     shown("host_metrics", "host_metrics", "host_metric", "Host Metric"),
-    made("ad_hoc_commands", "ad_hoc_commands", "ad_hoc_command", "Ad Hoc Command"),
     made("schedules", "schedules", "schedule", "Schedule"),
     made(
         "notification_templates",
@@ -83,19 +73,9 @@ const BELOW: &[(&str, &[(&str, &str)])] = &[
             NOTICES[1],
             NOTICES[2],
             ("notification_templates_approvals", "notification_templates"),
-            ("applications", "applications"),
         ],
     ),
-    (
-        "projects",
-        &[
-            ("project_updates", "project_updates"),
-            ("schedules", "schedules"),
-            NOTICES[0],
-            NOTICES[1],
-            NOTICES[2],
-        ],
-    ),
+    ("projects", &[("schedules", "schedules"), NOTICES[0], NOTICES[1], NOTICES[2]]),
     (
         "job_templates",
         &[
@@ -106,14 +86,13 @@ const BELOW: &[(&str, &[(&str, &str)])] = &[
             ("slice_workflow_jobs", "workflow_jobs"),
         ],
     ),
+    ("instances", &[("receptor_addresses", "receptor_addresses")]),
     ("jobs", &[("notifications", "notifications")]),
     ("system_job_templates", &[("schedules", "schedules"), NOTICES[0], NOTICES[1], NOTICES[2]]),
     ("system_jobs", &[("notifications", "notifications")]),
-    ("inventories", &[("inventory_sources", "inventory_sources"), ("ad_hoc_commands", "ad_hoc_commands")]),
-    ("hosts", &[("inventory_sources", "inventory_sources"), ("ad_hoc_commands", "ad_hoc_commands")]),
-    ("groups", &[("inventory_sources", "inventory_sources"), ("ad_hoc_commands", "ad_hoc_commands")]),
-    ("credentials", &[("input_sources", "credential_input_sources")]),
-    ("users", &[("applications", "applications")]),
+    ("inventory_sources", &[("schedules", "schedules"), NOTICES[0], NOTICES[1], NOTICES[2]]),
+    ("inventory_updates", &[("notifications", "notifications")]),
+    ("ad_hoc_commands", &[("notifications", "notifications")]),
 ];
 
 /// The family with this part of the path.

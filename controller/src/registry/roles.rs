@@ -156,7 +156,8 @@ pub const FAMILIES: &[Family] = &[
 
 /// The family of a resource, if its objects have roles.
 pub fn family(resource: &Resource) -> Option<&'static Family> {
-    by_path(resource.path)
+    // These are inventories by another address.
+    by_path(if resource.path == "constructed_inventories" { "inventories" } else { resource.path })
 }
 
 /// The family with this part of the path.

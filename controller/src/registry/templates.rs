@@ -4,8 +4,9 @@ use super::field::{
     Preset, choice, description, flag, id, int, int_choice, json, name, text, time, variables,
 };
 use super::{
-    Access, By, CREDENTIALS, Duplicate, EXECUTION_ENVIRONMENTS, Field, INSTANCE_GROUPS, INVENTORIES, JOBS,
-    LABELS, ORGANIZATIONS, Owner, Resource, SYSTEM_JOB_TEMPLATES, SubList, Table, UNIFIED_JOBS, Verbs,
+    Access, By, CREDENTIALS, Duplicate, EXECUTION_ENVIRONMENTS, Field, INSTANCE_GROUPS, INVENTORIES,
+    INVENTORY_SOURCES, JOBS, LABELS, ORGANIZATIONS, Owner, PROJECT_UPDATES, Resource, SYSTEM_JOB_TEMPLATES,
+    SubList, Table, UNIFIED_JOBS, Verbs,
 };
 
 /// What ansible-playbook does: change things, or say what it would change.
@@ -24,6 +25,15 @@ pub(super) const VERBOSITY: &[(i64, &str)] = &[
 /// Most forks a template may ask for.
 pub(super) const MAX_FORKS: i64 = 200;
 
+/// Where a project comes from.
+pub(super) const SCM_TYPES: &[(&str, &str)] = &[
+    ("", "Manual"),
+    ("git", "Git"),
+    ("svn", "Subversion"),
+    ("insights", "Red Hat Insights"),
+    ("archive", "Remote Archive"),
+];
+
 const TEMPLATE_STATUS: &[(&str, &str)] = &[
     ("new", "New"),
     ("pending", "Pending"),
@@ -40,13 +50,13 @@ const TEMPLATE_STATUS: &[(&str, &str)] = &[
 
 const SHARED_NAME: Field = name().shared();
 const SHARED_DESCRIPTION: Field = description().shared();
-const SHARED_STATUS: Field = choice("status", TEMPLATE_STATUS).shared().read_only();
-const fn last_job() -> Field {
+pub(super) const SHARED_STATUS: Field = choice("status", TEMPLATE_STATUS).shared().read_only();
+pub(super) const fn last_job() -> Field {
     id("last_job", &UNIFIED_JOBS).shared().read_only()
 }
-const LAST_JOB_RUN: Field = time("last_job_run").shared();
-const LAST_JOB_FAILED: Field = flag("last_job_failed").shared().read_only();
-const NEXT_JOB_RUN: Field = time("next_job_run").shared();
+pub(super) const LAST_JOB_RUN: Field = time("last_job_run").shared();
+pub(super) const LAST_JOB_FAILED: Field = flag("last_job_failed").shared().read_only();
+pub(super) const NEXT_JOB_RUN: Field = time("next_job_run").shared();
 
 /// Trees of playbooks.
 pub static PROJECTS: Resource = Resource {
@@ -61,18 +71,9 @@ pub static PROJECTS: Resource = Resource {
         SHARED_DESCRIPTION,
         text("local_path")
             .help("Local path (relative to the projects root) containing playbooks of this project."),
-        choice(
-            "scm_type",
-            &[
-                ("", "Manual"),
-                ("git", "Git"),
-                ("svn", "Subversion"),
-                ("insights", "Red Hat Insights"),
-                ("archive", "Remote Archive"),
-            ],
-        )
-        .label("SCM Type")
-        .help("Specifies the source control system used to store the project."),
+        choice("scm_type", SCM_TYPES)
+            .label("SCM Type")
+            .help("Specifies the source control system used to store the project."),
         text("scm_url").label("SCM URL").help("The location where the project is stored."),
         text("scm_branch").max(256).label("SCM Branch").help("Specific branch, tag or commit to checkout."),
         text("scm_refspec").label("SCM refspec").help("For git projects, an additional refspec to fetch."),
@@ -105,7 +106,10 @@ pub static PROJECTS: Resource = Resource {
         flag("last_update_failed").read_only(),
         time("last_updated"),
     ],
-    lists: &[SubList { name: "job_templates", of: &JOB_TEMPLATES, by: By::Field("project") }],
+    lists: &[
+        SubList { name: "job_templates", of: &JOB_TEMPLATES, by: By::Field("project") },
+        SubList { name: "project_updates", of: &PROJECT_UPDATES, by: By::Field("project") },
+    ],
     actions: &["copy", "playbooks", "inventories", "object_roles", "access_list", "activity_stream"],
     search: &["name", "description"],
     summary: &["name", "description", "status", "scm_type", "allow_override"],
@@ -230,7 +234,16 @@ pub static JOB_TEMPLATES: Resource = Resource {
             },
         },
     ],
-    actions: &["copy", "launch", "plan", "survey_spec", "object_roles", "access_list", "activity_stream"],
+    actions: &[
+        "copy",
+        "launch",
+        "plan",
+        "survey_spec",
+        "callback",
+        "object_roles",
+        "access_list",
+        "activity_stream",
+    ],
     search: &["name", "description"],
     summary: &["name", "description"],
     capabilities: &["edit", "delete", "start", "schedule", "copy"],
@@ -249,7 +262,12 @@ pub static UNIFIED_JOB_TEMPLATES: Resource = Resource {
     type_name: "unified_job_template",
     model: "UnifiedJobTemplate",
     label: "Unified Job Template",
-    table: Table::own("unified_job_templates").shared_by(&[&PROJECTS, &JOB_TEMPLATES, &SYSTEM_JOB_TEMPLATES]),
+    table: Table::own("unified_job_templates").shared_by(&[
+        &PROJECTS,
+        &INVENTORY_SOURCES,
+        &JOB_TEMPLATES,
+        &SYSTEM_JOB_TEMPLATES,
+    ]),
     fields: &[
         name(),
         description(),

@@ -1,13 +1,14 @@
 //! The core database: what can be run, who may run it, and the record of what ran.
 //!
 //! One writer, many readers. Whoever wants to write asks for the writer with [`CoreDb::begin`] and says how urgent it
-//! is; what clients wait for overtakes what they do not. Commits are durable when they return: `synchronous=FULL`.
+//! is; what clients wait for overtakes what they do not. Commits are durable when they return.
 //! SQL is built, never written: the few words that no builder speaks (PRAGMAs, BEGIN, locks) are in `sqlite.rs` and
 //! `postgres.rs`.
 //!
 //! This module does not know what the rows mean. The API reads them through the resource registry, the reconciler
 //! through queries of its own.
 
+mod durable;
 mod gate;
 #[path = "../../migrations/core/mod.rs"]
 mod migrations;
@@ -206,7 +207,7 @@ struct Shared {
 
 /// Connections that read, and the one that writes.
 enum Pools {
-    Sqlite { readers: SqlitePool, writer: SqlitePool },
+    Sqlite { readers: Box<sqlite::Readers>, writer: SqlitePool, durable: durable::Durable },
     Postgres { readers: PgPool, writer: PgPool },
 }
 
@@ -231,8 +232,10 @@ impl CoreDb {
         let lock = sqlite::lock(path)?;
         let opened = |source: Error| OpenError::Open { path: path.to_owned(), source };
         let writer = sqlite::writer(path).await?;
-        let readers = sqlite::readers(path).await.map_err(|error| opened(error.into()))?;
-        Self::start(path.to_owned(), Pools::Sqlite { readers, writer }, Some(lock)).await
+        let readers = sqlite::Readers::open(path).await.map_err(|error| opened(error.into()))?;
+        let durable = durable::Durable::start(path).map_err(|error| opened(sqlx::Error::Io(error).into()))?;
+        let pools = Pools::Sqlite { readers: Box::new(readers), writer, durable };
+        Self::start(path.to_owned(), pools, Some(lock)).await
     }
 
     /// Connects to the database on a server and brings its schema up to date.
@@ -296,6 +299,19 @@ impl CoreDb {
         })
     }
 
+    /// Returns when everything that could be read before the call is durable. For those who act on what they read without a
+    /// commit of their own.
+    ///
+    /// # Errors
+    /// When the disk failed: nobody knows then what is on it.
+    pub async fn settle(&self) -> Result<(), Error> {
+        match &self.shared.pools {
+            Pools::Sqlite { durable, .. } => Ok(durable.settle().await.map_err(sqlx::Error::Io)?),
+            // A server shows what is durable, and nothing else.
+            Pools::Postgres { .. } => Ok(()),
+        }
+    }
+
     /// Says when something happened that the reconciler should look at: the value counts such commits.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.shared.changed.subscribe()
@@ -313,9 +329,7 @@ impl CoreDb {
         let built = statement.for_engine(self.engine());
         let query = AssertSqlSafe(built.sql);
         match &self.shared.pools {
-            Pools::Sqlite { readers, .. } => {
-                rows(sqlx::query_with(query, built.values).fetch_all(readers).await)
-            }
+            Pools::Sqlite { readers, .. } => rows(readers.all(sqlx::query_with(query, built.values)).await),
             Pools::Postgres { readers, .. } => {
                 rows(sqlx::query_with(query, built.values).fetch_all(readers).await)
             }
@@ -330,7 +344,7 @@ impl CoreDb {
         let query = AssertSqlSafe(built.sql);
         Ok(match &self.shared.pools {
             Pools::Sqlite { readers, .. } => {
-                sqlx::query_with(query, built.values).fetch_optional(readers).await?.map(Row::from)
+                readers.optional(sqlx::query_with(query, built.values)).await?.map(Row::from)
             }
             Pools::Postgres { readers, .. } => {
                 sqlx::query_with(query, built.values).fetch_optional(readers).await?.map(Row::from)
@@ -356,7 +370,7 @@ impl CoreDb {
     pub async fn close(&self) {
         let _turn = self.shared.gate.turn(Class::Intent).await;
         match &self.shared.pools {
-            Pools::Sqlite { readers, writer } => {
+            Pools::Sqlite { readers, writer, .. } => {
                 readers.close().await;
                 writer.close().await;
             }
@@ -460,7 +474,8 @@ impl WriteTx {
         })
     }
 
-    fn engine(&self) -> Engine {
+    /// Which engine this is.
+    pub fn engine(&self) -> Engine {
         self.shared.pools.engine()
     }
 
@@ -503,21 +518,23 @@ impl WriteTx {
     /// Makes it durable. When this returns `Ok`, it survives a power cut.
     ///
     /// # Errors
-    /// What the database says; nothing was written then.
+    /// What the database says; nothing was written then, unless the disk failed: then nobody knows.
     pub async fn commit(self) -> Result<(), Error> {
         match self.tx {
             Inner::Sqlite(tx) => tx.commit().await?,
             Inner::Postgres(tx) => tx.commit().await?,
         }
         drop(self.turn);
+        let held = self.since.elapsed();
+        // The reconciler reads while the disk syncs: before it acts, it commits, which makes this durable too.
         if self.wake {
             self.shared.changed.send_modify(|count| *count += 1);
         }
+        CoreDb { shared: self.shared.clone() }.settle().await?;
         for change in self.jobs {
             // An error says that nobody listens.
             let _ = self.shared.jobs.send(change);
         }
-        let held = self.since.elapsed();
         if held > LONG_TRANSACTION {
             tracing::warn!(held_ms = held.as_millis() as u64, "transaction held the writer for long");
         }

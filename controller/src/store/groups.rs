@@ -144,20 +144,16 @@ impl Lists {
     pub async fn read(core: &CoreDb) -> Result<Self, Error> {
         let mut waiting = Query::select();
         waiting.column("id").from("unified_jobs").and_where(Expr::col("status").is_in(["new", "pending"]));
-        Ok(Self {
-            templates: pairs(core, "job_template_instance_groups", "job_template_id", None).await?,
-            inventories: pairs(core, "inventory_instance_groups", "inventory_id", None).await?,
-            organizations: pairs(core, "organization_instance_groups", "organization_id", None).await?,
-            stopping_templates: stopping(core, "job_templates").await?,
-            stopping_inventories: stopping(core, "inventories").await?,
-            chosen: pairs(
-                core,
-                "unified_job_instance_groups",
-                "unified_job_id",
-                Some(Expr::col("unified_job_id").in_subquery(waiting)),
-            )
-            .await?,
-        })
+        let chosen = Expr::col("unified_job_id").in_subquery(waiting);
+        let (templates, inventories, organizations, stopping_templates, stopping_inventories, chosen) = tokio::try_join!(
+            pairs(core, "job_template_instance_groups", "job_template_id", None),
+            pairs(core, "inventory_instance_groups", "inventory_id", None),
+            pairs(core, "organization_instance_groups", "organization_id", None),
+            stopping(core, "job_templates"),
+            stopping(core, "inventories"),
+            pairs(core, "unified_job_instance_groups", "unified_job_id", Some(chosen)),
+        )?;
+        Ok(Self { templates, inventories, organizations, stopping_templates, stopping_inventories, chosen })
     }
 
     /// What is known of one job.

@@ -13,20 +13,22 @@ use sea_query::{
 use uuid::Uuid;
 
 use crate::facts::{self, Change};
+use crate::inventory::members::{self, Members, Only};
+use crate::kind::Kind;
+use crate::schedule;
 
 use super::core::{Class, CoreDb, Error, Row};
 
 /// States of a job that is not over.
 pub const ACTIVE: [&str; 4] = ["new", "pending", "waiting", "running"];
 
-/// Counter of the epoch under which a unit is placed.
-const FIRST: i64 = 1;
-
 /// A job that is not over, as far as the reconciler must know to act.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ActiveJob {
     /// Its number.
     pub id: i64,
+    /// What kind of job it is.
+    pub kind: Kind,
     /// Whose month of creation chooses the events' file.
     pub created: Timestamp,
     /// `pending`, `waiting` or `running`.
@@ -39,7 +41,7 @@ pub struct ActiveJob {
     pub forks: i64,
     /// On which inventory.
     pub inventory: Option<i64>,
-    /// Of which template.
+    /// Of which template: that of a job, the project of an update.
     pub template: Option<i64>,
     /// Of which organization.
     pub organization: Option<i64>,
@@ -49,6 +51,16 @@ pub struct ActiveJob {
     pub group: Option<i64>,
     /// Its unit, once placed.
     pub unit: Option<Unit>,
+}
+
+impl ActiveJob {
+    /// Forks it keeps busy; `hosts`: how many each inventory has.
+    pub fn impact(&self, hosts: &BTreeMap<i64, usize>) -> u32 {
+        self.kind.places().impact.unwrap_or_else(|| {
+            let hosts = self.inventory.and_then(|id| hosts.get(&id)).copied().unwrap_or(0);
+            schedule::impact(self.forks, hosts)
+        })
+    }
 }
 
 /// A unit as stored.
@@ -64,8 +76,8 @@ pub struct Unit {
     pub store: StoreId,
     /// How far it came.
     pub state: UnitState,
-    /// The epoch that it was placed under, where whoever acts on it has just placed it: nobody else can have acted.
-    pub first: Option<OwnerEpoch>,
+    /// Under which it was placed, by this very process just now: nobody has acted under it yet.
+    pub epoch: Option<OwnerEpoch>,
 }
 
 /// How far the controller brought a unit.
@@ -125,6 +137,8 @@ pub struct Final {
     pub host_status_counts: Option<String>,
     /// The recap, one entry a host.
     pub hosts: Vec<HostSummary>,
+    /// What `ansible-inventory` made of a source, JSON text; none of any other kind of job.
+    pub inventory: Option<String>,
     /// What became of the facts of hosts.
     pub facts: BTreeMap<String, Change>,
 }
@@ -156,6 +170,11 @@ fn broken(column: &str, what: impl std::error::Error + Send + Sync + 'static) ->
     Error::Column { column: column.to_owned(), source: Box::new(sqlx::Error::Decode(Box::new(what))) }
 }
 
+/// A job that the query should not have found.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is no kind of job that runs on nodes")]
+struct UnknownKind(String);
+
 fn unit_columns(select: &mut SelectStatement) {
     for column in ["unit_id", "attempt", "job_id", "node", "store_id", "state"] {
         select.column(("units", column));
@@ -177,7 +196,7 @@ fn unit(row: &Row) -> Result<Option<Unit>, Error> {
             "abandoned" => UnitState::Abandoned,
             _ => UnitState::Started,
         },
-        first: None,
+        epoch: None,
     }))
 }
 
@@ -186,13 +205,14 @@ pub async fn active_jobs(core: &CoreDb) -> Result<Vec<ActiveJob>, Error> {
     let mut select = Query::select();
     for column in [
         "id",
+        "kind",
         "created",
         "status",
         "job_explanation",
         "cancel_requested_at",
         "forks",
         "inventory_id",
-        "job_template_id",
+        "unified_job_template_id",
         "organization_id",
         "allow_simultaneous",
         "instance_group_id",
@@ -204,19 +224,22 @@ pub async fn active_jobs(core: &CoreDb) -> Result<Vec<ActiveJob>, Error> {
         .from("unified_jobs")
         .join(JoinType::LeftJoin, "units", Expr::col(("units", "job_id")).equals(("unified_jobs", "id")))
         .and_where(Expr::col(("unified_jobs", "status")).is_in(ACTIVE))
-        .and_where(Expr::col(("unified_jobs", "kind")).eq("job"))
+        .and_where(Expr::col(("unified_jobs", "kind")).is_in(Kind::ALL.map(Kind::as_str)))
         .order_by(("unified_jobs", "id"), Order::Asc);
     let rows = core.all(select).await?;
     let job = |row: &Row| -> Result<ActiveJob, Error> {
+        let word: String = row.value("kind")?;
+        let kind = Kind::parse(&word).ok_or_else(|| broken("kind", UnknownKind(word)))?;
         Ok(ActiveJob {
             id: row.value("id")?,
+            kind,
             created: row.time("created")?,
             status: row.value("status")?,
             explanation: row.value("job_explanation")?,
             cancel_requested_at: row.opt_time("cancel_requested_at")?,
             forks: row.value("forks")?,
             inventory: row.value("inventory_id")?,
-            template: row.value("job_template_id")?,
+            template: row.value("unified_job_template_id")?,
             organization: row.value("organization_id")?,
             simultaneous: row.value("allow_simultaneous")?,
             group: row.value("instance_group_id")?,
@@ -228,18 +251,8 @@ pub async fn active_jobs(core: &CoreDb) -> Result<Vec<ActiveJob>, Error> {
 
 /// Enabled hosts of each inventory.
 pub async fn host_counts(core: &CoreDb, inventories: &[i64]) -> Result<BTreeMap<i64, usize>, Error> {
-    let mut select = Query::select();
-    select
-        .column("inventory_id")
-        .expr_as(Expr::col("id").count(), "hosts")
-        .from("hosts")
-        .and_where(Expr::col("enabled").eq(true))
-        .and_where(Expr::col("inventory_id").is_in(inventories.iter().copied()))
-        .group_by_col("inventory_id");
-    let rows = core.all(select).await?;
-    rows.iter()
-        .map(|row| Ok((row.value("inventory_id")?, usize::try_from(row.value::<i64>("hosts")?).unwrap_or(0))))
-        .collect()
+    let counts = members::counts(core, inventories, Only::Enabled).await?;
+    Ok(counts.into_iter().map(|(id, hosts)| (id, usize::try_from(hosts).unwrap_or(0))).collect())
 }
 
 fn update_job(job: i64) -> UpdateStatement {
@@ -252,15 +265,17 @@ fn where_unit(attempt: Attempt) -> SimpleExpr {
     Expr::col("unit_id").eq(attempt.unit.0.as_bytes().to_vec())
 }
 
+/// Counter of the epoch under which units are placed: whoever places one is its first owner.
+const FIRST: i64 = 1;
+
 /// Stores the units of placed jobs, all in one transaction, and says which jobs took them: a job that was canceled
-/// in between did not. Each is taken with it, under its first epoch.
+/// in between did not. The units are the caller's, under this epoch.
 pub async fn place(
     core: &CoreDb,
     placements: &[Placement],
     me: &NodeId,
-) -> Result<Vec<(i64, OwnerEpoch)>, Error> {
-    let incarnation = incarnation(core).await?;
-    let mut tx = core.begin(Class::Bookkeeping).await?;
+) -> Result<(Vec<i64>, OwnerEpoch), Error> {
+    let (incarnation, mut tx) = tokio::try_join!(incarnation(core), core.begin(Class::Bookkeeping))?;
     let mut placed = Vec::new();
     for placement in placements {
         let mut update = update_job(placement.job);
@@ -302,14 +317,11 @@ pub async fn place(
             ]);
         tx.execute(insert).await?;
         tx.job_changed(placement.job, "waiting");
-        let epoch = OwnerEpoch {
-            incarnation: u64::try_from(incarnation).unwrap_or(0),
-            counter: u64::try_from(FIRST).unwrap_or(1),
-        };
-        placed.push((placement.job, epoch));
+        placed.push(placement.job);
     }
     tx.commit().await?;
-    Ok(placed)
+    let number = |value: i64| u64::try_from(value).unwrap_or(0);
+    Ok((placed, OwnerEpoch { incarnation: number(incarnation), counter: number(FIRST) }))
 }
 
 /// Sets what people read on a job that waits. Nothing happens once it is over.
@@ -446,8 +458,9 @@ async fn finish_in(tx: &mut super::core::WriteTx, job: i64, last: &Final) -> Res
     tx.execute(update).await?;
     crate::job::conclude(tx, job).await?;
     let inventory = row.value::<Option<i64>>("inventory_id")?;
+    let hosts = host_ids(tx, inventory, &last.hosts).await?;
     for summary in &last.hosts {
-        insert_summary(tx, job, inventory, summary).await?;
+        insert_summary(tx, job, hosts.get(&summary.host).copied(), summary).await?;
     }
     tx.wake(); // capacity is free again
     Ok(true)
@@ -501,19 +514,33 @@ pub async fn recovered(core: &CoreDb, above: i64) -> Result<i64, Error> {
     Ok(next)
 }
 
+/// Ids of the hosts of an inventory that a recap names.
+async fn host_ids(
+    tx: &mut super::core::WriteTx,
+    inventory: Option<i64>,
+    summaries: &[HostSummary],
+) -> Result<BTreeMap<String, i64>, Error> {
+    let mut ids = BTreeMap::new();
+    let Some(inventory) = inventory.filter(|_| !summaries.is_empty()) else { return Ok(ids) };
+    let members = Members::within(tx, inventory).await?;
+    for names in summaries.chunks(1_000) {
+        let mut select = Query::select();
+        select.columns([("b", "name"), ("b", "id")]).from_as("hosts", "b");
+        select.and_where(Expr::col(("b", "name")).is_in(names.iter().map(|summary| summary.host.as_str())));
+        select.and_where(members.condition("b"));
+        for row in tx.all(select).await? {
+            ids.insert(row.at(0)?, row.at(1)?);
+        }
+    }
+    Ok(ids)
+}
+
 async fn insert_summary(
     tx: &mut super::core::WriteTx,
     job: i64,
-    inventory: Option<i64>,
+    host: Option<i64>,
     summary: &HostSummary,
 ) -> Result<(), Error> {
-    let mut select = Query::select();
-    select
-        .column("id")
-        .from("hosts")
-        .and_where(Expr::col("name").eq(summary.host.as_str()))
-        .and_where(Expr::col("inventory_id").eq(inventory));
-    let host: Option<i64> = tx.optional(select).await?.map(|row| row.value("id")).transpose()?;
     let failed = summary.count("failures") > 0 || summary.count("dark") > 0;
     let mut columns = vec!["job_id", "host_id", "host_name", "failed", "created", "modified"];
     let mut values: Vec<SimpleExpr> = vec![

@@ -245,10 +245,10 @@ fn link(link: &LinkHandle, neighbors: &Neighbors) -> LinkStatus {
             loss: link.lost(),
             // Nothing else is offered or taken.
             key_exchange: KEY_EXCHANGE.as_str().map(str::to_owned),
+            clock_skew_ms: link.skew.millis(),
             certificate_expires: Some(link.expires),
             bandwidth: link.bandwidth,
             last_error: neighbors.last_loss(&link.neighbor.node),
-            ..LinkFacts::default()
         },
     }
 }

@@ -63,6 +63,8 @@ pub(crate) async fn connect(
         match ended {
             Ok(Ok(greeted)) => return Ok(greeted),
             Ok(Err(error)) if error.is_refusal() => refusal = refusal.or(Some(error)),
+            // That nobody answered one of the kinds says less than what another one was told.
+            Ok(Err(Error::Timeout)) => failure = failure.or(Some(Error::Timeout)),
             Ok(Err(error)) => failure = Some(error),
             // A panic in there has been reported.
             Err(_) => {}

@@ -38,7 +38,7 @@ pub(crate) enum Error {
     Closed { code: u32, reason: String },
     #[error("neighbour's first message is no hello")]
     NoHello,
-    #[error("no hello in time")]
+    #[error("no answer in time")]
     Timeout,
     #[error("too many handshakes at once from where this one came")]
     Crowded,

@@ -112,7 +112,10 @@ impl Router {
             }
         } else if ours.total() != digest.sum {
             let buckets = ours.0.to_vec();
-            self.send(link, LinkMessageKind::Digest(Digest { sum: ours.total(), buckets, entries: vec![] }));
+            self.send(
+                link,
+                LinkMessageKind::Digest(Digest { sum: ours.total(), buckets, ..Digest::default() }),
+            );
         }
     }
 

@@ -5,9 +5,11 @@
 //! weights are the same in both directions. A tree is mended where links have changed and nowhere else.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use plexus_proto::id::Address;
+
+use super::by_address::ByAddress;
 
 /// Length of a way: cost first, links crossed second, in one number so that both add up and compare at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,9 +57,9 @@ pub(super) type Slot = u32;
 /// Hops, their links, and the leaves that hang on them.
 #[derive(Debug, Default)]
 pub(super) struct Graph {
-    slots: HashMap<Address, Slot>,
+    slots: ByAddress<Slot>,
     hops: Vec<Hop>,
-    leaves: HashMap<Address, Vec<(Slot, Length)>>,
+    leaves: ByAddress<Vec<(Slot, Length)>>,
     /// Links between hops that changed since trees were last mended, with what they were then.
     changes: Changes,
     /// Leaves whose own links changed, and whether one of them went or became longer.

@@ -151,8 +151,7 @@ impl Router {
         let mut stale = Stale { all: std::mem::take(&mut self.all_stale), ..Stale::default() };
         let (changes, leaf_changes) = self.graph.take_changes();
         let before: BTreeSet<Address> = self.trees.keys().copied().collect();
-        let neighbors: BTreeSet<Address> =
-            self.links.values().filter(|l| l.peer.role == Role::Hop).map(|l| l.peer.address).collect();
+        let neighbors: BTreeSet<Address> = self.links.hops().map(|(_, link)| link.peer.address).collect();
         if !changes.is_empty() || !leaf_changes.is_empty() || before != neighbors {
             self.revision += 1;
         }
@@ -202,12 +201,23 @@ impl Router {
         if destination == self.me.address {
             return None;
         }
-        let ways = || self.links.iter().filter_map(|(&id, _)| self.way(id, destination));
-        let best = ways().min()?;
-        let others = ways().filter(|way| way.link != best.link);
-        let backup = others.filter_map(|way| Some((!self.saves(&way, &best, destination)?, way))).min();
+        let ways = self.ways(destination);
+        let best = *ways.iter().min()?;
+        let others = ways.iter().filter(|way| way.link != best.link);
+        let backup = others.filter_map(|way| Some((!self.saves(way, &best, destination)?, way))).min();
         let backup = backup.map(|(_, way)| way.next_hop());
         Some(Route { next: best.next_hop(), backup, path: best.path })
+    }
+
+    /// One for each link that leads there: those to hops, and the node's own. Where no map is kept it may be any.
+    fn ways(&self, destination: Address) -> Vec<Way> {
+        let way = |id| self.way(id, destination);
+        if !self.keeps_map() {
+            return self.links.keys().copied().filter_map(way).collect();
+        }
+        let hops = self.links.hops().map(|(id, _)| id);
+        let own = self.links.to(destination).filter(|(_, link)| link.peer.role != Role::Hop);
+        hops.chain(own.map(|(id, _)| id)).filter_map(way).collect()
     }
 
     /// The best way that begins with `link`.

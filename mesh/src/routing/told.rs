@@ -62,10 +62,8 @@ impl Router {
 
     /// Begins to tell the nodes whose link with this hop both ends have announced by now.
     pub(super) fn begin_telling(&mut self) {
-        let ready = |(&id, known): (&LinkId, &super::Link)| {
-            (!known.telling.begun && self.first(id).is_some() && self.is_told(id)).then_some(id)
-        };
-        let ready: Vec<LinkId> = self.links.iter().filter_map(ready).collect();
+        let ready = self.links.untold().map(|(id, _)| id).filter(|&id| self.first(id).is_some());
+        let ready: Vec<LinkId> = ready.filter(|&id| self.is_told(id)).collect();
         for link in ready {
             self.tell_all(link);
         }
@@ -76,6 +74,7 @@ impl Router {
         if !self.is_told(link) {
             return;
         }
+        self.links.told(link);
         let Some(known) = self.links.get_mut(&link) else { return };
         known.telling.begun = true;
         known.telling.routes.clear();
@@ -219,7 +218,7 @@ impl Router {
     pub(super) fn heard_sum(&self, link: LinkId) -> u64 {
         let Some(known) = self.links.get(&link) else { return 0 };
         let certified = |address: &Address| {
-            self.origins.contains_key(address) || self.links.values().any(|l| l.peer.address == *address)
+            self.origins.contains_key(address) || self.links.to(*address).next().is_some()
         };
         if known.telling.routes.keys().all(certified) { known.telling.sum() } else { 0 }
     }
@@ -244,8 +243,7 @@ impl Router {
             }
             self.stale.insert(address);
         }
-        let hops: BTreeSet<LinkId> =
-            self.links.iter().filter(|(_, known)| known.peer.role == Role::Hop).map(|(&id, _)| id).collect();
+        let hops: BTreeSet<LinkId> = self.links.hops().map(|(id, _)| id).collect();
         for name in told.unknown.iter().take(NAMES_MAX).filter_map(|name| name.parse::<NodeId>().ok()) {
             let Some(silent) = self.asked.names.get_mut(&name) else { continue };
             silent.insert(link);
@@ -276,8 +274,7 @@ impl Router {
             names: names.iter().map(ToString::to_string).collect(),
             all: false,
         };
-        let hops = self.links.iter().filter(|(_, known)| known.peer.role == Role::Hop);
-        let hops: Vec<LinkId> = hops.map(|(&link, _)| link).collect();
+        let hops: Vec<LinkId> = self.links.hops().map(|(link, _)| link).collect();
         if hops.is_empty() {
             let lost = std::mem::take(&mut self.asked.names);
             return lost.into_keys().for_each(|name| self.effects.push_back(Effect::Unknown(name)));

@@ -1,8 +1,12 @@
 //! What is not as it should be, and what to do about it.
 
+use std::collections::BTreeSet;
+
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Problem, Status};
+use plexus_proto::id::NodeId;
+
+use super::{NodeStatus, Problem, Status};
 use crate::events::MeshEvent;
 
 /// A certificate that ends sooner than this should have been renewed: a third of the usual thirty days.
@@ -37,12 +41,7 @@ pub(super) fn find(status: &Status, now: Timestamp) -> Vec<Problem> {
         let text = format!("no link to configured peer {}{name}{since}{reason}", peer.address);
         found.push(problem("peer_down", &peer.address, text, advice_for(peer.error.as_deref())));
     }
-    for node in status.nodes.iter().filter(|node| !node.reachable) {
-        let text = format!("node {} is unreachable since {}", node.node, second(node.since));
-        let advice = "see that its machine and plexus-node run there, then plexus status on it; \
-                      plexus node revoke, if it is gone for good";
-        found.push(problem("node_unreachable", &node.node, text, advice));
-    }
+    unreachable(status, &mut found);
     for link in &status.links {
         if let Some(skew) = link.more.clock_skew_ms.filter(|skew| skew.abs() > SKEW_MS) {
             let (apart, way) = (skew.abs() / 1e3, if skew > 0.0 { "ahead of" } else { "behind" });
@@ -65,6 +64,34 @@ pub(super) fn find(status: &Status, now: Timestamp) -> Vec<Problem> {
     }
     versions(status, &mut found);
     found
+}
+
+/// Nodes that are gone: first those whose neighbours are there, then those that may only be behind them.
+fn unreachable(status: &Status, found: &mut Vec<Problem>) {
+    let gone: BTreeSet<&NodeId> =
+        status.nodes.iter().filter(|node| !node.reachable).map(|node| &node.node).collect();
+    let is_behind = |node: &&NodeStatus| {
+        node.neighbors.keys().all(|other| gone.contains(other)) && !node.neighbors.is_empty()
+    };
+    let all = status.nodes.iter().filter(|node| !node.reachable);
+    let (behind, first): (Vec<&NodeStatus>, Vec<&NodeStatus>) = all.partition(is_behind);
+    for node in first {
+        let text = format!("node {} is unreachable since {}", node.node, second(node.since));
+        let advice = "see that its machine and plexus-node run there, then plexus status on it; \
+                      plexus node revoke, if it is gone for good";
+        found.push(problem("node_unreachable", &node.node, text, advice));
+    }
+    for node in behind {
+        let ways: Vec<&str> = node.neighbors.keys().take(3).map(NodeId::as_str).collect();
+        let text = format!(
+            "node {} is unreachable since {}, as is what it was linked with: {}",
+            node.node,
+            second(node.since),
+            ways.join(", ")
+        );
+        let advice = "mend the way there first: it may be well behind it";
+        found.push(problem("node_unreachable", &node.node, text, advice));
+    }
 }
 
 impl Problem {
@@ -196,6 +223,27 @@ mod tests {
         check(
             &|s| s.certificate_expires = Timestamp::UNIX_EPOCH,
             &[("certificate_expires", "certificate of this node expired at 1970-01-01T00:00:00Z")],
+        );
+    }
+
+    #[test]
+    fn who_is_behind_a_lost_hop_comes_after_it() {
+        let lost = |name: &str, neighbors: &[&str]| NodeStatus {
+            neighbors: neighbors.iter().map(|name| (name.parse().unwrap(), 10)).collect(),
+            ..node(name, false)
+        };
+        check(
+            &|s| {
+                s.nodes.push(lost("a-1", &["hop-2"]));
+                s.nodes.push(lost("hop-2", &["hop-1", "a-1"]));
+            },
+            &[
+                ("node_unreachable", "node hop-2 is unreachable since 1970-01-01T00:00:00Z"),
+                (
+                    "node_unreachable",
+                    "node a-1 is unreachable since 1970-01-01T00:00:00Z, as is what it was linked with: hop-2",
+                ),
+            ],
         );
     }
 

@@ -68,7 +68,7 @@ impl Work for Verbs {
     async fn info(&self, request: Request<InfoRequest>) -> Result<Response<NodeInfo>, Status> {
         let caller = caller(&request)?;
         self.supervisor.rest(&caller, request.get_ref().resting);
-        Ok(Response::new(self.supervisor.info().await))
+        Ok(Response::new(self.supervisor.info(request.get_ref()).await))
     }
 
     async fn images(&self, request: Request<ImagesRequest>) -> Result<Response<ImagesReply>, Status> {

@@ -30,7 +30,7 @@ struct Reaped {
 impl Inner {
     /// Starts a shim that waits for a launch, in a directory of its own.
     pub(super) fn spawn_spare(&self) -> std::io::Result<Spare> {
-        let name = format!("{}.{}", self.store, uuid::Uuid::new_v4());
+        let name = format!("{}.{}", self.mark, uuid::Uuid::new_v4());
         let group = (self.runtime.kind() == Kind::Process).then_some(name.as_str());
         shims::spawn(&self.options.shim_binary, self.spares().join(&name), group)
     }
@@ -145,7 +145,7 @@ impl Supervisor {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            cgroup::sweep(&self.0.store.to_string());
+            cgroup::sweep(&self.0.mark.to_string());
             let inner = self.0.clone();
             self.0.blocking(move || inner.remove_kept()).await;
             // An idle node starts no engine every minute.

@@ -136,6 +136,48 @@ impl Environment {
     }
 }
 
+/// What is not made of a template, and may say itself in which image it runs.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::http) enum EnvironmentOf {
+    /// It was chosen when it was started.
+    Chosen(i64),
+    /// An inventory source says it.
+    Source(i64),
+    /// Nobody does: the inventory's organization, or what all have.
+    Inventory,
+}
+
+/// Columns of a job on an inventory: its image, why this one, and the inventory's organization.
+pub(in crate::http) async fn stamped(
+    db: &CoreDb,
+    of: EnvironmentOf,
+    inventory: i64,
+) -> Result<Vec<(&'static str, Value)>, ApiError> {
+    let own = match of {
+        EnvironmentOf::Chosen(id) => by_id(db, id, "it was chosen at launch".to_owned()).await?,
+        EnvironmentOf::Source(id) => by_id(db, id, "the inventory source names it".to_owned()).await?,
+        EnvironmentOf::Inventory => None,
+    };
+    let found = match own {
+        Some(own) => Some(own),
+        None => {
+            let organization = inventory_default(db, inventory).await?;
+            resolve(db, Chain { inventory_organization: organization, ..Chain::default() }).await?
+        }
+    };
+    let mut query = Query::select();
+    query.column("organization_id").from("inventories").and_where(Expr::col("id").eq(inventory));
+    let organization: Option<i64> = db.optional(&query).await?.map(|row| row.at(0)).transpose()?;
+    let text = |text: fn(&Environment) -> &String| found.as_ref().map(text).cloned().into();
+    Ok(vec![
+        ("execution_environment_id", found.as_ref().map(|found| found.id).into()),
+        ("image", text(|found| &found.image)),
+        ("pull", text(|found| &found.pull)),
+        ("image_reason", text(|found| &found.reason)),
+        ("organization_id", organization.into()),
+    ])
+}
+
 /// The image a job of this template would run in now, as `resolved_environment` shows it.
 pub(in crate::http) async fn resolved(db: &CoreDb, template: i64) -> Result<Value, ApiError> {
     let mut query = read::source(&JOB_TEMPLATES, BASE);

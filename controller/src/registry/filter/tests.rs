@@ -1,6 +1,6 @@
 use sea_query::SqliteQueryBuilder;
 
-use super::super::{HOSTS, JOB_TEMPLATES, JOBS, ORGANIZATIONS, TOKENS, UNIFIED_JOBS, USERS};
+use super::super::{JOB_TEMPLATES, TOKENS, UNIFIED_JOBS, USERS};
 use super::*;
 
 fn superuser() -> User {
@@ -18,7 +18,7 @@ fn sql(resource: &'static Resource, query: &[(&str, &str)]) -> Result<String, Fi
     let parameters: Vec<(String, String)> =
         query.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let user = superuser();
-    let asker = Asker { user: &user, engine: Engine::Sqlite };
+    let asker = Asker::user(&user, Engine::Sqlite);
     let condition = condition(resource, "b", &parameters, asker)?;
     let mut select = Query::select();
     select.expr(Expr::val(1)).cond_where(condition);
@@ -89,7 +89,9 @@ fn every_word_of_a_search_must_be_somewhere() {
 
 #[test]
 fn types_pick_among_the_kin() {
-    check(&UNIFIED_JOBS, &[("type", "job,project_update")], r#""b"."kind" IN ('job')"#);
+    check(&UNIFIED_JOBS, &[("type", "job,workflow_job")], r#""b"."kind" IN ('job')"#);
+    let both = r#""b"."kind" IN ('job', 'project_update')"#;
+    check(&UNIFIED_JOBS, &[("type", "job,project_update")], both);
 }
 
 #[test]

@@ -1,12 +1,15 @@
 //! What is SQLite's own: how a file is opened, its PRAGMAs, and the one word that begins a write.
 
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sqlx::sqlite::{
-    Sqlite, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+    Sqlite, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
+    SqliteRow, SqliteSynchronous,
 };
-use sqlx::{AssertSqlSafe, Transaction};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Transaction};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{Error, OpenError, Trouble};
 
@@ -14,7 +17,7 @@ use super::{Error, OpenError, Trouble};
 pub(super) const BEGIN: &str = "BEGIN IMMEDIATE";
 
 /// Readers: as many as the API reads at a time. Reads are short, so a few threads are enough for many clients.
-const READERS: u32 = 8;
+const READERS: usize = 8;
 
 /// Bounded waiting for the write lock; only a backup tool could hold it, for we have one writer.
 const BUSY: Duration = Duration::from_secs(5);
@@ -50,6 +53,7 @@ pub(super) fn lock(path: &Path) -> Result<std::fs::File, OpenError> {
     }
 }
 
+/// The connection that writes. It leaves the syncs of commits to [`super::durable`].
 pub(super) async fn writer(path: &Path) -> Result<SqlitePool, OpenError> {
     SqlitePoolOptions::new()
         .max_connections(1)
@@ -57,18 +61,84 @@ pub(super) async fn writer(path: &Path) -> Result<SqlitePool, OpenError> {
         .test_before_acquire(false)
         .idle_timeout(None)
         .max_lifetime(None)
-        .connect_with(options(path).create_if_missing(true))
+        .connect_with(options(path).create_if_missing(true).synchronous(SqliteSynchronous::Normal))
         .await
         .map_err(|error| open_error(path, error))
 }
 
-pub(super) async fn readers(path: &Path) -> Result<SqlitePool, sqlx::Error> {
-    SqlitePoolOptions::new()
-        .max_connections(READERS)
-        .test_before_acquire(false)
-        .connect_with(options(path).read_only(true))
-        .await
+/// Connections that read, each with a thread of its own.
+///
+/// The driver's pool asks a connection after each query whether it still lives, on its thread, and hands out the one that
+/// rested longest. Here nothing stands between a query and the next, and the connection used last is taken first: its
+/// statements are prepared and its pages at hand. On a busy machine each such turn of threads is a wait.
+pub(super) struct Readers {
+    options: SqliteConnectOptions,
+    idle: Mutex<Vec<SqliteConnection>>,
+    places: Semaphore,
 }
+
+impl Readers {
+    /// Opens all of them: their threads run at the priority of the caller.
+    pub(super) async fn open(path: &Path) -> Result<Self, sqlx::Error> {
+        let options = options(path).read_only(true);
+        let mut idle = Vec::new();
+        for _ in 0..READERS {
+            idle.push(options.connect().await?);
+        }
+        Ok(Self { options, idle: Mutex::new(idle), places: Semaphore::new(READERS) })
+    }
+
+    pub(super) async fn all(&self, query: Query<'_>) -> Result<Vec<SqliteRow>, sqlx::Error> {
+        let _place = self.place().await?;
+        let mut connection = self.take().await?;
+        let rows = query.fetch_all(&mut connection).await?;
+        self.give_back(connection);
+        Ok(rows)
+    }
+
+    pub(super) async fn optional(&self, query: Query<'_>) -> Result<Option<SqliteRow>, sqlx::Error> {
+        let _place = self.place().await?;
+        let mut connection = self.take().await?;
+        let row = query.fetch_optional(&mut connection).await?;
+        self.give_back(connection);
+        Ok(row)
+    }
+
+    /// Closes all of them, once nobody reads.
+    pub(super) async fn close(&self) {
+        let all = self.places.acquire_many(READERS as u32).await;
+        self.places.close();
+        drop(all);
+        let idle = std::mem::take(&mut *self.idle());
+        for connection in idle {
+            // What fails here is gone all the same.
+            let _ = connection.close().await;
+        }
+    }
+
+    async fn place(&self) -> Result<SemaphorePermit<'_>, sqlx::Error> {
+        self.places.acquire().await.map_err(|_| sqlx::Error::PoolClosed)
+    }
+
+    /// A query that fails or is given up takes its connection along, whatever state it was in.
+    async fn take(&self) -> Result<SqliteConnection, sqlx::Error> {
+        let idle = self.idle().pop();
+        match idle {
+            Some(connection) => Ok(connection),
+            None => self.options.connect().await,
+        }
+    }
+
+    fn give_back(&self, connection: SqliteConnection) {
+        self.idle().push(connection);
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<SqliteConnection>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+type Query<'q> = sqlx::query::Query<'q, Sqlite, sea_query_sqlx::SqlxValues>;
 
 /// Tells a file that is no database (26) and one that cannot be opened for writing (8, 14) from other trouble.
 pub(super) fn open_error(path: &Path, error: sqlx::Error) -> OpenError {

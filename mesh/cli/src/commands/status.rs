@@ -102,9 +102,9 @@ fn problems(problems: &[Problem], wide: bool, paint: Paint) -> String {
 
 /// Links that are up, then those that should be.
 fn links(status: &Document, wide: bool, paint: Paint, now: Timestamp) -> String {
-    let mut header = vec!["LINK", "STATE", "SINCE", "RTT", "COST", "REMOTE"];
+    let mut header = vec!["LINK", "STATE", "SINCE", "RTT", "COST", "KIND", "REMOTE"];
     if wide {
-        header.extend(["KIND", "MTU", "LOSS", "KEY EXCHANGE", "DIALED", "ROLE", "SOFTWARE"]);
+        header.extend(["MTU", "LOSS", "KEY EXCHANGE", "DIALED", "ROLE", "SOFTWARE"]);
     }
     let mut table = Table::new(&header);
     let shown = if wide { status.links.len() } else { LINKS_SHOWN };
@@ -115,12 +115,12 @@ fn links(status: &Document, wide: bool, paint: Paint, now: Timestamp) -> String 
             since(link.since, now).into(),
             millis(link.rtt_ms).into(),
             link.cost.to_string().into(),
+            or_dash(link.more.kind.as_ref()),
             link.remote.to_string().into(),
         ];
         if wide {
             let more = &link.more;
             row.extend([
-                or_dash(more.kind.as_ref()),
                 or_dash(more.mtu),
                 or_dash(more.loss.map(percent)),
                 or_dash(more.key_exchange.as_ref()),
@@ -136,6 +136,7 @@ fn links(status: &Document, wide: bool, paint: Paint, now: Timestamp) -> String 
             or_dash(peer.node.as_ref()),
             Cell::new(Color::Red, "down"),
             or_dash(peer.since.map(|at| since(at, now))),
+            "-".into(),
             "-".into(),
             "-".into(),
             peer.address.as_str().into(),
@@ -182,8 +183,8 @@ controller  ok
   nodes        3 reachable
   links        1 up
 
-LINK   STATE  SINCE  RTT      COST  REMOTE
-hop-1  up     2h     0.25 ms  10    127.0.0.1:7323
+LINK   STATE  SINCE  RTT      COST  KIND  REMOTE
+hop-1  up     2h     0.25 ms  10    quic  127.0.0.1:7323
 ",
         );
     }
@@ -217,9 +218,9 @@ PROBLEMS
   node_unreachable  node node-2 is unreachable since 2026-11-20T11:57:30Z
     do: look at node-2
 
-LINK   STATE  SINCE  RTT      COST  REMOTE                  KIND  MTU   LOSS   KEY EXCHANGE    DIALED  ROLE  SOFTWARE
-hop-1  up     2h     0.25 ms  10    127.0.0.1:7323          quic  1452  0.5 %  X25519MLKEM768  by us   hop   plexus-node 0.1.0
-hop-2  down   20m    -        -     hop-2.example.org:7323
+LINK   STATE  SINCE  RTT      COST  KIND  REMOTE                  MTU   LOSS   KEY EXCHANGE    DIALED  ROLE  SOFTWARE
+hop-1  up     2h     0.25 ms  10    quic  127.0.0.1:7323          1452  0.5 %  X25519MLKEM768  by us   hop   plexus-node 0.1.0
+hop-2  down   20m    -        -     -     hop-2.example.org:7323
 ",
         );
     }

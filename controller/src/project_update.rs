@@ -1,0 +1,412 @@
+//! Updates of projects: the playbook of ours that fetches a tree, and what it is given. Pure.
+//!
+//! An update runs in an execution environment on a node, as every job does; its private directory holds the playbook, and
+//! its working copy is what it fills. The credential never goes there: an ssh key into an agent, a password into a file
+//! beside the tree, which git reads as its own store. So nothing of it can get into the tree, which jobs and their logs show.
+
+use std::collections::BTreeMap;
+
+use plexus_proto::work::PrivateFile;
+use serde_json::{Map, Value, json};
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+use crate::payload::private::{Run, file, settings, ssh_key, unlock};
+
+/// The playbook, shipped in this program.
+const PLAYBOOK: &str = include_str!("project_update/playbook.yml");
+
+/// The private directory, as the worker sees it.
+const PRIVATE: &str = "/runner";
+
+/// Where a project comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scm {
+    /// A git repository.
+    Git,
+    /// A Subversion repository.
+    Svn,
+    /// A file of packed files behind an address.
+    Archive,
+}
+
+impl Scm {
+    /// Reads the word of a project's `scm_type`; `None` for a manual one, and for what cannot be fetched.
+    pub fn parse(word: &str) -> Option<Self> {
+        match word {
+            "git" => Some(Self::Git),
+            "svn" => Some(Self::Svn),
+            "archive" => Some(Self::Archive),
+            _ => None,
+        }
+    }
+
+    /// The tag of the playbook's part that fetches.
+    pub fn tag(self) -> &'static str {
+        match self {
+            Self::Git => "update_git",
+            Self::Svn => "update_svn",
+            Self::Archive => "update_archive",
+        }
+    }
+
+    /// Whether an update goes on from the tree that the last one brought.
+    pub fn builds_on_last(self) -> bool {
+        self != Self::Archive
+    }
+}
+
+/// Why a project cannot be fetched as it is described.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unusable {
+    /// Manual, or of a kind that Plexus does not know.
+    #[error("a project of type {0:?} has nothing to fetch from")]
+    Type(String),
+    /// The address is empty.
+    #[error("SCM URL is required")]
+    NoUrl,
+    /// The address is none that this kind of project takes.
+    #[error("{0:?} is no address that a project of this type can be fetched from")]
+    Url(String),
+}
+
+/// Inputs of a source control credential, decrypted. Empty text: not set.
+#[derive(Clone, Default, Zeroize, ZeroizeOnDrop)]
+pub struct Login {
+    /// Who.
+    pub username: String,
+    /// Password or token.
+    pub password: String,
+    /// Private key text.
+    pub ssh_key_data: String,
+    /// Passphrase of the key.
+    pub ssh_key_unlock: String,
+}
+
+impl std::fmt::Debug for Login {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Login(..)")
+    }
+}
+
+/// What an update is told to fetch.
+#[derive(Debug, Clone)]
+pub struct Update {
+    /// Number of the update.
+    pub id: i64,
+    /// By which means.
+    pub scm: Scm,
+    /// From where.
+    pub url: String,
+    /// Branch, tag or commit; empty: what the repository calls its head.
+    pub branch: String,
+    /// What else git fetches.
+    pub refspec: String,
+    /// Whether what is not of the repository goes.
+    pub clean: bool,
+    /// Whether submodules follow their branches.
+    pub track_submodules: bool,
+    /// Parts of the playbook, comma list.
+    pub tags: String,
+    /// Seconds of run time allowed; 0 or less: no limit.
+    pub timeout: i64,
+    /// Environment that every job has.
+    pub env: BTreeMap<String, String>,
+    /// As whom.
+    pub login: Login,
+}
+
+impl Update {
+    /// What the worker is given.
+    ///
+    /// # Errors
+    /// [`Unusable`] when the address is none.
+    pub fn run(&self) -> Result<Run, Unusable> {
+        let address = Address::read(self.scm, &self.url, &self.login)?;
+        let mut files = vec![
+            file("inventory/hosts.json", localhost().to_string()),
+            settings(self.timeout),
+            file("env/cmdline", format!("--tags={}", self.tags)),
+            file("update/playbook.yml", PLAYBOOK.to_owned()),
+            // Not the one of the project: what was fetched before does not decide how the next is fetched.
+            file("update/ansible.cfg", String::new()),
+        ];
+        let secret = |path: &str, content: String| PrivateFile { secret: true, ..file(path, content) };
+        files.push(secret("env/extravars", self.variables(&address).to_string()));
+        if let Some(store) = address.git_store(self.scm) {
+            files.push(secret("update/git-credentials", store));
+        }
+        let mut passwords = Map::new();
+        if !self.login.ssh_key_unlock.is_empty() {
+            unlock(&mut passwords, &self.login.ssh_key_unlock);
+        }
+        let mut kwargs = json!({
+            "ident": self.id.to_string(),
+            "playbook": format!("{PRIVATE}/update/playbook.yml"),
+            "envvars": self.environment(),
+            "passwords": passwords,
+            "suppress_env_files": true,
+        });
+        if !self.login.ssh_key_data.is_empty() {
+            kwargs["ssh_key"] = json!(ssh_key(&self.login.ssh_key_data));
+        }
+        Ok(Run { kwargs, files })
+    }
+
+    fn variables(&self, address: &Address) -> Value {
+        json!({
+            "project_path": format!("{PRIVATE}/project"),
+            "scm_url": address.url,
+            "scm_branch": self.branch,
+            "scm_refspec": self.refspec,
+            "scm_clean": self.clean,
+            "scm_track_submodules": self.track_submodules,
+            // git reads its own from a file; the modules for the others take them by name.
+            "scm_username": if self.scm == Scm::Git { "" } else { &address.username },
+            "scm_password": if self.scm == Scm::Git { "" } else { &address.password },
+        })
+    }
+
+    fn environment(&self) -> Map<String, Value> {
+        let git = [
+            ("credential.helper", format!("store --file={PRIVATE}/update/git-credentials")),
+            // The tree may belong to another user of the node; it is this unit's own all the same.
+            ("safe.directory", "*".to_owned()),
+        ];
+        let mut environment: Map<String, Value> =
+            self.env.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
+        environment.insert("GIT_CONFIG_COUNT".to_owned(), json!(git.len().to_string()));
+        for (number, (key, value)) in git.into_iter().enumerate() {
+            environment.insert(format!("GIT_CONFIG_KEY_{number}"), json!(key));
+            environment.insert(format!("GIT_CONFIG_VALUE_{number}"), json!(value));
+        }
+        for (name, value) in [
+            ("ANSIBLE_CONFIG", format!("{PRIVATE}/update/ansible.cfg")),
+            ("ANSIBLE_FORCE_COLOR", "True".to_owned()),
+            ("ANSIBLE_RETRY_FILES_ENABLED", "False".to_owned()),
+            ("GIT_TERMINAL_PROMPT", "0".to_owned()),
+            ("GIT_SSH_COMMAND", SSH.to_owned()),
+            ("SVN_SSH", SSH.to_owned()),
+            ("PROJECT_UPDATE_ID", self.id.to_string()),
+            ("MAX_EVENT_RES", "700000".to_owned()),
+        ] {
+            environment.insert(name.to_owned(), json!(value));
+        }
+        environment
+    }
+}
+
+/// Hosts of repositories are taken as they are found, as AWX does: nobody is there to be asked.
+const SSH: &str = "ssh -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o BatchMode=yes \
+                   -o ConnectTimeout=30";
+
+/// The one host of the playbook: where it runs.
+fn localhost() -> Value {
+    let variables = json!({
+        "ansible_connection": "local",
+        "ansible_python_interpreter": "{{ ansible_playbook_python }}",
+    });
+    json!({"all": {"hosts": {"localhost": variables}}})
+}
+
+/// An address without its secret, and whom it is asked as.
+#[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
+struct Address {
+    url: String,
+    /// Scheme and host with port, for git's store of credentials; empty where git asks for none.
+    web: String,
+    username: String,
+    password: String,
+}
+
+impl Address {
+    /// Reads an address. What it says of user and password counts where the credential says nothing.
+    fn read(scm: Scm, url: &str, login: &Login) -> Result<Self, Unusable> {
+        let url = url.trim();
+        if url.is_empty() {
+            return Err(Unusable::NoUrl);
+        }
+        let bad = || Unusable::Url(without_password(url));
+        if url.starts_with('-') || url.chars().any(char::is_control) {
+            return Err(bad());
+        }
+        let Some((scheme, rest)) = url.split_once("://") else {
+            // user@host:path, as ssh has it; `helper::address` would run a helper of git's.
+            let is_path = |(host, path): (&str, &str)| !host.contains('/') && !path.starts_with(':');
+            let is_ssh = scm == Scm::Git && url.split_once(':').is_some_and(is_path);
+            if !is_ssh {
+                return Err(bad());
+            }
+            let named = url.contains('@') || login.username.is_empty();
+            let url = if named { url.to_owned() } else { format!("{}@{url}", login.username) };
+            return Ok(Self { url, web: String::new(), username: String::new(), password: String::new() });
+        };
+        let known: &[&str] = match scm {
+            Scm::Git => &["ssh", "git", "git+ssh", "http", "https", "ftp", "ftps", "file"],
+            Scm::Svn => &["http", "https", "svn", "svn+ssh"],
+            Scm::Archive => &["http", "https", "ftp"],
+        };
+        if !known.contains(&scheme) {
+            return Err(bad());
+        }
+        let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+        let (user, host) = authority.rsplit_once('@').unwrap_or(("", authority));
+        if host.is_empty() && scheme != "file" {
+            return Err(bad());
+        }
+        let (user, password) = user.split_once(':').unwrap_or((user, ""));
+        let or = |first: &str, second: String| if first.is_empty() { second } else { first.to_owned() };
+        let mut username = or(&login.username, decoded(user));
+        let password = or(&login.password, decoded(password));
+        if scheme.contains("ssh") {
+            let at = if username.is_empty() { String::new() } else { format!("{}@", encoded(&username)) };
+            let url = format!("{scheme}://{at}{host}{path}");
+            return Ok(Self { url, web: String::new(), username: String::new(), password: String::new() });
+        }
+        if username.is_empty() && !password.is_empty() {
+            // A token by itself: servers that take one take any name with it, and none without.
+            username.push_str("git");
+        }
+        let web = format!("{scheme}://{host}");
+        Ok(Self { url: format!("{scheme}://{host}{path}"), web, username, password })
+    }
+
+    /// The line that git's own store of credentials holds.
+    fn git_store(&self, scm: Scm) -> Option<String> {
+        let (scheme, host) = self.web.split_once("://")?;
+        (scm == Scm::Git && !self.password.is_empty())
+            .then(|| format!("{scheme}://{}:{}@{host}\n", encoded(&self.username), encoded(&self.password)))
+    }
+}
+
+/// An address as it may be shown.
+pub fn without_password(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+    match authority.rsplit_once('@') {
+        Some((user, host)) if user.contains(':') => {
+            let user = user.split(':').next().unwrap_or_default();
+            format!("{scheme}://{user}:$encrypted$@{host}{path}")
+        }
+        _ => url.to_owned(),
+    }
+}
+
+/// Percent-encodes all but letters, digits and what is never special.
+fn encoded(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
+/// Undoes percent-encoding; what is no encoding stays.
+fn decoded(text: &str) -> String {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        let code = after.get(..2).and_then(|code| std::str::from_utf8(code).ok());
+        match code.and_then(|code| u8::from_str_radix(code, 16).ok()).filter(|_| first == b'%') {
+            Some(byte) => {
+                out.push(byte);
+                rest = &after[2..];
+            }
+            None => {
+                out.push(first);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn login(username: &str, password: &str, key: &str) -> Login {
+        Login {
+            username: username.to_owned(),
+            password: password.to_owned(),
+            ssh_key_data: key.to_owned(),
+            ssh_key_unlock: String::new(),
+        }
+    }
+
+    fn update(url: &str, login: Login) -> Update {
+        Update {
+            id: 7,
+            scm: Scm::Git,
+            url: url.to_owned(),
+            branch: "main".to_owned(),
+            refspec: String::new(),
+            clean: false,
+            track_submodules: false,
+            tags: "update_git".to_owned(),
+            timeout: 0,
+            env: BTreeMap::new(),
+            login,
+        }
+    }
+
+    fn content(run: &Run, path: &str) -> Option<String> {
+        let file = run.files.iter().find(|file| file.path == path)?;
+        Some(String::from_utf8(file.content.to_vec()).unwrap())
+    }
+
+    #[test]
+    fn a_password_is_in_gits_store_and_nowhere_else() {
+        let run = update("https://git.example.com:8443/a/b.git", login("ann", "p@ss/w", "")).run().unwrap();
+        let store = content(&run, "update/git-credentials").unwrap();
+        assert_eq!(store, "https://ann:p%40ss%2Fw@git.example.com:8443\n");
+        let elsewhere = run.files.iter().filter(|file| file.path != "update/git-credentials");
+        let text: String = elsewhere.map(|file| String::from_utf8_lossy(&file.content)).collect();
+        let text = text + &run.kwargs.to_string();
+        assert!(!text.contains("p@ss") && !text.contains("p%40ss"), "{text}");
+        assert!(text.contains("https://git.example.com:8443/a/b.git"));
+        assert_eq!(format!("{run:?}"), "Run(..)");
+    }
+
+    #[test]
+    fn a_key_goes_to_the_agent_and_its_user_into_the_address() {
+        for (url, expected) in [
+            ("ssh://git.example.com/a.git", "ssh://ann@git.example.com/a.git"),
+            ("ssh://bob@git.example.com/a.git", "ssh://ann@git.example.com/a.git"),
+            ("git.example.com:a.git", "ann@git.example.com:a.git"),
+            ("bob@git.example.com:a.git", "bob@git.example.com:a.git"),
+        ] {
+            let run = update(url, login("ann", "unused", "KEY")).run().unwrap();
+            let variables: Value = serde_json::from_str(&content(&run, "env/extravars").unwrap()).unwrap();
+            assert_eq!(variables["scm_url"], expected);
+            assert_eq!(run.kwargs["ssh_key"], "KEY\n");
+            assert_eq!(content(&run, "update/git-credentials"), None);
+            assert!(!run.kwargs.to_string().contains("unused"));
+        }
+    }
+
+    #[test]
+    fn what_stands_in_the_address_is_taken_out_of_it() {
+        let run = update("https://ann:s3cret%21@git.example.com/a.git", Login::default()).run().unwrap();
+        assert_eq!(
+            content(&run, "update/git-credentials").unwrap(),
+            "https://ann:s3cret%21@git.example.com\n"
+        );
+        assert!(!content(&run, "env/extravars").unwrap().contains("s3cret"));
+        let token = update("https://git.example.com/a.git", login("", "t0ken", "")).run().unwrap();
+        assert_eq!(content(&token, "update/git-credentials").unwrap(), "https://git:t0ken@git.example.com\n");
+        assert_eq!(without_password("https://a:b@h/p"), "https://a:$encrypted$@h/p");
+        assert_eq!(without_password("https://a@h/p"), "https://a@h/p");
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused_by_name() {
+        for bad in ["", " ", "/srv/git/a.git", "ext::sh -c id", "-oProxyCommand=id", "https://"] {
+            assert!(update(bad, Login::default()).run().is_err(), "{bad:?}");
+        }
+        let svn = Update { scm: Scm::Svn, ..update("git@host:a", Login::default()) };
+        assert_eq!(svn.run().unwrap_err(), Unusable::Url("git@host:a".to_owned()));
+    }
+}

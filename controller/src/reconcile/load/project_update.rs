@@ -1,0 +1,44 @@
+//! An update of a project: our own playbook, and the tree it goes on from.
+
+use sea_query::{Expr, ExprTrait, Query};
+
+use super::{Error, Made, Source, task_environment, timeout};
+use crate::job;
+use crate::project_update::{Login, Scm, Unusable, Update};
+use crate::reconcile::Context;
+use crate::store::core::Error as StoreError;
+use crate::vault::Secret;
+
+pub(super) async fn load(context: &Context, id: i64) -> Result<Made, Error> {
+    let mut select = Query::select();
+    select.columns(["scm_type", "scm_url", "scm_branch", "scm_refspec", "scm_clean", "scm_track_submodules"]);
+    select.columns(["job_tags", "timeout"]).from("unified_jobs").and_where(Expr::col("id").eq(id));
+    let row = context.core.optional(select).await?.ok_or(StoreError::Reference)?;
+    let scm_type: String = row.value("scm_type")?;
+    let scm = Scm::parse(&scm_type).ok_or(Unusable::Type(scm_type))?;
+    let credentials = job::credentials(&context.core, &context.vault, id).await?;
+    let update = Update {
+        id,
+        scm,
+        url: row.value("scm_url")?,
+        branch: row.value("scm_branch")?,
+        refspec: row.value("scm_refspec")?,
+        clean: row.value("scm_clean")?,
+        track_submodules: row.value("scm_track_submodules")?,
+        tags: row.value("job_tags")?,
+        timeout: timeout(context, row.value("timeout")?, "DEFAULT_PROJECT_UPDATE_TIMEOUT").await?,
+        env: task_environment(context).await?,
+        login: credentials.iter().find(|found| found.kind == "scm").map(login).unwrap_or_default(),
+    };
+    Ok(Made { run: update.run()?, tree: Source::Empty })
+}
+
+fn login(found: &job::Credential) -> Login {
+    let text = |name: &str| found.inputs.get(name).map(Secret::expose).unwrap_or_default().to_owned();
+    Login {
+        username: text("username"),
+        password: text("password"),
+        ssh_key_data: text("ssh_key_data"),
+        ssh_key_unlock: text("ssh_key_unlock"),
+    }
+}
