@@ -315,7 +315,7 @@ impl Supervisor {
         self.0.tasks.close();
         self.0.tasks.wait().await;
         drop(self.0.take_spare()); // it ends when its agent hangs up
-        self.0.empty_pool();
+        self.0.empty_pool().await;
         // What a shim that was killed left; one that lives keeps its group.
         cgroup::sweep(&self.0.mark.to_string());
         // Streams may hold this supervisor for a while yet; the directory is the next one's from now on.
