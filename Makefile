@@ -7,7 +7,7 @@ export TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 # Options of `make demo`, e.g. make demo ARGS="--once --playbook loops.yml"
 ARGS ?=
-# Suite of `make bench`: first, mesh, live, work. ARGS="--only mesh.rtt" measures some of its rows.
+# Suite of `make bench`: first, mesh, live, work, api. ARGS="--only mesh.rtt" measures some of its rows.
 SUITE ?= first
 
 # One cargo call with one set of packages, so that every call after it finds the same features and rebuilds nothing.
@@ -50,7 +50,7 @@ test: ## Everything that guards a change: format, lints, unit, integration and e
 verify: ## The longer proofs: the crash sweep at more passages, the playbooks that run for minutes
 	@tests/run.sh verify
 
-bench: ## Measures and prints a table; SUITE=first, mesh, live or work, ARGS="--only ROW"
+bench: ## Measures and prints a table; SUITE=first, mesh, live, work or api, ARGS="--only ROW"
 	@deploy/setup/setup.sh
 	@$(RELEASE)
 	@cargo build --release -p plexus-mesh --examples

@@ -15,7 +15,7 @@ const HEART: [&str; 2] = ["team", "credential"];
 const APART: [&str; 1] = ["colleague"];
 
 /// Modules of the collection that are for what Plexus does not have yet, or has no need of.
-const NOT_HERE: [(&str, &str); 24] = [
+const NOT_HERE: [(&str, &str); 19] = [
     ("license", "there is none to install"),
     ("subscriptions", "there is none to look for"),
     ("instance", "nodes enrol themselves; the module asks for a setting IS_K8S"),
@@ -27,13 +27,8 @@ const NOT_HERE: [(&str, &str); 24] = [
     ("workflow_approval", LATER),
     ("workflow_node_wait", LATER),
     ("bulk_job_launch", LATER),
-    ("ad_hoc_command", LATER),
-    ("ad_hoc_command_cancel", LATER),
-    ("ad_hoc_command_wait", LATER),
     ("application", LATER),
     ("credential_input_source", LATER),
-    ("inventory_source", LATER),
-    ("inventory_source_update", LATER),
     ("project_update", LATER),
     ("role_definition", LATER),
     ("role_team_assignment", LATER),
@@ -107,7 +102,7 @@ fn record(name: &str, playbook: &str) {
         let resource = other.clone().unwrap_or_else(|| format!("{module}s"));
         let verb = match (module, task.split([',', ' ']).next()) {
             ("job_launch", _) => "launch",
-            ("job_cancel", _) => "cancel",
+            ("job_cancel" | "ad_hoc_command_cancel", _) => "cancel",
             ("job_list", _) => "list",
             ("job_wait", _) => "get",
             ("bulk_host_create", _) => "host_create",

@@ -3,6 +3,7 @@
 //! Ours and the other take turns (ABBA), because two cores that others use make every wall clock lie; the ratio of one pair of
 //! neighbours lies least. Samples are kept as they were measured.
 
+mod api;
 mod first;
 mod live;
 mod machine;
@@ -19,7 +20,7 @@ use serde::Serialize;
 /// Which suite.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Suite to run: first, mesh, live, work.
+    /// Suite to run: first, mesh, live, work, api.
     #[arg(long, default_value = "first")]
     suite: String,
     /// Rows whose name contains this text, only.
@@ -72,7 +73,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         "mesh" => runtime.block_on(mesh::run(only)),
         "live" => runtime.block_on(live::run(only)),
         "work" => runtime.block_on(work::run(only)),
-        other => bail!("no such suite: {other} (there are: first, mesh, live, work)"),
+        "api" => runtime.block_on(api::run(only)),
+        other => bail!("no such suite: {other} (there are: first, mesh, live, work, api)"),
     };
     print(&rows);
     let dir = target_dir().join("bench");

@@ -3,6 +3,7 @@
 //! Run through `make`; see `make help`.
 
 mod bench;
+mod compatibility;
 mod demo;
 mod feed;
 mod mutants;

@@ -17,7 +17,7 @@ const END: &str = "<!-- end -->\n";
 /// What to do about pages.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Writes the generated part of the reference anew instead of comparing it.
+    /// Writes what is generated anew instead of comparing it: the reference of commands, the page of clients.
     #[arg(long)]
     write: bool,
 }
@@ -29,6 +29,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let top = super::repository();
     reference(&top.join(REFERENCE), options.write)?;
+    crate::compatibility::run(&top, options.write)?;
     let pages = pages(&top)?;
     let targets = make_targets(&top)?;
     let mut programs = Programs { binaries: Binaries::of_this_build()?, helps: BTreeMap::new() };
