@@ -5,7 +5,10 @@
 //! a changed password ends it. Tokens and session keys are long and random: their SHA-256 is enough, and all that is
 //! stored.
 
+mod limit;
+
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -49,6 +52,9 @@ pub enum Error {
     /// The database.
     #[error("cannot look up who is asking")]
     Store(#[from] StoreError),
+    /// Too many wrong passwords: the next try has to wait.
+    #[error("too many wrong passwords; the next is looked at in {} s", .0.as_secs() + 1)]
+    Wait(Duration),
     /// No hash could be made.
     #[error("cannot hash a password")]
     Hash,
@@ -69,6 +75,16 @@ pub struct User {
     pub is_superuser: bool,
     /// May see everything.
     pub is_system_auditor: bool,
+}
+
+impl User {
+    /// The id of whoever is no user: a machine that calls back.
+    pub const NOBODY: i64 = 0;
+
+    /// Its id, where it stands for who did something.
+    pub fn author(&self) -> Option<i64> {
+        Some(self.id).filter(|id| *id != Self::NOBODY)
+    }
 }
 
 /// How the user was identified.
@@ -110,6 +126,7 @@ struct Shared {
     /// Verified against when there is no such user, so that the answer takes as long.
     nobody: String,
     remembered: Mutex<HashMap<[u8; 32], Remembered>>,
+    limit: Mutex<limit::Limit>,
 }
 
 struct Remembered {
@@ -134,16 +151,22 @@ impl Auth {
                 key: hmac::Key::new(hmac::HMAC_SHA256, &key),
                 nobody: hash(&random_text(16)?)?,
                 remembered: Mutex::default(),
+                limit: Mutex::default(),
             }),
         })
     }
 
-    /// The user with this name and password, `None` for any other pair. Takes as long for an unknown name as for a
-    /// wrong password.
+    /// The user with this name and password, `None` for any other pair; `from` is where they are told. Takes as long for
+    /// an unknown name as for a wrong password.
     ///
     /// # Errors
-    /// [`Error::Busy`] when too many wait.
-    pub async fn password(&self, username: &str, password: &str) -> Result<Option<User>, Error> {
+    /// [`Error::Busy`] when too many wait, [`Error::Wait`] after too many wrong ones.
+    pub async fn password(
+        &self,
+        username: &str,
+        password: &str,
+        from: IpAddr,
+    ) -> Result<Option<User>, Error> {
         if password.len() > MAX_PASSWORD || username.len() > MAX_PASSWORD {
             return Ok(None);
         }
@@ -160,10 +183,18 @@ impl Auth {
         {
             return Ok(Some(user.clone()));
         }
+        let limit = || self.shared.limit.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(wait) = limit().wait(username, from, Instant::now()) {
+            return Err(Error::Wait(wait));
+        }
         let candidate = password.to_owned();
         let checked = stored.clone();
         let right = self.hashing(move || Ok(verify(&candidate, &checked))).await?;
-        let Some(user) = user.filter(|_| right) else { return Ok(None) };
+        let Some(user) = user.filter(|_| right) else {
+            limit().failed(username, from, Instant::now());
+            return Ok(None);
+        };
+        limit().succeeded(username, from);
         self.remember(digest, user.id, stored);
         Ok(Some(user))
     }
@@ -241,6 +272,21 @@ impl Auth {
         let mut gone = Query::delete();
         tx.execute(gone.from_table("sessions").and_where(Expr::col("key_hash").eq(token_hash(key)))).await?;
         Ok(tx.commit().await?)
+    }
+
+    /// Whether somebody may try a key of this name, as [`Auth::password`] does with passwords.
+    ///
+    /// # Errors
+    /// [`Error::Wait`] after too many wrong ones.
+    pub fn may_guess(&self, name: &str, from: IpAddr) -> Result<(), Error> {
+        let limit = self.shared.limit.lock().unwrap_or_else(PoisonError::into_inner);
+        limit.wait(name, from, Instant::now()).map_or(Ok(()), |wait| Err(Error::Wait(wait)))
+    }
+
+    /// Notes that a key of this name was wrong.
+    pub fn guessed_wrong(&self, name: &str, from: IpAddr) {
+        let mut limit = self.shared.limit.lock().unwrap_or_else(PoisonError::into_inner);
+        limit.failed(name, from, Instant::now());
     }
 
     /// Hashes a password for storage.
@@ -329,6 +375,11 @@ pub fn new_token() -> Result<(String, Vec<u8>), Error> {
     Ok((token, hash))
 }
 
+/// Compares in a time that tells nothing of where they differ.
+pub fn same(one: &[u8], other: &[u8]) -> bool {
+    aws_lc_rs::constant_time::verify_slices_are_equal(one, other).is_ok()
+}
+
 /// What is stored of a token or session key.
 pub fn token_hash(token: &str) -> Vec<u8> {
     digest(&SHA256, token.as_bytes()).as_ref().to_vec()
@@ -389,6 +440,8 @@ fn micros(duration: Duration) -> i64 {
 mod tests {
     use super::*;
 
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
     async fn auth() -> (Auth, CoreDb, tempfile::TempDir) {
         let dir = tempfile::tempdir().unwrap();
         let db = CoreDb::open(&dir.path().join("core.sqlite")).await.unwrap();
@@ -401,35 +454,35 @@ mod tests {
         let (auth, db, _dir) = auth().await;
         let password = ensure_admin(&db, &auth, None).await.unwrap().unwrap();
         assert_eq!(ensure_admin(&db, &auth, None).await.unwrap(), None);
-        let admin = auth.password("admin", &password).await.unwrap().unwrap();
+        let admin = auth.password("admin", &password, HERE).await.unwrap().unwrap();
         assert!(admin.is_superuser);
-        assert_eq!(auth.password("admin", "wrong").await.unwrap(), None);
-        assert_eq!(auth.password("nobody", &password).await.unwrap(), None);
+        assert_eq!(auth.password("admin", "wrong", HERE).await.unwrap(), None);
+        assert_eq!(auth.password("nobody", &password, HERE).await.unwrap(), None);
     }
 
     #[tokio::test]
     async fn a_given_password_is_not_shown_again() {
         let (auth, db, _dir) = auth().await;
         assert_eq!(ensure_admin(&db, &auth, Some("mine")).await.unwrap(), None);
-        assert!(auth.password("admin", "mine").await.unwrap().is_some());
+        assert!(auth.password("admin", "mine", HERE).await.unwrap().is_some());
     }
 
     #[tokio::test]
     async fn a_right_password_is_remembered_until_it_changes() {
         let (auth, db, _dir) = auth().await;
         ensure_admin(&db, &auth, Some("old")).await.unwrap();
-        auth.password("admin", "old").await.unwrap().unwrap();
+        auth.password("admin", "old", HERE).await.unwrap().unwrap();
         // With no place to hash, only what is remembered is known.
         let places = auth.shared.waiting.acquire_many(MAX_WAITING as u32).await.unwrap();
-        assert!(auth.password("admin", "old").await.unwrap().is_some());
-        assert!(matches!(auth.password("admin", "new").await, Err(Error::Busy)));
+        assert!(auth.password("admin", "old", HERE).await.unwrap().is_some());
+        assert!(matches!(auth.password("admin", "new", HERE).await, Err(Error::Busy)));
         drop(places);
         let changed = auth.hash("new").await.unwrap();
         let mut tx = db.begin(Class::Intent).await.unwrap();
         tx.execute(Query::update().table("users").value("password_hash", changed).take()).await.unwrap();
         tx.commit().await.unwrap();
-        assert_eq!(auth.password("admin", "old").await.unwrap(), None);
-        assert!(auth.password("admin", "new").await.unwrap().is_some());
+        assert_eq!(auth.password("admin", "old", HERE).await.unwrap(), None);
+        assert!(auth.password("admin", "new", HERE).await.unwrap().is_some());
     }
 
     #[tokio::test]

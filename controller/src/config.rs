@@ -71,6 +71,9 @@ pub struct Config {
     /// Where jobs run.
     #[serde(default)]
     pub execution: Execution,
+    /// What there is at the first start.
+    #[serde(default)]
+    pub fresh: Fresh,
     /// Who may open which service on whom.
     #[serde(default)]
     pub policy: plexus_mesh::Policy,
@@ -161,6 +164,37 @@ pub enum Nodes {
     Word(String),
     /// These.
     Named(Vec<String>),
+}
+
+/// What there is at the first start; later changes do nothing.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Fresh {
+    /// Demo Project, Demo Inventory, Demo Credential and Demo Job Template.
+    pub demo: bool,
+    /// Execution environments of everybody; setting GLOBAL_JOB_EXECUTION_ENVIRONMENTS then names them.
+    pub execution_environments: Vec<Environment>,
+    /// Image of the managed execution environment, in which projects are updated; empty: there is none.
+    pub control_plane_image: String,
+}
+
+/// An execution environment by its name and image.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Environment {
+    /// Its name.
+    pub name: String,
+    /// Its image.
+    pub image: String,
+}
+
+impl Default for Fresh {
+    fn default() -> Self {
+        // As AWX 24.6.1 has them.
+        let image = "quay.io/ansible/awx-ee:24.6.1";
+        let environment = Environment { name: "AWX EE (24.6.1)".to_owned(), image: image.to_owned() };
+        Self { demo: true, execution_environments: vec![environment], control_plane_image: image.to_owned() }
+    }
 }
 
 /// What is told, and how.

@@ -20,6 +20,7 @@ use plexus_mesh::identity::Credentials;
 use tokio::sync::Mutex;
 
 pub use revocations::{Revocation, RevokeError};
+pub(crate) use tokens::field;
 pub use tokens::{NewToken, Pending, TokenRow, Wanted};
 
 use crate::store::core::{CoreDb, Error as StoreError};

@@ -21,7 +21,6 @@ use tokio_util::sync::CancellationToken;
 use copies::{Copies, Doubt, Start};
 
 use crate::dispatch::{CallError, NodeClient};
-use crate::schedule;
 use crate::store::core::CoreDb;
 use crate::store::instances::{self, Info, Seen};
 
@@ -132,13 +131,13 @@ impl Fleet {
             return;
         }
         // A node that is told too late holds containers for nothing until the next heartbeat.
-        let resting = instances::disabled(&self.core).await.unwrap_or_default();
+        let decided = instances::decided(&self.core).await.unwrap_or_default();
         for (name, asked) in &mut self.asked {
             if asked.under_way || asked.due > now {
                 continue;
             }
             let Some(node) = self.nodes.get(name) else { continue };
-            let resting = resting.contains(name);
+            let resting = decided.get(name).is_some_and(|decided| !decided.enabled);
             asked.under_way = true;
             let (name, client) = (name.clone(), node.client.clone());
             let outgrown = self.outgrown.get(&name).copied();
@@ -154,8 +153,8 @@ impl Fleet {
         let info = answer.map_err(|error| error.to_string()).and_then(|info| {
             let store = StoreId::from_slice(&info.store_id).map_err(|error| error.to_string())?;
             start = Some(Start { store, nonce: info.start, number: info.starts });
-            let capacity = schedule::capacity(info.cpu_millis, info.memory_bytes);
-            Ok(Info { store, cpu_millis: info.cpu_millis, memory: info.memory_bytes, capacity })
+            let heard = jiff::Timestamp::now();
+            Ok(Info { store, cpu_millis: info.cpu_millis, memory: info.memory_bytes, heard })
         });
         let mut again = match info {
             Ok(info) => {

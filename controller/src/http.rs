@@ -10,13 +10,18 @@ mod access;
 mod activity;
 mod ad_hoc;
 mod ansi;
+mod applications;
+mod browse;
 mod bulk;
+mod bundle;
 mod call;
+mod callback;
 mod children;
 mod copy;
 mod counts;
 mod credentials;
 mod dashboard;
+mod definitions;
 mod enrolment;
 mod environments;
 mod error;
@@ -24,6 +29,7 @@ mod events;
 mod fleet;
 mod generic;
 mod grep;
+mod html;
 mod inventories;
 mod inventory_sources;
 mod jobs;
@@ -32,8 +38,10 @@ mod later;
 mod launch;
 mod live;
 mod login;
+mod lookups;
 mod mesh;
 mod metrics;
+mod oauth;
 mod once;
 mod openapi;
 mod paging;
@@ -81,6 +89,7 @@ use crate::store::core::CoreDb;
 use crate::store::events::EventStore;
 use crate::store::groups;
 use crate::store::retention;
+use crate::store::strays::Decision;
 use crate::vault::Vault;
 use call::Call;
 
@@ -130,6 +139,7 @@ impl App {
         shutdown: CancellationToken,
     ) -> Result<Self, crate::auth::Error> {
         registry::seed(&db).await?;
+        registry::definitions::seed(&db).await?;
         retention::seed(&db).await?;
         let install = root::installation(&db).await?;
         groups::seed(&db).await?;
@@ -162,7 +172,10 @@ async fn serve(State(app): State<App>, request: Request) -> Response {
     let id = Uuid::now_v7();
     let socket = websocket::requested(&mut parts).await;
     let (path, method) = (parts.uri.path().to_owned(), parts.method.clone());
+    let page = browse::is_wanted(&method, &parts.headers, parts.uri.query());
+    let asked = parts.uri.query().map(str::to_owned);
     let node = app.node.clone();
+    let encrypted = parts.extensions.get::<crate::https::Encrypted>().is_some();
     let mut known = false;
     let mut allow = None;
     let mut response = match Call::read(app, parts, body).await {
@@ -177,6 +190,9 @@ async fn serve(State(app): State<App>, request: Request) -> Response {
         }
         Err(error) => error.into_response(),
     };
+    if page {
+        response = browse::dressed(&path, asked.as_deref(), allow, response).await;
+    }
     let took = begun.elapsed();
     let headers = response.headers_mut();
     let mut set = |name: &'static str, value: &str| {
@@ -195,6 +211,17 @@ async fn serve(State(app): State<App>, request: Request) -> Response {
     set("x-api-total-time", &seconds);
     set("x-content-type-options", "nosniff");
     set("x-frame-options", "DENY");
+    set("referrer-policy", "same-origin");
+    set("cross-origin-opener-policy", "same-origin");
+    set("permissions-policy", "camera=(), geolocation=(), microphone=()");
+    if encrypted {
+        set("strict-transport-security", "max-age=31536000");
+    }
+    // What is no page runs, loads and embeds nothing; pages say themselves what they need.
+    let nothing = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
+    headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(nothing);
+    // What somebody may see is theirs: no cache in between keeps it.
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     headers.insert(header::VARY, HeaderValue::from_static("Accept, Accept-Language, Origin, Cookie"));
     if let Some(allow) = allow {
         headers.entry(header::ALLOW).or_insert(HeaderValue::from_static(allow));
@@ -220,6 +247,10 @@ async fn dispatch(call: &Call) -> Answer {
         ["api", "login"] => login::login(call).await,
         ["api", "logout"] => login::logout(call).await,
         ["api", "docs"] => openapi::docs(call),
+        ["api", "o"] => oauth::map(call),
+        ["api", "o", "authorize"] => oauth::authorize(call).await,
+        ["api", "o", "token"] => oauth::token(call).await,
+        ["api", "o", "revoke_token"] => oauth::revoke(call).await,
         ["api", "v2"] => root::version_two(call),
         ["api", "v2", rest @ ..] => version_two(call, rest).await,
         ["websocket"] | ["api", "websocket"] => Err(websocket::needed()),
@@ -230,6 +261,13 @@ async fn dispatch(call: &Call) -> Answer {
         }
         ["metrics"] => metrics::serve(call).await,
         ["api", "plexus", "v1", "grep"] => grep::serve(call).await,
+        ["api", "plexus", "v1", "work", "stray"] => work::strays(call).await,
+        ["api", "plexus", "v1", "work", "stray", unit, "adopt"] => {
+            work::decide(call, unit, Decision::Adopt).await
+        }
+        ["api", "plexus", "v1", "work", "stray", unit, "discard"] => {
+            work::decide(call, unit, Decision::Discard).await
+        }
         ["api", "plexus", "v1", "work", id, "abandon"] => work::abandon(call, id).await,
         ["api", "plexus", "v1", "mesh", rest @ ..] => mesh::serve(call, rest).await,
         _ => Err(ApiError::no_such_page()),
@@ -297,6 +335,7 @@ async fn below_object(call: &Call, resource: &'static registry::Resource, id: &s
     }
     match (resource.path, name) {
         ("job_templates", "launch") => launch::launch(call, id).await,
+        ("job_templates", "callback") => callback::serve(call, id).await,
         ("job_templates", "survey_spec") => survey::spec(call, id).await,
         ("system_job_templates", "launch") => system::launch(call, id).await,
         ("system_jobs", "cancel") => system::cancel(call, id).await,
@@ -321,8 +360,13 @@ async fn below_object(call: &Call, resource: &'static registry::Resource, id: &s
         (_, "activity_stream") => activity::of_object(call, resource, id).await,
         (_, "access_list") => roles::access_list(call, resource, id).await,
         ("roles", "parents" | "children") => roles::kin(call, id, name).await,
+        ("credentials", "test") => lookups::test_credential(call, id).await,
+        ("credential_types", "test") => lookups::test_type(call, id).await,
+        ("role_definitions", _) => definitions::of_definition(call, id, name).await,
         ("instance_groups", "jobs") => fleet::group_jobs(call, id).await,
         ("job_templates", "plan") => plan::of_template(call, id).await,
+        ("instances", "install_bundle") => bundle::serve(call, id).await,
+        ("instances", "health_check") => fleet::health_check(call, id).await,
         ("instances", "jobs") => fleet::instance_jobs(call, id).await,
         _ => Err(ApiError::no_such_page()),
     }

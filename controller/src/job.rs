@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sea_query::{Expr, ExprTrait, JoinType, Query, SelectStatement};
 use serde_json::{Map, Value};
 
+use crate::lookup;
 use crate::store::core::{CoreDb, Error as StoreError, Row, WriteTx};
 use crate::vault::{DecryptError, Secret, Vault};
 
@@ -19,6 +20,17 @@ pub enum CredentialError {
         /// What the database said.
         #[source]
         source: StoreError,
+    },
+    /// A secret that is kept elsewhere was not found there.
+    #[error("cannot look up field {field} of credential {credential}")]
+    Lookup {
+        /// The credential.
+        credential: i64,
+        /// The field.
+        field: String,
+        /// Why.
+        #[source]
+        source: lookup::Error,
     },
     /// A secret does not open.
     #[error("cannot open field {field} of credential {credential}")]
@@ -126,6 +138,9 @@ pub async fn conclude(tx: &mut WriteTx, job: i64) -> Result<(), StoreError> {
         update.value("last_updated", row.at::<Option<i64>>(3)?);
         tx.execute(update.and_where(Expr::col("id").eq(source))).await?;
     }
+    // What was looked up for it is needed no more.
+    let mut looked_up = Query::delete();
+    tx.execute(looked_up.from_table("job_lookups").and_where(Expr::col("id").eq(job))).await?;
     let Some(template) = row.at::<Option<i64>>(0)? else { return Ok(()) };
     let mut update = Query::update();
     update.table("unified_job_templates").values([
@@ -219,6 +234,7 @@ async fn open(
         }
         credentials.push(credential);
     }
+    lookup::fill::fill(db, vault, job, &mut credentials).await?;
     Ok(credentials)
 }
 

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use plexus_controller::config::{Config, LogFormat};
 use plexus_controller::store::units;
-use plexus_controller::{debug, service};
+use plexus_controller::vault::Vault;
+use plexus_controller::{debug, rekey, service};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::filter::Targets;
@@ -41,6 +42,14 @@ enum Command {
         #[command(subcommand)]
         command: Db,
     },
+    /// Seals all secrets with a new master key, while the controller does not run
+    ///
+    /// Goes on where it stopped when it is given again after an interruption; the controller starts with either state.
+    Rekey {
+        /// Configuration file, TOML
+        #[arg(long, value_name = "FILE", env = "PLEXUS_CONTROLLER_CONFIG")]
+        config: PathBuf,
+    },
     /// Looks into files without a running controller
     Debug(debug::Args),
 }
@@ -66,6 +75,7 @@ fn main() -> ExitCode {
         Command::Run { config } => run(&config),
         Command::CheckConfig { config } => check(&config),
         Command::Db { command: Db::Recovered { config, above } } => recovered(&config, above),
+        Command::Rekey { config } => rekey(&config),
         Command::Debug(args) => debug::run(args),
     };
     match outcome {
@@ -91,6 +101,25 @@ fn recovered(file: &std::path::Path, above: i64) -> anyhow::Result<()> {
         let incarnation = units::recovered(&core, above).await?;
         core.close().await;
         println!("this database is now incarnation {incarnation} of its cluster; start the controller");
+        Ok(())
+    })
+}
+
+fn rekey(file: &std::path::Path) -> anyhow::Result<()> {
+    let config = Config::load(file)?;
+    let secrets = config.data_dir.join("secret");
+    let _held = Vault::lock(&secrets)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let core = service::open_core(&config).await?;
+        let vault = Vault::begin_rekey(&secrets)?;
+        let done = rekey::rekey(&core, &vault).await?;
+        core.close().await;
+        Vault::end_rekey(&secrets)?;
+        println!(
+            "{} secrets in {} rows are sealed with a new master key; the old one is gone",
+            done.fields, done.rows
+        );
         Ok(())
     })
 }

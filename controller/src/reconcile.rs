@@ -8,7 +8,6 @@
 mod imports;
 pub mod job;
 mod load;
-mod meta;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
@@ -33,8 +32,9 @@ use crate::payload::tree::Trees;
 use crate::schedule::{Candidate, Fleet, Placed, Wait};
 use crate::store::core::{CoreDb, Error};
 use crate::store::events::EventStore;
+use crate::store::groups;
+use crate::store::instances::{self, Decided};
 use crate::store::units::{self, ActiveJob, Placement, Unit, UnitState};
-use crate::store::{groups, instances};
 use crate::vault::Vault;
 
 /// Longest time without a look, should a wake-up ever be missed.
@@ -182,15 +182,15 @@ impl Reconciler {
             .collect::<HashSet<_>>()
             .into_iter()
             .collect();
-        let (hosts, (groups, default), lists, disabled) = tokio::try_join!(
+        let (hosts, (groups, default), lists, decided) = tokio::try_join!(
             units::host_counts(core, &inventories),
             groups::all(core),
             groups::Lists::read(core),
-            instances::disabled(core),
+            instances::decided(core),
         )?;
         let impact = |job: &ActiveJob| job.impact(&hosts);
         let live = self.context.nodes.borrow().clone();
-        let mut fleet = Fleet::new(candidates(&live, &disabled), groups);
+        let mut fleet = Fleet::new(candidates(&live, &decided), groups);
         // The first job of each template that is not over: those that may not run beside it wait for its end.
         let mut first: HashMap<i64, i64> = HashMap::new();
         for job in placed {
@@ -305,13 +305,14 @@ impl Reconciler {
     }
 }
 
-fn candidates(live: &Nodes, disabled: &std::collections::BTreeSet<NodeId>) -> BTreeMap<NodeId, Candidate> {
+fn candidates(live: &Nodes, decided: &BTreeMap<NodeId, Decided>) -> BTreeMap<NodeId, Candidate> {
     let candidate = |(name, node): (&NodeId, &crate::fleet::LiveNode)| {
         let known = node.info.as_ref();
+        let decided = decided.get(name).copied().unwrap_or_default();
         let candidate = Candidate {
             reachable: node.reachable && known.is_some(),
-            enabled: !disabled.contains(name),
-            capacity: known.map_or(0, |info| info.capacity),
+            enabled: decided.enabled,
+            capacity: known.map_or(0, |info| info.capacity().adjusted(decided.adjustment)),
             busy: 0,
         };
         (name.clone(), candidate)

@@ -6,12 +6,15 @@
 
 mod activity;
 mod ad_hoc;
+mod applications;
 mod builtin_types;
 mod credentials;
+pub mod definitions;
 mod fleet;
 mod inventories;
 mod inventory_sources;
 mod jobs;
+mod lookups;
 mod people;
 mod project_updates;
 mod system;
@@ -28,15 +31,18 @@ pub mod write;
 
 pub use activity::ACTIVITY_STREAM;
 pub use ad_hoc::AD_HOC_COMMANDS;
+pub use applications::APPLICATIONS;
 #[cfg(test)]
 pub(crate) use builtin_types::fields_of as builtin_fields;
 pub use builtin_types::seed;
 pub use credentials::{CREDENTIAL_TYPES, CREDENTIALS, EXECUTION_ENVIRONMENTS};
+pub use definitions::{ROLE_DEFINITIONS, ROLE_TEAM_ASSIGNMENTS, ROLE_USER_ASSIGNMENTS};
 pub use field::{Field, Kind, Mode};
 pub use fleet::{INSTANCE_GROUPS, INSTANCES};
 pub use inventories::{CONSTRUCTED_INVENTORIES, GROUPS, HOSTS, INVENTORIES};
 pub use inventory_sources::{INVENTORY_SOURCES, INVENTORY_UPDATES};
 pub use jobs::{JOB_HOST_SUMMARIES, JOBS, UNIFIED_JOBS};
+pub use lookups::CREDENTIAL_INPUT_SOURCES;
 pub use people::{LABELS, ORGANIZATIONS, ROLES, TEAMS, TOKENS, USERS};
 pub use project_updates::PROJECT_UPDATES;
 pub use system::{SYSTEM_JOB_TEMPLATES, SYSTEM_JOBS};
@@ -255,6 +261,8 @@ pub static ALL: &[&Resource] = &[
     &PROJECT_UPDATES,
     &CREDENTIALS,
     &CREDENTIAL_TYPES,
+    &CREDENTIAL_INPUT_SOURCES,
+    &APPLICATIONS,
     &TOKENS,
     &INVENTORIES,
     &CONSTRUCTED_INVENTORIES,
@@ -271,6 +279,9 @@ pub static ALL: &[&Resource] = &[
     &UNIFIED_JOB_TEMPLATES,
     &UNIFIED_JOBS,
     &ROLES,
+    &ROLE_DEFINITIONS,
+    &ROLE_USER_ASSIGNMENTS,
+    &ROLE_TEAM_ASSIGNMENTS,
     &ACTIVITY_STREAM,
 ];
 
@@ -362,7 +373,7 @@ mod tests {
             }
             for name in resource.summary {
                 let path = name.split_once("__").map_or(name.trim_end_matches("_id"), |(first, _)| first);
-                assert!(known(&path), "{resource:?} has no field {name} to show");
+                assert!(known(name) || known(&path), "{resource:?} has no field {name} to show");
             }
             match &resource.owner {
                 Owner::Field(name) | Owner::Through(name) => {

@@ -24,11 +24,31 @@ pub fn impact(forks: i64, hosts: usize) -> u32 {
     forks.min(u32::try_from(hosts.max(1)).unwrap_or(u32::MAX)).saturating_add(1)
 }
 
-/// Forks a node can keep busy: the smaller of what its cores and its memory allow, at least one.
-pub fn capacity(cpu_millis: u32, memory_bytes: u64) -> u32 {
-    let by_cpu = u64::from(cpu_millis) * u64::from(FORKS_PER_CORE) / 1000;
-    let by_memory = memory_bytes / BYTES_PER_FORK;
-    u32::try_from(by_cpu.min(by_memory).max(1)).unwrap_or(u32::MAX)
+/// Forks a node can keep busy, by each of what limits it; at least one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// By its cores.
+    pub cpu: u32,
+    /// By its memory.
+    pub memory: u32,
+}
+
+impl Capacity {
+    /// What so many thousandths of a core and so many bytes allow.
+    pub fn of(cpu_millis: u32, memory_bytes: u64) -> Self {
+        let forks = |forks: u64| u32::try_from(forks.max(1)).unwrap_or(u32::MAX);
+        Self {
+            cpu: forks(u64::from(cpu_millis) * u64::from(FORKS_PER_CORE) / 1000),
+            memory: forks(memory_bytes / BYTES_PER_FORK),
+        }
+    }
+
+    /// AWX's rule: the smaller of the two at 0, the larger at 1, in between what lies in between.
+    pub fn adjusted(self, adjustment: f64) -> u32 {
+        let (least, most) = (self.cpu.min(self.memory), self.cpu.max(self.memory));
+        let more = f64::from(most - least) * adjustment.clamp(0.0, 1.0);
+        least.saturating_add(more as u32)
+    }
 }
 
 /// An execution node as the scheduler sees it.
@@ -440,8 +460,12 @@ mod tests {
         assert_eq!(impact(0, 2), 3);
         assert_eq!(impact(0, 10), 6);
         assert_eq!(impact(50, 10), 11);
-        assert_eq!(capacity(2000, 24 << 30), 8);
-        assert_eq!(capacity(2000, 200 << 20), 2);
-        assert_eq!(capacity(10, 1), 1);
+        let capacity = |cpu, memory, adjustment| Capacity::of(cpu, memory).adjusted(adjustment);
+        assert_eq!(capacity(2000, 24 << 30, 0.0), 8);
+        assert_eq!(capacity(2000, 200 << 20, 0.0), 2);
+        assert_eq!(capacity(2000, 200 << 20, 0.5), 5);
+        assert_eq!(capacity(2000, 200 << 20, 1.0), 8);
+        assert_eq!(capacity(10, 1, 0.7), 1);
+        assert_eq!(capacity(u32::MAX, u64::MAX, f64::NAN), Capacity::of(u32::MAX, 0).cpu);
     }
 }

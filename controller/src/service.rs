@@ -29,7 +29,7 @@ use crate::store::events::EventStore;
 use crate::store::postgres::Server;
 use crate::store::retention;
 use crate::vault::Vault;
-use crate::{auth, fleet};
+use crate::{auth, fleet, fresh, stray};
 
 /// Environment variable with the administrator's password of a first start. Without it one is made and shown once.
 pub const ADMIN_PASSWORD: &str = "PLEXUS_CONTROLLER_ADMIN_PASSWORD";
@@ -58,7 +58,10 @@ pub async fn run(
         identity.node,
     );
     let core = open_core(&config).await?;
-    let vault = Vault::open(&config.data_dir.join("secret"))?;
+    let secrets = config.data_dir.join("secret");
+    // Whoever changes the master key must not do so beneath a controller that goes on sealing with the old one.
+    let _vault_is_ours = Vault::lock(&secrets)?;
+    let vault = Vault::open(&secrets)?;
     let events = open_events(&config).await?;
     let doors = Doors::open(&config.http, &config.data_dir.join("https")).await?;
     let hangup = signal(SignalKind::hangup()).context("cannot watch for SIGHUP")?;
@@ -101,9 +104,11 @@ pub async fn run(
     if let Some(password) = made {
         println!("admin password: {password}");
     }
+    fresh::seed(&core, &config.fresh, &root).await?;
 
     let ours = shutdown.child_token();
     let (nodes, fleet) = fleet::spawn(mesh.clone(), core.clone(), ours.clone());
+    let stray = stray::spawn(core.clone(), nodes.clone(), ours.clone());
     let context = reconcile::Context {
         core: core.clone(),
         events: events.clone(),
@@ -142,9 +147,13 @@ pub async fn run(
     let served = api.spawn(doors.serve(http::router(app), shutdown.clone())).await;
 
     ours.cancel();
-    for (what, task) in
-        [("fleet", fleet), ("reconciler", reconciler), ("retention", retention), ("reload", reloading)]
-    {
+    for (what, task) in [
+        ("fleet", fleet),
+        ("stray", stray),
+        ("reconciler", reconciler),
+        ("retention", retention),
+        ("reload", reloading),
+    ] {
         if let Err(error) = task.await {
             tracing::error!(what, %error, "task ended badly");
         }

@@ -11,6 +11,7 @@ pub mod instances;
 pub mod postgres;
 pub mod retention;
 mod sql;
+pub mod strays;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod units;

@@ -194,6 +194,11 @@ impl Question {
     }
 }
 
+/// The field that a secret default of a survey is bound to.
+pub fn field(variable: &str) -> String {
+    format!("survey_spec.{variable}")
+}
+
 /// Checks a specification. Passwords among the defaults come out sealed; `$encrypted$` stands for the one that `old`
 /// has.
 ///

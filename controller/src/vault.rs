@@ -26,6 +26,11 @@ const PREFIX: &str = "$plexus$1$";
 
 const NONCE: usize = 12;
 
+/// The key that fields are sealed with; the one before, while there is one; the one that will be.
+const MASTER: &str = "master.key";
+const OLD: &str = "master.old.key";
+const NEXT: &str = "master.next.key";
+
 /// Why the vault does not open.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -37,6 +42,12 @@ pub enum OpenError {
         /// What the system said.
         #[source]
         source: std::io::Error,
+    },
+    /// Another process has it.
+    #[error("the keys in {} are in use: a controller runs", path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
     },
     /// A file is not what it should be.
     #[error("key file {} is damaged: it must hold 32 bytes, not {length}", path.display())]
@@ -94,6 +105,8 @@ pub struct Vault {
 struct Keys {
     master: RandomizedNonceKey,
     master_id: u64,
+    /// The key before, while its fields are sealed anew; see [`Vault::begin_rekey`].
+    old: Option<(u64, RandomizedNonceKey)>,
     spool: Zeroizing<[u8; 32]>,
     spool_id: u64,
 }
@@ -113,16 +126,77 @@ impl Vault {
         let io = |source| OpenError::Io { path: dir.to_owned(), source };
         std::fs::create_dir_all(dir).map_err(io)?;
         std::fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).map_err(io)?;
-        let master = key_file(&dir.join("master.key"))?;
+        let cipher =
+            |key: &[u8; 32]| RandomizedNonceKey::new(&AES_256_GCM, key).expect("a key of 32 bytes is one");
+        let master = key_file(&dir.join(MASTER))?;
         let spool = key_file(&dir.join("spool.key"))?;
+        let old = dir.join(OLD);
+        let old = if old.try_exists().map_err(io)? { Some(key_file(&old)?) } else { None };
         Ok(Self {
             keys: Arc::new(Keys {
                 master_id: key_id(&master),
-                master: RandomizedNonceKey::new(&AES_256_GCM, &*master).expect("a key of 32 bytes is one"),
+                master: cipher(&master),
+                old: old.map(|old| (key_id(&old), cipher(&old))),
                 spool_id: key_id(&spool),
                 spool,
             }),
         })
+    }
+
+    /// Keeps the vault for one process, until what is given back is dropped: the controller that runs, or whoever changes
+    /// its master key.
+    ///
+    /// # Errors
+    /// [`OpenError::InUse`] if another process has it.
+    pub fn lock(dir: &Path) -> Result<std::fs::File, OpenError> {
+        let io = |source| OpenError::Io { path: dir.to_owned(), source };
+        std::fs::create_dir_all(dir).map_err(io)?;
+        let mut options = std::fs::OpenOptions::new();
+        let file = options.write(true).create(true).truncate(false).mode(0o600).open(dir.join("lock"));
+        let file = file.map_err(io)?;
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::InUse { path: dir.to_owned() }),
+            Err(error) => Err(io(error.into())),
+        }
+    }
+
+    /// Makes a new master key, beside which the old one stays until [`Vault::end_rekey`]. Where that was begun before and
+    /// not ended, it goes on with the keys that are there.
+    ///
+    /// # Errors
+    /// [`OpenError`] names the file.
+    pub fn begin_rekey(dir: &Path) -> Result<Self, OpenError> {
+        let (master, old, next) = (dir.join(MASTER), dir.join(OLD), dir.join(NEXT));
+        let io = |source| OpenError::Io { path: dir.to_owned(), source };
+        let current = key_file(&master)?;
+        if !old.try_exists().map_err(io)? {
+            // The same file by two names: from here on the old key is safe whatever happens to the first name.
+            std::fs::hard_link(&master, &old).map_err(io)?;
+            sync(dir)?;
+        }
+        if key_id(&current) == key_id(&*key_file(&old)?) {
+            key_file(&next)?;
+            std::fs::rename(&next, &master).map_err(io)?;
+            sync(dir)?;
+        }
+        Self::open(dir)
+    }
+
+    /// Forgets the old master key: nothing is sealed with it any more.
+    ///
+    /// # Errors
+    /// [`OpenError`] names the file.
+    pub fn end_rekey(dir: &Path) -> Result<(), OpenError> {
+        let old = dir.join(OLD);
+        std::fs::remove_file(&old).map_err(|source| OpenError::Io { path: old, source })?;
+        sync(dir)
+    }
+
+    /// Whether a sealed text is sealed with the newest key.
+    pub fn is_current(&self, sealed: &str) -> bool {
+        let id = sealed.strip_prefix(PREFIX).and_then(|rest| rest.split_once('$'));
+        id.is_some_and(|(id, _)| u64::from_str_radix(id, 16) == Ok(self.keys.master_id))
     }
 
     /// Seals `plain` for one field of one row.
@@ -146,17 +220,16 @@ impl Vault {
         let rest = sealed.strip_prefix(PREFIX).ok_or(DecryptError::NotSealed)?;
         let (id, body) = rest.split_once('$').ok_or(DecryptError::NotSealed)?;
         let id = u64::from_str_radix(id, 16).map_err(|_| DecryptError::NotSealed)?;
-        if id != self.keys.master_id {
-            return Err(DecryptError::OtherKey(id));
-        }
+        let key = match &self.keys.old {
+            _ if id == self.keys.master_id => &self.keys.master,
+            Some((old, key)) if id == *old => key,
+            _ => return Err(DecryptError::OtherKey(id)),
+        };
         let mut whole = STANDARD_NO_PAD.decode(body).map_err(|_| DecryptError::Broken)?;
         let (nonce, body) = whole.split_at_mut_checked(NONCE).ok_or(DecryptError::Broken)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| DecryptError::Broken)?;
-        let plain = self
-            .keys
-            .master
-            .open_in_place(nonce, place(id, table, row, field), body)
-            .map_err(|_| DecryptError::Broken)?;
+        let plain =
+            key.open_in_place(nonce, place(id, table, row, field), body).map_err(|_| DecryptError::Broken)?;
         let text = std::str::from_utf8(plain).map_err(|_| DecryptError::Broken)?;
         let secret = Secret(Zeroizing::new(text.to_owned()));
         whole.zeroize();
@@ -204,6 +277,12 @@ fn key_id(key: &[u8; 32]) -> u64 {
     u64::from_be_bytes(id)
 }
 
+/// Makes names that were given, taken or changed in a directory last.
+fn sync(dir: &Path) -> Result<(), OpenError> {
+    let synced = std::fs::File::open(dir).and_then(|dir| dir.sync_all());
+    synced.map_err(|source| OpenError::Io { path: dir.to_owned(), source })
+}
+
 fn key_file(path: &Path) -> Result<Zeroizing<[u8; 32]>, OpenError> {
     let io = |source| OpenError::Io { path: path.to_owned(), source };
     match std::fs::File::open(path) {
@@ -228,8 +307,7 @@ fn key_file(path: &Path) -> Result<Zeroizing<[u8; 32]>, OpenError> {
                 .map_err(io)?;
             file.write_all(&*key).and_then(|()| file.sync_all()).map_err(io)?;
             std::fs::rename(&fresh, path).map_err(io)?;
-            let dir = path.parent().unwrap_or(Path::new("."));
-            std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(io)?;
+            sync(path.parent().unwrap_or(Path::new(".")))?;
             Ok(key)
         }
         Err(source) => Err(io(source)),
@@ -300,6 +378,51 @@ mod tests {
             let mode = std::fs::metadata(dir.path().join(name)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{name}");
         }
+    }
+
+    #[test]
+    fn a_new_master_key_opens_what_the_old_one_sealed_until_that_is_forgotten() {
+        let (vault, dir) = vault();
+        let sealed = vault.encrypt("t", 1, "f", "x");
+        let both = Vault::begin_rekey(dir.path()).unwrap();
+        assert_eq!(both.decrypt("t", 1, "f", &sealed).unwrap().expose(), "x");
+        let fresh = both.encrypt("t", 1, "f", "x");
+        assert!(both.is_current(&fresh) && !both.is_current(&sealed));
+        assert!(matches!(vault.decrypt("t", 1, "f", &fresh), Err(DecryptError::OtherKey(_))));
+        let again = Vault::begin_rekey(dir.path()).unwrap();
+        assert!(again.is_current(&fresh), "there is no third key");
+        Vault::end_rekey(dir.path()).unwrap();
+        let after = Vault::open(dir.path()).unwrap();
+        assert_eq!(after.decrypt("t", 1, "f", &fresh).unwrap().expose(), "x");
+        assert!(matches!(after.decrypt("t", 1, "f", &sealed), Err(DecryptError::OtherKey(_))));
+        let attempt = Attempt { unit: UnitId(Uuid::from_u128(1)), number: 1 };
+        let store = StoreId(Uuid::from_u128(2));
+        let same = after.spool_key(attempt, store).0.expose() == vault.spool_key(attempt, store).0.expose();
+        assert!(same, "records on their way still open");
+    }
+
+    #[test]
+    fn a_crash_between_the_steps_of_a_new_key_loses_none() {
+        let (vault, dir) = vault();
+        let sealed = vault.encrypt("t", 1, "f", "x");
+        let at = |name: &str| dir.path().join(name);
+        // After each of the steps: the old key has two names; the next one is made too.
+        std::fs::hard_link(at(MASTER), at(OLD)).unwrap();
+        assert_eq!(Vault::open(dir.path()).unwrap().decrypt("t", 1, "f", &sealed).unwrap().expose(), "x");
+        drop(key_file(&at(NEXT)).unwrap());
+        assert_eq!(Vault::open(dir.path()).unwrap().decrypt("t", 1, "f", &sealed).unwrap().expose(), "x");
+        let both = Vault::begin_rekey(dir.path()).unwrap();
+        assert_eq!(both.decrypt("t", 1, "f", &sealed).unwrap().expose(), "x");
+        assert!(!both.is_current(&sealed) && !at(NEXT).exists());
+    }
+
+    #[test]
+    fn one_process_has_the_vault() {
+        let (_, dir) = vault();
+        let held = Vault::lock(dir.path()).unwrap();
+        assert!(matches!(Vault::lock(dir.path()), Err(OpenError::InUse { .. })));
+        drop(held);
+        Vault::lock(dir.path()).unwrap();
     }
 
     #[test]

@@ -35,6 +35,8 @@ AWX_DIR=$CACHE/awx-$AWXKIT_VERSION
 COLLECTION_ANSIBLE='ansible-core>=2.17,<2.18'
 COLLECTION_BUNDLE=11.0.0
 COLLECTION_DIR=$CACHE/awx-collection-$AWXKIT_VERSION
+SCHEMATHESIS_VERSION=4.32.5
+SCHEMATHESIS_DIR=$CACHE/schemathesis-$SCHEMATHESIS_VERSION
 RUST_VERSION=1.89
 RECIPE_LABEL=plexus.recipe
 # How long to wait for another apt or dpkg to finish, in seconds.
@@ -299,6 +301,22 @@ PY
     say "installed the collection in $(seconds_since "$start")"
 }
 
+# For `make verify` only: requests made up from the OpenAPI document.
+part_schemathesis() {
+    local want="schemathesis $SCHEMATHESIS_VERSION, recipe 1" start
+    [ "$(cat "$SCHEMATHESIS_DIR/.complete" 2>/dev/null)" != "$want" ] || return 0
+    lock
+    start=$(date +%s.%N)
+    say "installing schemathesis $SCHEMATHESIS_VERSION below $SCHEMATHESIS_DIR ..."
+    python3 -c 'import ensurepip, venv' 2>/dev/null || apt_need python3 python3-venv
+    rm -rf "$SCHEMATHESIS_DIR"
+    quietly python3 -m venv "$SCHEMATHESIS_DIR" || die "python3 could not make a virtual environment"
+    quietly "$SCHEMATHESIS_DIR/bin/python" -m pip install --quiet --disable-pip-version-check \
+        "schemathesis==$SCHEMATHESIS_VERSION" || die "pip could not install schemathesis"
+    echo "$want" >"$SCHEMATHESIS_DIR/.complete"
+    say "installed schemathesis in $(seconds_since "$start")"
+}
+
 # The server's programs only: tests start servers of their own. Debian would make and start a cluster, unless told not to
 # before the package comes.
 part_postgres() {
@@ -322,7 +340,7 @@ main() {
     esac
     [ $# -gt 0 ] || set -- rust podman ee awx collection images registry ssh rootless postgres
     for part in "$@"; do
-        declare -F "part_$part" >/dev/null || die "no such part: $part (parts: rust podman ee awx collection images registry ssh rootless postgres)"
+        declare -F "part_$part" >/dev/null || die "no such part: $part (parts: rust podman ee awx collection images registry ssh rootless postgres schemathesis)"
     done
     for part in "$@"; do "part_$part"; done
 }

@@ -163,7 +163,8 @@ struct Inner {
 
 #[derive(Clone)]
 struct Handle {
-    requests: mpsc::Sender<Request>,
+    /// Boxed: a channel keeps room for 32 at least, and a node may know ten thousand units.
+    requests: mpsc::Sender<Box<Request>>,
     view: watch::Receiver<View>,
 }
 
@@ -314,7 +315,7 @@ impl Supervisor {
         self.0.tasks.close();
         self.0.tasks.wait().await;
         drop(self.0.take_spare()); // it ends when its agent hangs up
-        self.0.empty_pool();
+        self.0.empty_pool().await;
         // What a shim that was killed left; one that lives keeps its group.
         cgroup::sweep(&self.0.mark.to_string());
         // Streams may hold this supervisor for a while yet; the directory is the next one's from now on.
@@ -593,14 +594,14 @@ impl Supervisor {
     /// Takes an acknowledgement from a records stream; one from an older stream, or with an older epoch, is void.
     pub async fn ack(&self, attempt: Attempt, attachment: u64, epoch: OwnerEpoch, up_to: u64) {
         if let Some(handle) = self.handle(attempt) {
-            handle.requests.send(Request::Ack { attachment, epoch, up_to }).await.ok();
+            handle.requests.send(Box::new(Request::Ack { attachment, epoch, up_to })).await.ok();
         }
     }
 
     /// Says that a unit's spool cannot be read.
     pub async fn damaged(&self, attempt: Attempt, why: String) {
         if let Some(handle) = self.handle(attempt) {
-            handle.requests.send(Request::Damaged { why }).await.ok();
+            handle.requests.send(Box::new(Request::Damaged { why })).await.ok();
         }
     }
 
@@ -650,12 +651,12 @@ type Answer<T> = oneshot::Sender<Result<T, Refusal>>;
 
 /// Sends a request to a unit's task and waits for the answer.
 async fn ask<T>(
-    requests: &mpsc::Sender<Request>,
+    requests: &mpsc::Sender<Box<Request>>,
     attempt: Attempt,
     request: impl FnOnce(Answer<T>) -> Request,
 ) -> Result<Result<T, Refusal>, Refusal> {
     let (answer, waiting) = oneshot::channel();
-    if requests.send(request(answer)).await.is_err() {
+    if requests.send(Box::new(request(answer))).await.is_err() {
         return Err(unknown(attempt)); // forgotten a moment ago
     }
     waiting.await.map_err(|_| shutting_down())

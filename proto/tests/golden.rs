@@ -210,7 +210,7 @@ fn work_verbs() {
     check("status", StatusRequest { unit: unit() });
     check("list", ListRequest {});
     check("info", InfoRequest::default());
-    check("info_resting", InfoRequest { resting: true, ..Default::default() });
+    check("info-resting", InfoRequest { resting: true, ..Default::default() });
     check("info-starts", InfoRequest { store_id: vec![9; 16].into(), starts: 12, resting: false });
     let state = UnitStatusState::Pending(Pending { needs_payload: true });
     check("reply-pending", UnitReply { result: Some(UnitReplyResult::Status(status(state))) });

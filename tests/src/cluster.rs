@@ -49,6 +49,7 @@ pub struct Builder {
     spool_quota: Option<u32>,
     memory_mib: Option<u32>,
     podman: String,
+    fresh_image: Option<String>,
 }
 
 /// A running cluster in a folder and on ports of its own.
@@ -129,6 +130,12 @@ impl Builder {
         self
     }
 
+    /// Starts with all that a fresh controller has; its execution environments are this image.
+    pub fn fresh(mut self, image: &str) -> Self {
+        self.fresh_image = Some(image.to_owned());
+        self
+    }
+
     /// Leaves the execution node down at first.
     pub fn without_node(mut self) -> Self {
         self.start_node = false;
@@ -164,6 +171,7 @@ impl Builder {
             spool_quota: self.spool_quota,
             memory_mib: self.memory_mib,
             podman: self.podman,
+            fresh_image: self.fresh_image,
         };
         layout.make_dirs()?;
         layout.certify()?;
@@ -230,6 +238,7 @@ impl Cluster {
             spool_quota: None,
             memory_mib: None,
             podman: String::new(),
+            fresh_image: None,
         }
     }
 

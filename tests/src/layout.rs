@@ -46,6 +46,8 @@ pub struct Layout {
     pub memory_mib: Option<u32>,
     /// Further lines of its section `[work.podman]`.
     pub podman: String,
+    /// The image of what there is at the first start; none: there is nothing.
+    pub fresh_image: Option<String>,
 }
 
 impl Layout {
@@ -181,7 +183,9 @@ http = "127.0.0.1:{http}"
 
 [projects]
 root = {projects}
-"#,
+
+{fresh}"#,
+            fresh = self.fresh(),
             ca = quoted(&self.ca_dir()),
             data = quoted(&self.data_dir("controller")),
             socket = quoted(&self.socket("controller")),
@@ -190,6 +194,19 @@ root = {projects}
             http = self.http_port,
             projects = quoted(&self.projects()),
         )
+    }
+
+    /// What there is at the first start: nothing, so that what a test makes has the ids it counts on; or all there is.
+    fn fresh(&self) -> String {
+        match &self.fresh_image {
+            None => {
+                "[fresh]\ndemo = false\nexecution_environments = []\ncontrol_plane_image = \"\"\n".to_owned()
+            }
+            Some(image) => format!(
+                "[fresh]\nexecution_environments = [{{ name = \"Fresh\", image = \"{image}\" }}]\n\
+                 control_plane_image = \"{image}\"\n"
+            ),
+        }
     }
 
     fn hop_config(&self, name: &str, port: u16, before: Option<u16>) -> String {

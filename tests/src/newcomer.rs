@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::cluster::{Cluster, Runtime};
 use crate::daemon::Daemon;
+use crate::layout::podman_command;
 
 /// A machine of its own beside a cluster.
 #[derive(Debug)]
@@ -38,7 +39,10 @@ impl Newcomer {
         let config = dir.join("etc/node.toml").into_os_string();
         let args = vec![OsString::from("run"), OsString::from("--config"), config];
         let work = match &layout.runtime {
-            Runtime::Podman => String::new(),
+            Runtime::Podman => format!(
+                "runtime = \"podman\"\n\n[work.podman]\ncommand = {}\nnetwork = \"host\"\n",
+                Value::from(podman_command())
+            ),
             Runtime::Process(command) => {
                 format!(
                     "runtime = \"process\"\n\n[work.process]\ncommand = {}\n",

@@ -205,7 +205,7 @@ impl Arena {
     /// One fault, lived through for up to a second and a half.
     async fn fault(&mut self) {
         let pause = Duration::from_millis(100 + self.dice.below(1_400));
-        let kind = self.dice.below(13);
+        let kind = self.dice.below(15);
         let name = match kind {
             0..=2 => "kill -9, then start",
             3..=5 => "SIGSTOP, then SIGCONT",
@@ -215,7 +215,8 @@ impl Arena {
             9 => "shim killed",
             10 => "agent and shim killed",
             11 => "a byte of a spool flipped",
-            _ => "disk full",
+            12 => "disk full",
+            _ => "kill -9, then start in another time",
         };
         self.said.push(format!("{name} ({kind}) for {pause:?}"));
         match kind {
@@ -249,7 +250,16 @@ impl Arena {
                 self.victim(2).start().unwrap();
             }
             11 => self.flip_a_byte().await,
-            _ => self.fill_the_disk(pause).await,
+            12 => self.fill_the_disk(pause).await,
+            // Agent or controller, and the clock that its timers go by has jumped, either way.
+            _ => {
+                let later = Duration::from_secs(self.dice.below(100 * 24 * 3600));
+                let victim = self.victim(if kind == 13 { 0 } else { 2 });
+                victim.kill();
+                victim.set_later(later);
+                tokio::time::sleep(pause).await;
+                victim.start().unwrap();
+            }
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }

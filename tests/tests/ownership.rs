@@ -135,6 +135,73 @@ async fn a_controller_set_back_while_its_job_runs_goes_on_with_it() {
 }
 
 #[tokio::test]
+async fn what_a_controller_from_a_backup_does_not_know_waits_for_an_operator_each_time() {
+    let mut replay = Replay::start("controller-stray", CASE, LINES).await.unwrap();
+    let expected = replay.undisturbed().await.unwrap();
+    replay.cluster.clean().await.unwrap();
+    replay.cluster.controller.stop().await.unwrap();
+    let backup = Snapshot::take(&replay.cluster.layout.data_dir("controller"));
+    replay.cluster.controller.start().unwrap();
+    replay.cluster.api_up().await.unwrap();
+
+    // The same backup twice: of what it does not know, one is adopted and the next discarded.
+    for verb in ["adopt", "discard"] {
+        replay.close_gate();
+        let lost = replay.launch().await.unwrap();
+        replay.at_gate(lost).await.unwrap();
+        let starts = replay.starts();
+        replay.cluster.controller.kill();
+        backup.bring_back();
+        replay.cluster.controller.start().unwrap();
+        replay.cluster.api_up().await.unwrap();
+        let unit = wait_for("the unit to be listed", LIFE, async || {
+            let list = plexus(&replay, &["-o", "json", "work", "list", "--stray"]).await;
+            let list: Value = serde_json::from_str(&list).unwrap_or_default();
+            let unit = &list["results"][0];
+            let text = unit["unit"].as_str().map(str::to_owned);
+            let seen = text.filter(|_| unit["state"] == "running" && unit["node"] == "node-1");
+            seen.map_or_else(|| Seen::NotYet(list.to_string()), Seen::Yes)
+        })
+        .await
+        .unwrap();
+        let table = plexus(&replay, &["work", "list", "--stray"]).await;
+        assert!(table.contains(&unit) && table.contains(&format!("job {lost}")), "{table}");
+        // It lives, and is not run anew; nothing became of it by itself.
+        assert!(held_counter(&replay).is_some() && replay.starts() == starts);
+        assert_eq!(plexus(&replay, &["work", "list"]).await, "no jobs\n");
+
+        let said = plexus(&replay, &["-o", "json", "work", verb, &unit]).await;
+        let job = serde_json::from_str::<Value>(&said).unwrap()["id"].as_i64().unwrap();
+        if verb == "adopt" {
+            replay.open_gate().unwrap();
+            // Which image it runs in is not known here, so the output does not begin with its name.
+            assert_eq!(names(&replay.successful(job).await.unwrap()), names(&expected));
+        } else {
+            let done = replay.api().finished(job, LIFE).await.unwrap();
+            assert_eq!(done["status"], "error", "{done}");
+            assert!(done["job_explanation"].as_str().unwrap().contains("discarded by admin"), "{done}");
+        }
+        replay.cluster.clean().await.unwrap();
+        assert_eq!(plexus(&replay, &["work", "list", "--stray"]).await, "no stray units\n");
+        assert_eq!(replay.starts(), starts, "it is not started again");
+    }
+    replay.open_gate().unwrap();
+    assert_eq!(replay.undisturbed().await.unwrap(), expected);
+    replay.finish().await.unwrap();
+}
+
+/// Number, kind and id of each event.
+fn names(events: &[Value]) -> Vec<[Value; 3]> {
+    events.iter().map(|event| ["counter", "event", "uuid"].map(|key| event[key].clone())).collect()
+}
+
+async fn plexus(replay: &Replay, args: &[&str]) -> String {
+    let output = replay.cluster.plexus_as_admin(args).await.unwrap();
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[tokio::test]
 async fn a_cloned_node_is_named_to_the_operator_and_its_job_is_run_once() {
     let mut replay = Replay::start("node-clone", CASE, LINES).await.unwrap();
     let expected = replay.undisturbed().await.unwrap();

@@ -70,12 +70,15 @@ async fn a_job_takes_a_container_that_waits_and_survives_deaths_around_that_as_a
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 
+    // An agent that stops in order takes what waits with it.
+    cluster.node.stop().await.unwrap();
+    assert_eq!(slots(&cluster).unwrap(), Vec::<String>::new());
+
     // A node without the section has none, and nothing is left of those that waited.
     let config = cluster.layout.config("node-1");
     let text = std::fs::read_to_string(&config).unwrap();
     assert!(text.contains(&entry));
     std::fs::write(&config, text.replace(&entry, "\n")).unwrap();
-    cluster.node.kill();
     cluster.node.start().unwrap();
     cluster.node_ready().await.unwrap();
     cluster.clean().await.unwrap();

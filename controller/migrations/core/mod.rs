@@ -14,6 +14,8 @@ mod m0008_facts;
 mod m0009_project_updates;
 mod m0010_lists_of_jobs;
 mod m0011_inventory_sources;
+mod m0012_people;
+mod m0013_stray_units;
 
 use dsl::Schema;
 
@@ -50,4 +52,6 @@ pub(super) const ALL: &[Migration] = &[
     Migration { version: 9, name: "project updates", build: m0009_project_updates::build },
     Migration { version: 10, name: "lists of jobs", build: m0010_lists_of_jobs::build },
     Migration { version: 11, name: "inventory sources", build: m0011_inventory_sources::build },
+    Migration { version: 12, name: "people", build: m0012_people::build },
+    Migration { version: 13, name: "stray units", build: m0013_stray_units::build },
 ];

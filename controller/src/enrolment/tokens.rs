@@ -289,6 +289,6 @@ impl Enrolment {
 }
 
 /// A sealed secret is bound to its token's id.
-pub(super) fn field(token_id: &[u8]) -> String {
+pub(crate) fn field(token_id: &[u8]) -> String {
     token_id.iter().fold("secret ".to_owned(), |text, byte| format!("{text}{byte:02x}"))
 }

@@ -11,7 +11,7 @@ use crate::registry::access::{self, Creation};
 use crate::registry::read::{self, BASE, Record};
 use crate::registry::roles::{self, READ};
 use crate::registry::write::{Draft, Errors};
-use crate::registry::{Kind, Resource};
+use crate::registry::{Kind, Resource, definitions};
 
 /// Whether whoever asks has a role on an object.
 pub(super) async fn allowed(
@@ -207,10 +207,35 @@ pub(super) fn creators_role(user: i64, draft: &Draft) -> Option<(i64, &'static s
     }
 }
 
+/// What goes before an object does, because nothing would say afterwards whose it was: tokens that were given to applications
+/// do not become anybody's own.
+pub(super) fn take_along(resource: &Resource, id: i64) -> Option<sea_query::DeleteStatement> {
+    let mut given = Query::select();
+    given.column("id").from("application_tokens");
+    match resource.path {
+        "applications" => given.and_where(Expr::col("application_id").eq(id)),
+        "organizations" => {
+            let mut own = Query::select();
+            own.column("id").from("applications").and_where(Expr::col("organization_id").eq(id));
+            given.and_where(Expr::col("application_id").in_subquery(own))
+        }
+        _ => return None,
+    };
+    let mut gone = Query::delete();
+    gone.from_table("tokens").and_where(Expr::col("id").in_subquery(given));
+    Some(gone)
+}
+
 /// Forgets who held roles on an object that is deleted.
 pub(super) fn forget(resource: &Resource, id: i64) -> Vec<sea_query::DeleteStatement> {
     let Some(family) = roles::family(resource) else { return Vec::new() };
     let codes: Vec<i64> = family.roles().filter_map(|role| family.code(role.field)).collect();
+    let mut definitions = Query::select();
+    definitions.column("id").from("role_definitions");
+    definitions.and_where(Expr::col("content_type").eq(definitions::content_type(family)));
+    let mut bundles = Query::delete();
+    bundles.from_table("bundle_assignments").and_where(Expr::col("object_id").eq(id));
+    bundles.and_where(Expr::col("role_definition_id").in_subquery(definitions));
     ["role_users", "role_teams"]
         .into_iter()
         .map(|table| {
@@ -218,5 +243,6 @@ pub(super) fn forget(resource: &Resource, id: i64) -> Vec<sea_query::DeleteState
             gone.from_table(table).and_where(Expr::col("object_id").eq(id));
             gone.and_where(Expr::col("code").is_in(codes.iter().copied())).take()
         })
+        .chain([bundles])
         .collect()
 }

@@ -161,7 +161,7 @@ pub(super) async fn note(call: &Call, tx: &mut WriteTx, entry: Entry) -> Result<
     ]);
     insert.values_panic([
         now.into(),
-        user.id.into(),
+        user.author().into(),
         user.username.as_str().into(),
         entry.operation.into(),
         Value::from(entry.changes).to_string().into(),

@@ -1,10 +1,12 @@
 //! One request, read and bounded, with who is asking.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
+use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, Method, StatusCode, header, request::Parts};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -16,6 +18,7 @@ use super::App;
 use super::error::ApiError;
 use crate::auth::{By, Principal, User};
 use crate::https::Encrypted;
+use crate::vault::Secret;
 
 /// Longest body that is read: variables of an inventory may be long, nothing else is.
 const MAX_BODY: usize = 4 << 20;
@@ -44,8 +47,12 @@ pub(super) struct Call {
     pub(super) body: Bytes,
     /// Whether it came in encrypted, here or at a proxy in front of us.
     pub(super) encrypted: bool,
+    /// Where it came from; a proxy's address for what came through one.
+    from: IpAddr,
     who: Result<Option<Principal>, ApiError>,
     allow: OnceLock<&'static str>,
+    /// A secret that was made for the answer to this request.
+    secret: OnceLock<Secret>,
 }
 
 impl Call {
@@ -71,7 +78,12 @@ impl Call {
         let query = pairs(parts.uri.query().unwrap_or_default());
         let encrypted = parts.extensions.get::<Encrypted>().is_some()
             || parts.headers.get("x-forwarded-proto").is_some_and(|proto| proto == "https");
-        let who = identify(&app, &parts.headers).await;
+        let from = parts.extensions.get::<ConnectInfo<SocketAddr>>();
+        let from = from.map_or(Ipv4Addr::UNSPECIFIED.into(), |ConnectInfo(address)| address.ip());
+        let who = match super::oauth::is_clients(&path) {
+            true => Ok(None),
+            false => identify(&app, &parts.headers, from).await,
+        };
         Ok(Self {
             app,
             method,
@@ -81,9 +93,47 @@ impl Call {
             headers: parts.headers,
             body,
             encrypted,
+            from,
             who,
             allow: OnceLock::new(),
+            secret: OnceLock::new(),
         })
+    }
+
+    /// The same request as somebody else's, who was identified otherwise.
+    pub(super) fn on_behalf_of(&self, user: User) -> Self {
+        let mut headers = self.headers.clone();
+        // Keys of this kind are a user's own.
+        headers.remove("idempotency-key");
+        Self {
+            app: self.app.clone(),
+            method: self.method.clone(),
+            path: self.path.clone(),
+            segments: self.segments.clone(),
+            query: self.query.clone(),
+            headers,
+            body: self.body.clone(),
+            encrypted: self.encrypted,
+            from: self.from,
+            who: Ok(Some(Principal { user, by: By::Basic })),
+            allow: OnceLock::new(),
+            secret: OnceLock::new(),
+        }
+    }
+
+    /// Where the request came from.
+    pub(super) fn from(&self) -> IpAddr {
+        self.from
+    }
+
+    /// Keeps a secret that was made while something was written, for the one answer that shows it.
+    pub(super) fn keep_secret(&self, secret: &str) {
+        self.secret.get_or_init(|| Secret::from(secret.to_owned()));
+    }
+
+    /// The secret that was kept.
+    pub(super) fn kept_secret(&self) -> Option<&str> {
+        self.secret.get().map(Secret::expose)
     }
 
     /// Notes which methods there are at this address, and refuses the others.
@@ -185,6 +235,11 @@ impl Call {
         pairs(&String::from_utf8_lossy(&self.body)).into_iter().collect()
     }
 
+    fn is_form(&self) -> bool {
+        let kind = self.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+        kind.is_some_and(|kind| kind.starts_with("application/x-www-form-urlencoded"))
+    }
+
     /// A cookie.
     pub(super) fn cookie(&self, name: &str) -> Option<&str> {
         cookie(&self.headers, name)
@@ -198,8 +253,14 @@ impl Call {
         let Some(cookie) = self.cookie("csrftoken").filter(|cookie| cookie.len() >= 32) else {
             return failed("CSRF cookie not set.");
         };
-        match self.headers.get("x-csrftoken").and_then(|token| token.to_str().ok()) {
-            Some(token) if same(token.as_bytes(), cookie.as_bytes()) => Ok(()),
+        let header = self.headers.get("x-csrftoken").and_then(|token| token.to_str().ok());
+        // A form of our own brings it among its fields, as Django's do.
+        let field = match (header, self.is_form()) {
+            (None, true) => self.form().remove("csrfmiddlewaretoken"),
+            _ => None,
+        };
+        match header.or(field.as_deref()) {
+            Some(token) if crate::auth::same(token.as_bytes(), cookie.as_bytes()) => Ok(()),
             Some(_) => failed("CSRF token incorrect."),
             None => failed("CSRF token missing."),
         }
@@ -237,7 +298,7 @@ async fn whole(body: Body) -> Result<Bytes, ApiError> {
     Ok(whole.freeze())
 }
 
-async fn identify(app: &App, headers: &HeaderMap) -> Result<Option<Principal>, ApiError> {
+async fn identify(app: &App, headers: &HeaderMap, from: IpAddr) -> Result<Option<Principal>, ApiError> {
     let header = headers.get(header::AUTHORIZATION).map(|value| value.to_str().unwrap_or_default());
     if let Some((scheme, rest)) = header.and_then(|header| header.split_once(' ')) {
         if scheme.eq_ignore_ascii_case("basic") {
@@ -245,7 +306,7 @@ async fn identify(app: &App, headers: &HeaderMap) -> Result<Option<Principal>, A
             let Some((name, password)) = pair.as_deref().and_then(|pair| pair.split_once(':')) else {
                 return Err(ApiError::Unauthorized("Invalid basic header."));
             };
-            return match app.auth.password(name, password).await? {
+            return match app.auth.password(name, password, from).await? {
                 Some(user) => Ok(Some(Principal { user, by: By::Basic })),
                 None => Err(ApiError::Unauthorized("Invalid username/password.")),
             };
@@ -269,11 +330,6 @@ fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
         let (key, value) = pair.trim().split_once('=')?;
         (key == name).then_some(value)
     })
-}
-
-/// Compares in a time that tells nothing of where they differ.
-fn same(one: &[u8], other: &[u8]) -> bool {
-    aws_lc_rs::constant_time::verify_slices_are_equal(one, other).is_ok()
 }
 
 /// Reads `a=1&b=2`.

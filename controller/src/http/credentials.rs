@@ -10,9 +10,11 @@ use serde_json::{Map, Value, json};
 
 use super::call::Call;
 use super::error::ApiError;
+use super::roles::{self, Holder};
 use super::rules::{Rule, Rules};
 use crate::payload::injectors;
 use crate::registry::read::Record;
+use crate::registry::roles::{self as registry_roles, USE};
 use crate::registry::write::{Draft, type_of};
 use crate::store::core::WriteTx;
 use crate::vault::{ENCRYPTED, Vault};
@@ -122,6 +124,20 @@ impl Rules for Credentials {
         Box::pin(async move {
             match before {
                 None => {
+                    if let Some(team) = draft.int("team") {
+                        // A team's credential is its organization's, and the team's to use.
+                        let mut query = Query::select();
+                        query.column("organization_id").from("teams").and_where(Expr::col("id").eq(team));
+                        let row = call.app.db.optional(&query).await?;
+                        let organization = row.map(|row| row.at::<i64>(0)).transpose()?;
+                        if draft.int("organization").is_some_and(|own| Some(own) != organization) {
+                            let words =
+                                "Credential organization must be set and match before assigning to a team";
+                            return Err(ApiError::bad(words));
+                        }
+                        draft.set("organization", organization.map_or(Value::Null, Value::from));
+                        draft.aside.insert("team".to_owned(), team.into());
+                    }
                     let owned = draft.int("organization").is_some() || draft.int("user").is_some();
                     if !owned {
                         return Err(ApiError::bad("Missing 'user', 'team', or 'organization'."));
@@ -129,6 +145,7 @@ impl Rules for Credentials {
                 }
                 Some(before) => {
                     draft.take("user");
+                    draft.take("team");
                     let new = draft.int("credential_type");
                     if new.is_some_and(|new| before.int("credential_type") != Some(new))
                         && used(call, before.id).await?
@@ -176,6 +193,12 @@ impl Rules for Credentials {
 
     fn written<'a>(&'a self, call: &'a Call, tx: &'a mut WriteTx, id: i64, draft: &'a Draft) -> Rule<'a> {
         Box::pin(async move {
+            if let Some(team) = draft.aside.get("team").and_then(Value::as_i64)
+                && let Some(role) =
+                    registry_roles::family(draft.resource).and_then(|family| family.id(id, USE))
+            {
+                roles::hold(tx, role, Holder::Team(team)).await?;
+            }
             let Some(Value::Object(inputs)) = draft.aside.get("inputs") else { return Ok(()) };
             let secrets = draft.aside.get("secrets").and_then(Value::as_array);
             let secret =

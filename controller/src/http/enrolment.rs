@@ -172,7 +172,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn failed(error: Error) -> ApiError {
+pub(super) fn failed(error: Error) -> ApiError {
     match error {
         Error::Missing(_) => ApiError::Detail(StatusCode::NOT_FOUND, error.to_string()),
         Error::NoAuthority | Error::Decided(_) => ApiError::Detail(StatusCode::CONFLICT, error.to_string()),

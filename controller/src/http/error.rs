@@ -97,6 +97,7 @@ impl From<auth::Error> for ApiError {
                 Self::Detail(StatusCode::TOO_MANY_REQUESTS, "Too many logins at once. Try again.".to_owned())
             }
             auth::Error::Store(error) => error.into(),
+            auth::Error::Wait(_) => Self::Detail(StatusCode::TOO_MANY_REQUESTS, error.to_string()),
             error @ auth::Error::Hash => Self::internal("a password could not be handled", error),
         }
     }

@@ -1,6 +1,6 @@
 //! Nodes and their groups, and the picture of the mesh.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use axum::http::{Method, StatusCode};
 use sea_query::{Expr, ExprTrait, Func, JoinType, Order, Query};
@@ -13,8 +13,8 @@ use super::{Answer, generic, ok};
 use crate::registry::read::{BASE, Record};
 use crate::registry::write::Draft;
 use crate::registry::{INSTANCE_GROUPS, INSTANCES, UNIFIED_JOBS};
-use crate::store::core::WriteTx;
-use crate::store::groups;
+use crate::store::core::{CoreDb, WriteTx};
+use crate::store::{groups, instances, units};
 
 pub(super) struct Instances;
 
@@ -31,8 +31,11 @@ impl Rules for Instances {
     }
 
     /// A node that was switched on or off is one more or less to place jobs on.
-    fn written<'a>(&'a self, _: &'a Call, tx: &'a mut WriteTx, _: i64, _: &'a Draft) -> Rule<'a> {
-        regroup(tx)
+    fn written<'a>(&'a self, _: &'a Call, tx: &'a mut WriteTx, id: i64, _: &'a Draft) -> Rule<'a> {
+        Box::pin(async move {
+            instances::adjust(tx, id).await?;
+            regroup(tx).await
+        })
     }
 
     fn joined<'a>(&'a self, tx: &'a mut WriteTx, list: &'a str, id: i64, member: i64) -> Rule<'a> {
@@ -53,6 +56,7 @@ impl Rules for Instances {
                 records.iter().map(|record| record.text("hostname").to_owned()).collect();
             let running = jobs_of(call, &names, true).await?;
             let total = jobs_of(call, &names, false).await?;
+            let busy = Busy::read(&call.app.db).await?;
             for record in records {
                 let of =
                     |counts: &HashMap<String, i64>| counts.get(record.text("hostname")).copied().unwrap_or(0);
@@ -60,7 +64,12 @@ impl Rules for Instances {
                 record.set("jobs_running", running);
                 record.set("jobs_total", total);
                 let capacity = record.int("capacity").unwrap_or(0);
-                record.set("percent_capacity_remaining", if capacity > 0 { 100.0 } else { 0.0 });
+                let consumed = busy.nodes.get(record.text("hostname")).copied().unwrap_or(0);
+                record.set("consumed_capacity", consumed);
+                record.set("percent_capacity_remaining", remaining(capacity, consumed));
+                record.set("health_check_pending", false);
+                record.set("reverse_peers", json!([]));
+                record.set("peers", json!([]));
                 // As AWX shows them: cores, and the adjustment as text with two digits.
                 let cores = record.int("cpu").unwrap_or(0) as f64 / 1000.0;
                 record.set("cpu", format!("{cores:.1}"));
@@ -72,6 +81,41 @@ impl Rules for Instances {
             Ok(())
         })
     }
+}
+
+/// Forks that jobs keep busy: by node, and by the group that a job was placed by.
+#[derive(Default)]
+struct Busy {
+    nodes: HashMap<String, i64>,
+    groups: HashMap<i64, i64>,
+}
+
+impl Busy {
+    /// As many queries for many jobs as for one.
+    async fn read(db: &CoreDb) -> Result<Self, ApiError> {
+        let jobs = units::active_jobs(db).await?;
+        let inventories: BTreeSet<i64> = jobs.iter().filter_map(|job| job.inventory).collect();
+        let hosts = units::host_counts(db, &inventories.into_iter().collect::<Vec<_>>()).await?;
+        let mut busy = Self::default();
+        for job in &jobs {
+            let Some(unit) = &job.unit else { continue };
+            let impact = i64::from(job.impact(&hosts));
+            *busy.nodes.entry(unit.node.as_str().to_owned()).or_default() += impact;
+            if let Some(group) = job.group {
+                *busy.groups.entry(group).or_default() += impact;
+            }
+        }
+        Ok(busy)
+    }
+}
+
+/// What is left of a capacity, in percent.
+fn remaining(capacity: i64, consumed: i64) -> f64 {
+    if capacity <= 0 {
+        return 0.0;
+    }
+    let left = capacity.saturating_sub(consumed).clamp(0, capacity);
+    (left as f64 / capacity as f64 * 10_000.0).round() / 100.0
 }
 
 async fn jobs_of(call: &Call, names: &[String], active: bool) -> Result<HashMap<String, i64>, ApiError> {
@@ -137,6 +181,36 @@ pub(super) async fn group_jobs(call: &Call, id: &str) -> Answer {
     call.allow("GET, HEAD, OPTIONS")?;
     let group = generic::visible_id(call, &INSTANCE_GROUPS, id).await?;
     generic::page(call, &UNIFIED_JOBS, Some(Expr::col((BASE, "instance_group_id")).eq(group))).await
+}
+
+/// `health_check/`: nodes are asked what they have every minute; here is when that was last, and a POST is heard.
+pub(super) async fn health_check(call: &Call, id: &str) -> Answer {
+    call.allow("GET, POST, HEAD, OPTIONS")?;
+    let user = call.user()?;
+    if call.method == Method::OPTIONS {
+        return ok(json!({"name": "Instance Health Check", "actions": {"POST": {}, "GET": {}}}));
+    }
+    let instance = generic::fetch(call, &INSTANCES, id).await?;
+    let (name, kind) = (instance.text("hostname"), instance.text("node_type"));
+    if call.method == Method::POST {
+        if !user.is_superuser {
+            return Err(ApiError::forbidden());
+        }
+        if kind != "execution" {
+            let words = "Cannot run a health check on this type of node.";
+            return Err(ApiError::bad(words));
+        }
+        let words = format!(
+            "Nodes are asked every minute by themselves: the next health check of {name} follows within one."
+        );
+        return ok(json!({"msg": words}));
+    }
+    let shown = ["uuid", "hostname", "ip_address", "version", "last_health_check", "errors", "cpu", "memory"];
+    let more = ["cpu_capacity", "mem_capacity", "capacity"];
+    let fields = shown.iter().chain(&more);
+    ok(fields
+        .map(|name| ((*name).to_owned(), instance.fields.get(*name).cloned().unwrap_or_default()))
+        .collect::<serde_json::Map<_, _>>())
 }
 
 pub(super) async fn instance_jobs(call: &Call, id: &str) -> Answer {
@@ -239,13 +313,16 @@ impl Rules for InstanceGroups {
             }
             let running = group_counts(call, records, true).await?;
             let total = group_counts(call, records, false).await?;
+            let busy = Busy::read(&call.app.db).await?;
             for record in records {
                 record.set("jobs_running", running.get(&record.id).copied().unwrap_or(0));
                 record.set("jobs_total", total.get(&record.id).copied().unwrap_or(0));
                 let (instances, capacity) = members.get(&record.id).copied().unwrap_or_default();
                 record.set("instances", instances);
                 record.set("capacity", capacity);
-                record.set("percent_capacity_remaining", if capacity > 0 { 100.0 } else { 0.0 });
+                let consumed = busy.groups.get(&record.id).copied().unwrap_or(0);
+                record.set("consumed_capacity", consumed);
+                record.set("percent_capacity_remaining", remaining(capacity, consumed));
                 if let Some(list) = record.fields.get_mut("policy_instance_list")
                     && !list.is_array()
                 {

@@ -11,7 +11,7 @@ use super::error::{ApiError, json_response};
 use super::paging::{self, MAX_PAGE};
 pub(super) use super::paging::{envelope, page, page_number, records};
 use super::rules::{self, Rules};
-use super::{Answer, access, copy, done, fleet, labels, ok, roles};
+use super::{Answer, access, copy, definitions, done, fleet, labels, ok, roles};
 use crate::auth::User;
 use crate::job;
 use crate::registry::access::condition;
@@ -33,7 +33,9 @@ pub(super) async fn collection(call: &Call, resource: &'static Resource) -> Answ
             adjust(rules::of(resource), &mut document, "POST");
             ok(document)
         }
-        Method::POST if resource.path == "tokens" => super::tokens::create(call, user.id).await,
+        Method::POST if resource.path == "tokens" => super::tokens::create(call, user.id, None).await,
+        Method::POST if resource.path == "applications" => super::applications::create(call, &[]).await,
+        Method::POST if definitions::assigns(resource) => definitions::assign(call, resource).await,
         Method::POST => create(call, resource, &[]).await,
         _ => page(call, resource, None).await,
     }
@@ -54,6 +56,7 @@ pub(super) async fn object(call: &Call, resource: &'static Resource, id: &str) -
             ok(document)
         }
         Method::PUT | Method::PATCH => update(call, resource, id).await,
+        Method::DELETE if definitions::assigns(resource) => definitions::revoke(call, resource, id).await,
         Method::DELETE => delete(call, resource, id).await,
         _ => ok(fetch(call, resource, id).await?.into_json()),
     }
@@ -90,10 +93,15 @@ pub(super) async fn sub_list(
     }
     let id = visible_id(call, resource, id).await?;
     match (&list.by, &call.method) {
+        (_, &Method::POST) if list.of.path == "tokens" => {
+            super::tokens::create_below(call, resource, id, list.name).await
+        }
+        (By::Field(name), &Method::POST) if list.of.path == "applications" => {
+            super::applications::create(call, &[(name, id.into())]).await
+        }
         (By::Pairs { table, .. }, &Method::POST) if roles::is_membership(table) => {
             roles::attach(call, resource, id, list).await
         }
-        (By::Field(_), &Method::POST) if list.of.path == "tokens" => super::tokens::create(call, id).await,
         (By::Field(name), &Method::POST) => create(call, list.of, &[(name, id.into())]).await,
         (By::Pairs { table, here, there, .. }, &Method::POST) => {
             attach(call, resource, id, list, (table, here, there)).await
@@ -368,6 +376,9 @@ async fn delete(call: &Call, resource: &'static Resource, id: &str) -> Answer {
     let changes = activity::deleted(&record);
     let entry = Entry::on("delete", resource, record.id, changes, |name| record.int(name));
     activity::note(call, &mut tx, entry).await?;
+    if let Some(first) = access::take_along(resource, record.id) {
+        tx.execute(&first).await?;
+    }
     let mut gone = Query::delete();
     gone.from_table(resource.table.parent.unwrap_or(resource.table.name));
     gone.and_where(Expr::col("id").eq(record.id));

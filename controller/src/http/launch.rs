@@ -94,6 +94,19 @@ pub(super) async fn launch(call: &Call, id: &str) -> Answer {
     start(call, template, survey, credentials, answers, &body).await
 }
 
+/// Launches a template for one host, with nobody there to be asked; see [`super::callback`].
+pub(super) async fn called(call: &Call, id: i64, host: &str, vars: Option<Value>) -> Answer {
+    let template = template(call, &id.to_string()).await?;
+    let credentials = attached(&call.app.db, "job_template_credentials", "job_template_id", &[id]).await?;
+    let credentials = credentials.into_values().next().unwrap_or_default();
+    let survey = survey_of(call, &template).await?;
+    let body: Map<String, Value> = vars.map(|vars| ("extra_vars".to_owned(), vars)).into_iter().collect();
+    let mut answers = Answers::read(&template.record, &survey, &body)?;
+    answers.taken.insert("limit".to_owned(), host.into());
+    answers.launch_type = "callback";
+    start(call, template, survey, credentials, answers, &Map::new()).await
+}
+
 /// Id and name of a template's instance groups, in order.
 async fn groups_of(db: &CoreDb, template: i64) -> Result<Vec<(i64, String)>, StoreError> {
     let mut query = Query::select();
@@ -137,12 +150,15 @@ struct Answers {
     ignored: Map<String, Value>,
     /// Variables that answer the survey.
     survey: Map<String, Value>,
+    /// How the job came to be.
+    launch_type: &'static str,
 }
 
 impl Answers {
     fn read(template: &Record, survey: &Survey, body: &Map<String, Value>) -> Result<Self, ApiError> {
         let mut errors = write::Errors::default();
-        let mut answers = Self { taken: Map::new(), ignored: Map::new(), survey: Map::new() };
+        let mut answers =
+            Self { taken: Map::new(), ignored: Map::new(), survey: Map::new(), launch_type: "manual" };
         // What the survey asks for is taken, whether other variables are or not.
         let mut rest = body.get("extra_vars").cloned();
         if !survey.is_empty()
@@ -272,7 +288,7 @@ async fn start(
         ("kind", "job".into()),
         ("name", record.text("name").into()),
         ("description", record.text("description").into()),
-        ("launch_type", "manual".into()),
+        ("launch_type", answers.launch_type.into()),
         ("status", "pending".into()),
         ("unified_job_template_id", record.id.into()),
         ("job_template_id", record.id.into()),
@@ -303,8 +319,8 @@ async fn start(
         ("artifacts", "{}".into()),
         ("created", now.into()),
         ("modified", now.into()),
-        ("created_by_id", user.id.into()),
-        ("modified_by_id", user.id.into()),
+        ("created_by_id", user.author().into()),
+        ("modified_by_id", user.author().into()),
     ];
     let insert = Query::insert()
         .into_table("unified_jobs")

@@ -2,11 +2,11 @@
 
 use axum::body::Body;
 use axum::http::{HeaderValue, Method, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 
 use super::call::Call;
 use super::error::ApiError;
-use super::{Answer, root};
+use super::{Answer, html, root};
 use crate::auth::{self, SESSION};
 
 /// Name of the session cookie; clients are told in a header.
@@ -23,7 +23,7 @@ pub(super) async fn login(call: &Call) -> Answer {
         Err(_) => return page(call, StatusCode::BAD_REQUEST, "The form cannot be read."),
     };
     let text = |name: &str| form.get(name).and_then(|value| value.as_str()).unwrap_or_default();
-    let Some(user) = call.app.auth.password(text("username"), text("password")).await? else {
+    let Some(user) = call.app.auth.password(text("username"), text("password"), call.from()).await? else {
         // The clients do not look at this answer; their next request is refused.
         return page(call, StatusCode::UNAUTHORIZED, "Please enter a correct username and password.");
     };
@@ -75,19 +75,18 @@ fn redirect(next: &str) -> Response {
 
 fn page(call: &Call, status: StatusCode, message: &str) -> Answer {
     let next = call.parameter("next").unwrap_or("/api/v2/");
-    let next: String = next.chars().filter(|c| c.is_ascii_alphanumeric() || "/_-.?=&".contains(*c)).collect();
     let cookie = root::csrf_cookie()?;
     let token = cookie.split(['=', ';']).nth(1).unwrap_or_default();
     let body = format!(
-        "<!DOCTYPE html><html lang=\"en\"><title>Log in</title><h1>Log in</h1><p>{message}</p>\
+        "<h1>Log in</h1><p>{message}</p>\
          <form method=\"post\" action=\"/api/login/\"><input type=\"hidden\" name=\"csrfmiddlewaretoken\" value=\"{token}\">\
          <input type=\"hidden\" name=\"next\" value=\"{}\">\
-         <p><label>Username <input name=\"username\" autocomplete=\"username\"></label></p>\
-         <p><label>Password <input name=\"password\" type=\"password\" autocomplete=\"current-password\"></label></p>\
-         <button>Log in</button></form></html>\n",
-        next.replace('&', "&amp;"),
+         <label for=\"u\">Username</label><input id=\"u\" name=\"username\" autocomplete=\"username\" autofocus>\
+         <label for=\"p\">Password</label><input id=\"p\" name=\"password\" type=\"password\" autocomplete=\"current-password\">\
+         <p><button>Log in</button></p></form>",
+        html::escape(next),
     );
-    let mut response = (status, axum::response::Html(body)).into_response();
+    let mut response = html::answer(status, "Log in", &body);
     if let Ok(value) = HeaderValue::from_str(&cookie) {
         response.headers_mut().append(header::SET_COOKIE, value);
     }

@@ -1,13 +1,11 @@
 //! The API in the words of OpenAPI 3.0, made from the registry: `/api/docs/?format=openapi`, and a page to read in a
 //! browser at `/api/docs/`. What is not declared is not described, and what is declared is.
 
-use axum::body::Body;
-use axum::http::{HeaderValue, header};
-use axum::response::Response;
+use axum::http::{StatusCode, header};
 use serde_json::{Map, Value, json};
 
 use super::call::Call;
-use super::{API_VERSION, Answer, ok};
+use super::{API_VERSION, Answer, html, ok};
 use crate::registry::later::{self, LATER};
 use crate::registry::{ALL, By, Field, JOB_HOST_SUMMARIES, Kind, Mode, Resource};
 
@@ -21,12 +19,7 @@ pub(super) fn docs(call: &Call) -> Answer {
     if !browser {
         return ok(document());
     }
-    let mut response = Response::new(Body::from(page(&document())));
-    let html = HeaderValue::from_static("text/html; charset=utf-8");
-    response.headers_mut().insert(header::CONTENT_TYPE, html);
-    let policy = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
-    response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
-    Ok(response)
+    Ok(html::answer(StatusCode::OK, "API", &page(&document())))
 }
 
 /// Methods of what is below an object and no list.
@@ -38,7 +31,9 @@ fn methods(action: &str) -> &'static [&'static str] {
         | "copy"
         | "update"
         | "update_inventory_sources"
-        | "ad_hoc_commands" => &["get", "post"],
+        | "ad_hoc_commands"
+        | "callback"
+        | "test" => &["get", "post"],
         "survey_spec" => &["get", "post", "delete"],
         "variable_data" => &["get", "put", "patch"],
         _ => &["get"],
@@ -295,27 +290,61 @@ fn property(field: &Field, write: bool) -> Value {
     property
 }
 
-/// The document as a page without scripts: what there is, by family, with the methods of each address.
+/// The document as a page without scripts: what there is, by family, with the methods of each address, and below it what
+/// each family's objects are made of.
 fn page(document: &Value) -> String {
-    let mut html = String::from(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Plexus API</title>\
-         <style>body{font:15px/1.5 sans-serif;margin:2em auto;max-width:60em;padding:0 1em}code{font-size:14px}\
-         td{padding:.1em 1em .1em 0;vertical-align:top}b{font-weight:600}</style><h1>Plexus API</h1>\
-         <p>AWX's REST API as Plexus serves it. The same as <a href=\"?format=openapi\">OpenAPI document</a>; \
-         the <a href=\"/api/v2/\">map</a> of it all.</p><table>",
-    );
+    let mut families: Vec<(&str, Vec<(&String, &Value)>)> = Vec::new();
     for (path, item) in document["paths"].as_object().into_iter().flatten() {
-        let methods: Vec<String> = item
-            .as_object()
-            .into_iter()
-            .flatten()
-            .filter(|(name, _)| *name != "parameters")
-            .map(|(name, _)| name.to_uppercase())
-            .collect();
-        let shown = path.replace(['{', '}'], "").replace("/id/", "/ID/");
-        let row = format!("<tr><td><code>{shown}</code><td>{}", methods.join(" "));
-        html.push_str(&row);
+        let family =
+            path.strip_prefix("/api/v2/").and_then(|rest| rest.split('/').next()).unwrap_or_default();
+        match families.iter_mut().find(|(name, _)| *name == family) {
+            Some((_, paths)) => paths.push((path, item)),
+            None => families.push((family, vec![(path, item)])),
+        }
     }
-    html.push_str("</table></html>\n");
+    let mut html = String::from(
+        "<h1>Plexus API</h1><p>AWX's REST API as Plexus serves it. The same as \
+         <a href=\"?format=openapi\">OpenAPI document</a>; the <a href=\"/api/v2/\">map</a> of it all. Who asks shows who \
+         they are by HTTP Basic, by a token (<code>Authorization: Bearer TOKEN</code>) or by a session.</p><p>",
+    );
+    for (family, _) in &families {
+        html.push_str(&format!("<a href=\"#{family}\">{family}</a> &nbsp; "));
+    }
+    html.push_str("</p>");
+    for (family, paths) in &families {
+        html.push_str(&format!("<h2 id=\"{family}\">{family}</h2><table>"));
+        for (path, item) in paths {
+            let operations = item.as_object().into_iter().flatten().filter(|(name, _)| *name != "parameters");
+            let verbs: String = operations
+                .clone()
+                .map(|(name, _)| format!("<span class=\"verb\">{}</span>", name.to_uppercase()))
+                .collect();
+            let summary = operations.clone().find_map(|(_, operation)| operation["summary"].as_str());
+            html.push_str(&format!(
+                "<tr><td><code>{}</code><td>{verbs}<td class=\"soft\">{}</tr>",
+                html::escape(path),
+                html::escape(summary.unwrap_or_default()),
+            ));
+        }
+        html.push_str("</table>");
+        let model = paths.iter().find_map(|(_, item)| {
+            item["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"].as_str()
+        });
+        let model = model.and_then(|model| model.rsplit('/').next());
+        if let Some(schema) = model.and_then(|model| document["components"]["schemas"].get(model)) {
+            html.push_str("<table><tr><th>Field of a POST<th>Type<th>Meaning</tr>");
+            let required = schema["required"].as_array().cloned().unwrap_or_default();
+            for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+                let needed = if required.contains(&Value::from(name.as_str())) { ", required" } else { "" };
+                html.push_str(&format!(
+                    "<tr><td><code>{}</code><td class=\"soft\">{}{needed}<td>{}</tr>",
+                    html::escape(name),
+                    html::escape(field["type"].as_str().unwrap_or("any")),
+                    html::escape(field["description"].as_str().unwrap_or_default()),
+                ));
+            }
+            html.push_str("</table>");
+        }
+    }
     html
 }

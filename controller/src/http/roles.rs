@@ -74,8 +74,9 @@ fn of_members(table: &str, object: i64) -> Option<i64> {
     roles::by_path(path)?.id(object, field)
 }
 
+/// Who holds a role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Holder {
+pub(super) enum Holder {
     User(i64),
     Team(i64),
 }
@@ -143,7 +144,7 @@ pub(super) async fn attach(
 }
 
 /// The entry of the activity stream of a role that was given or taken.
-fn told(role: i64, holder: Holder, leaves: bool) -> Entry {
+pub(super) fn told(role: i64, holder: Holder, leaves: bool) -> Entry {
     let (resource, id) = match holder {
         Holder::User(id) => (&USERS, id),
         Holder::Team(id) => (&TEAMS, id),
@@ -175,7 +176,7 @@ fn told(role: i64, holder: Holder, leaves: bool) -> Entry {
 }
 
 /// Who runs an object gives its roles; those on the installation are the superuser's to give.
-async fn may_give(call: &Call, role: i64) -> Result<(), ApiError> {
+pub(super) async fn may_give(call: &Call, role: i64) -> Result<(), ApiError> {
     let on =
         roles::parse(role).and_then(|(family, _, object)| Some((registry::by_path(family.path)?, object)));
     match on {
@@ -186,7 +187,7 @@ async fn may_give(call: &Call, role: i64) -> Result<(), ApiError> {
 }
 
 /// What a holder cannot be given, whoever asks.
-async fn check(call: &Call, role: i64, holder: Holder) -> Result<(), ApiError> {
+pub(super) async fn check(call: &Call, role: i64, holder: Holder) -> Result<(), ApiError> {
     let refuse = |words: &str| Err(ApiError::Body(StatusCode::BAD_REQUEST, json!({"msg": words})));
     let Some((family, of, object)) = roles::parse(role) else {
         return match holder {
@@ -275,6 +276,13 @@ pub(super) async fn join(tx: &mut WriteTx, table: &str, object: i64, user: i64) 
 }
 
 impl Holder {
+    /// The user's or the team's.
+    pub(super) fn id(self) -> i64 {
+        match self {
+            Self::User(id) | Self::Team(id) => id,
+        }
+    }
+
     fn place(self) -> (&'static str, &'static str, i64) {
         match self {
             Self::User(id) => ("role_users", "user_id", id),
@@ -283,7 +291,7 @@ impl Holder {
     }
 }
 
-async fn hold(tx: &mut WriteTx, role: i64, holder: Holder) -> Result<(), StoreError> {
+pub(super) async fn hold(tx: &mut WriteTx, role: i64, holder: Holder) -> Result<(), StoreError> {
     let (table, column, id) = holder.place();
     let mut once = OnConflict::columns(["role_id", column]);
     let mut insert = Query::insert();
@@ -292,7 +300,7 @@ async fn hold(tx: &mut WriteTx, role: i64, holder: Holder) -> Result<(), StoreEr
     tx.execute(insert.on_conflict(once.do_nothing().to_owned())).await.map(drop)
 }
 
-async fn take(tx: &mut WriteTx, role: i64, holder: Holder) -> Result<(), StoreError> {
+pub(super) async fn take(tx: &mut WriteTx, role: i64, holder: Holder) -> Result<(), StoreError> {
     let (table, column, id) = holder.place();
     let mut gone = Query::delete();
     gone.from_table(table).and_where(Expr::col("role_id").eq(role)).and_where(Expr::col(column).eq(id));

@@ -25,6 +25,8 @@ enum Kind {
     Dict,
     /// Texts by name: variables of an environment.
     Texts,
+    /// One of these texts.
+    OneOf(&'static [&'static str]),
     /// Id of an execution environment, or null.
     Environment,
 }
@@ -130,6 +132,14 @@ const SETTINGS: &[Setting] = &[
         help: "Additional environment variables set for playbook runs, inventory updates, project updates, and notification sending.",
     },
     Setting {
+        name: "ALLOW_JINJA_IN_EXTRA_VARS",
+        slug: "jobs",
+        kind: Kind::OneOf(&["always", "never", "template"]),
+        default: || json!("template"),
+        read_only: false,
+        help: "Ansible allows variable substitution via the Jinja2 templating language for --extra-vars. This poses a potential security risk where users with the ability to specify extra vars at job launch time can use Jinja2 templates to run arbitrary Python. It is recommended that this value be set to \"template\" or \"never\".",
+    },
+    Setting {
         name: "BULK_HOST_MAX_CREATE",
         slug: "bulk",
         kind: Kind::Int(1, 10_000),
@@ -154,12 +164,28 @@ const SETTINGS: &[Setting] = &[
         help: "If true, anonymous users are allowed to poll metrics.",
     },
     Setting {
+        name: "REMOTE_HOST_HEADERS",
+        slug: "system",
+        kind: Kind::List,
+        default: || json!(["REMOTE_ADDR", "REMOTE_HOST"]),
+        read_only: false,
+        help: "HTTP headers and meta keys to search to determine remote host name or IP. Add additional items to this list, such as \"HTTP_X_FORWARDED_FOR\", if behind a reverse proxy.",
+    },
+    Setting {
+        name: "PROXY_IP_ALLOWED_LIST",
+        slug: "system",
+        kind: Kind::List,
+        default: || json!([]),
+        read_only: false,
+        help: "If the service is behind a reverse proxy/load balancer, use this setting to configure the proxy IP addresses from which the service should trust custom REMOTE_HOST_HEADERS header values. Headers of others are not looked at.",
+    },
+    Setting {
         name: "OAUTH2_PROVIDER",
         slug: "authentication",
         kind: Kind::Dict,
-        default: || json!({"ACCESS_TOKEN_EXPIRE_SECONDS": 31_536_000_000_i64}),
+        default: || json!({"ACCESS_TOKEN_EXPIRE_SECONDS": 31_536_000_000_i64, "AUTHORIZATION_CODE_EXPIRE_SECONDS": 600, "REFRESH_TOKEN_EXPIRE_SECONDS": 2_628_000}),
         read_only: false,
-        help: "Dictionary for customizing OAuth 2 timeouts; available is ACCESS_TOKEN_EXPIRE_SECONDS, the duration of access tokens in the number of seconds.",
+        help: "Dictionary for customizing OAuth 2 timeouts; available are ACCESS_TOKEN_EXPIRE_SECONDS, the duration of access tokens in the number of seconds, AUTHORIZATION_CODE_EXPIRE_SECONDS, the duration of authorization codes, and REFRESH_TOKEN_EXPIRE_SECONDS, the duration of refresh tokens.",
     },
     Setting {
         name: "LOGIN_REDIRECT_OVERRIDE",
@@ -338,7 +364,7 @@ async fn stored(db: &CoreDb) -> Result<HashMap<String, String>, StoreError> {
 }
 
 /// A setting as it is, its default if nobody changed it.
-pub(super) async fn setting(db: &CoreDb, name: &str) -> Result<Value, StoreError> {
+pub(crate) async fn setting(db: &CoreDb, name: &str) -> Result<Value, StoreError> {
     let stored = db.setting(&job::setting(name)).await?;
     let default = || known(name).map_or(Value::Null, |setting| (setting.default)());
     Ok(stored.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_else(default))
@@ -376,6 +402,9 @@ async fn change(call: &Call, slug: &str) -> Result<(), ApiError> {
             Kind::Text => (value.is_string(), "Not a valid string."),
             Kind::Bool => (value.is_boolean(), "Must be a valid boolean."),
             Kind::List => (value.is_array(), "Expected a list of items."),
+            Kind::OneOf(words) => {
+                (value.as_str().is_some_and(|word| words.contains(&word)), "This is not a valid choice.")
+            }
             Kind::Dict => (value.is_object(), "Expected a dictionary of items."),
             Kind::Texts => (
                 value.as_object().is_some_and(|texts| texts.values().all(Value::is_string)),
@@ -439,6 +468,7 @@ fn fields(slug: &str, write: bool) -> Map<String, Value> {
         .map(|setting| {
             let kind = match setting.kind {
                 Kind::Text => "string",
+                Kind::OneOf(_) => "choice",
                 Kind::Bool => "boolean",
                 Kind::List => "list",
                 Kind::Int(..) => "integer",

@@ -16,11 +16,6 @@ use crate::store::core::{Class, CoreDb, Error as StoreError};
 use crate::survey;
 use crate::vault::Vault;
 
-/// The field that secrets of a survey are bound to.
-fn field(variable: &str) -> String {
-    format!("survey_spec.{variable}")
-}
-
 /// A template's specification as it is stored; null if it has none.
 pub(super) async fn stored(db: &CoreDb, template: i64) -> Result<Value, StoreError> {
     let mut query = Query::select();
@@ -31,13 +26,13 @@ pub(super) async fn stored(db: &CoreDb, template: i64) -> Result<Value, StoreErr
 
 /// Opens a secret default of a template's survey.
 pub(super) fn opened(vault: &Vault, template: i64, variable: &str, sealed: &str) -> Option<String> {
-    let open = vault.decrypt("job_templates", template, &field(variable), sealed);
+    let open = vault.decrypt("job_templates", template, &survey::field(variable), sealed);
     open.ok().map(|secret| secret.expose().to_owned())
 }
 
 /// Seals a secret default of a template's survey.
 pub(super) fn sealed(vault: &Vault, template: i64, variable: &str, plain: &str) -> String {
-    vault.encrypt("job_templates", template, &field(variable), plain)
+    vault.encrypt("job_templates", template, &survey::field(variable), plain)
 }
 
 pub(super) async fn spec(call: &Call, id: &str) -> Answer {
@@ -57,7 +52,7 @@ pub(super) async fn spec(call: &Call, id: &str) -> Answer {
         String::new()
     } else {
         let seal = |variable: &str, plain: &str| {
-            call.app.vault.encrypt("job_templates", id, &field(variable), plain)
+            call.app.vault.encrypt("job_templates", id, &survey::field(variable), plain)
         };
         let checked = survey::checked(call.object()?, &old, seal);
         checked.map_err(|words| ApiError::Body(StatusCode::BAD_REQUEST, json!({"error": words})))?.to_string()

@@ -2,7 +2,9 @@
 
 mod access;
 mod activity;
+mod callback;
 mod copies;
+mod definitions;
 mod events;
 mod facts;
 mod grep;
@@ -13,6 +15,8 @@ mod inventories;
 mod jobs;
 mod lists;
 mod live;
+mod lookups;
+mod oauth;
 mod pages;
 mod resources;
 mod roles;

@@ -1,7 +1,12 @@
-//! Personal tokens. The token itself is in the answer to the POST that makes it, and nowhere else.
+//! Tokens, personal ones and those of applications. The token itself is in the answer to the POST that makes it, and nowhere
+//! else.
 
-use axum::http::StatusCode;
-use sea_query::Query;
+use std::collections::HashMap;
+use std::time::Duration;
+
+use axum::http::{HeaderValue, header};
+use sea_query::{Expr, ExprTrait, JoinType, Query};
+use serde_json::json;
 
 use super::Answer;
 use super::activity::{self, Entry};
@@ -11,13 +16,16 @@ use super::generic;
 use super::rules::{Rule, Rules};
 use super::settings;
 use crate::auth;
-use crate::registry::TOKENS;
 use crate::registry::read::Record;
 use crate::registry::write::Draft;
-use crate::store::core::Class;
+use crate::registry::{APPLICATIONS, Resource, TOKENS};
+use crate::store::core::{Class, CoreDb, Error as StoreError, WriteTx};
 
 /// Tokens last as AWX's do: about a thousand years.
-const LIFE_SECONDS: i64 = 31_536_000_000;
+const LIFE_SECONDS: u64 = 31_536_000_000;
+
+/// How long a token can be used to refresh another, where no setting says so: as in AWX, a month.
+const REFRESH_SECONDS: u64 = 2_628_000;
 
 /// What is shown in the place of a token.
 const HIDDEN: &str = "************";
@@ -29,10 +37,17 @@ impl Rules for Tokens {
         Box::pin(async move { check_scope(draft) })
     }
 
-    fn fill<'a>(&'a self, _: &'a Call, records: &'a mut [Record], _: bool) -> Rule<'a> {
+    fn fill<'a>(&'a self, call: &'a Call, records: &'a mut [Record], _: bool) -> Rule<'a> {
         Box::pin(async move {
+            let of = applications(&call.app.db, records).await?;
             for record in records {
                 record.set("token", HIDDEN);
+                let Some((id, name, client)) = of.get(&record.id) else { continue };
+                record.set("application", *id);
+                record.set("refresh_token", HIDDEN);
+                record.related.insert("application".to_owned(), APPLICATIONS.url(*id).into());
+                let shown = json!({"id": id, "name": name, "client_id": client});
+                record.summary.insert("application".to_owned(), shown);
             }
             Ok(())
         })
@@ -43,58 +58,162 @@ impl Rules for Tokens {
     }
 }
 
+/// The application of each token that was given to one: id, name, client id.
+async fn applications(
+    db: &CoreDb,
+    records: &[Record],
+) -> Result<HashMap<i64, (i64, String, String)>, StoreError> {
+    let mut found = HashMap::new();
+    if records.is_empty() {
+        return Ok(found);
+    }
+    let mut query = Query::select();
+    query.columns([("t", "id"), ("a", "id"), ("a", "name"), ("a", "client_id")]);
+    query.from_as("application_tokens", "t");
+    let of = Expr::col(("a", "id")).equals(("t", "application_id"));
+    query.join_as(JoinType::InnerJoin, "applications", "a", of);
+    query.and_where(Expr::col(("t", "id")).is_in(records.iter().map(|record| record.id)));
+    for row in db.all(&query).await? {
+        found.insert(row.at(0)?, (row.at(1)?, row.at(2)?, row.at(3)?));
+    }
+    Ok(found)
+}
+
+/// Whether a text is a scope of tokens.
+pub(super) fn is_scope(scope: &str) -> bool {
+    !scope.is_empty() && scope.split(' ').all(|word| matches!(word, "read" | "write"))
+}
+
 fn check_scope(draft: &Draft) -> Result<(), ApiError> {
-    let known =
-        |scope: &str| !scope.is_empty() && scope.split(' ').all(|word| matches!(word, "read" | "write"));
-    if draft.has("scope") && !known(draft.text("scope")) {
+    if draft.has("scope") && !is_scope(draft.text("scope")) {
         let words = "Must be a simple space-separated string with allowed scopes ['read', 'write'].";
         return Err(ApiError::field("scope", words));
     }
     Ok(())
 }
 
-/// Makes a token of `owner`, who is whoever asks: a token speaks with its owner's voice, so nobody makes another's.
-pub(super) async fn create(call: &Call, owner: i64) -> Answer {
-    let user = call.user()?;
-    if user.id != owner {
-        return Err(ApiError::forbidden());
+/// How long tokens last.
+pub(super) struct Life {
+    /// To be used.
+    pub(super) access: Duration,
+    /// To refresh another with.
+    pub(super) refresh: Duration,
+}
+
+impl Life {
+    /// As the setting says.
+    pub(super) async fn read(db: &CoreDb) -> Result<Self, StoreError> {
+        let provider = settings::setting(db, "OAUTH2_PROVIDER").await?;
+        let seconds = |name: &str, otherwise: u64| {
+            let given = provider[name].as_u64().filter(|life| (1..=LIFE_SECONDS).contains(life));
+            Duration::from_secs(given.unwrap_or(otherwise))
+        };
+        Ok(Self {
+            access: seconds("ACCESS_TOKEN_EXPIRE_SECONDS", LIFE_SECONDS),
+            refresh: seconds("REFRESH_TOKEN_EXPIRE_SECONDS", REFRESH_SECONDS),
+        })
     }
-    let body = call.object()?;
-    if let Some(application) = body.get("application").filter(|application| !application.is_null()) {
-        let words = format!("Invalid pk {application} - object does not exist.");
-        return Err(ApiError::field("application", words));
-    }
-    let draft = Draft::create(&TOKENS, &body)?;
-    check_scope(&draft)?;
-    let provider = settings::setting(&call.app.db, "OAUTH2_PROVIDER").await?;
-    let life =
-        provider["ACCESS_TOKEN_EXPIRE_SECONDS"].as_i64().filter(|life| (1..=LIFE_SECONDS).contains(life));
-    let life = life.unwrap_or(LIFE_SECONDS);
+}
+
+/// A token that was made, in clear for the one answer that has it.
+pub(super) struct Made {
+    pub(super) id: i64,
+    pub(super) token: String,
+    /// For one of an application.
+    pub(super) refresh: Option<String>,
+}
+
+/// Makes a token of a user, for an application or for themselves.
+pub(super) async fn make(
+    tx: &mut WriteTx,
+    user: i64,
+    application: Option<i64>,
+    scope: &str,
+    description: &str,
+    life: &Life,
+) -> Result<Made, ApiError> {
     let (token, hash) = auth::new_token()?;
     let now = jiff::Timestamp::now().as_microsecond();
+    let until = |life: Duration| now.saturating_add(i64::try_from(life.as_micros()).unwrap_or(i64::MAX));
     let mut insert = Query::insert();
     insert.into_table("tokens");
     insert.columns(["user_id", "token_hash", "description", "scope", "expires", "created", "modified"]);
     insert.values_panic([
-        owner.into(),
+        user.into(),
         hash.into(),
-        draft.text("description").into(),
-        draft.text("scope").into(),
-        now.saturating_add(life.saturating_mul(1_000_000)).into(),
+        description.into(),
+        scope.into(),
+        until(life.access).into(),
         now.into(),
         now.into(),
     ]);
-    let mut tx = call.app.db.begin(Class::Intent).await?;
     let id = tx.insert(&mut insert).await?;
-    let entry = Entry::on("create", &TOKENS, id, activity::created(id, &draft), |name| draft.int(name));
+    let mut refresh = None;
+    if let Some(application) = application {
+        let (text, hash) = auth::new_token()?;
+        let mut insert = Query::insert();
+        insert.into_table("application_tokens");
+        insert.columns(["id", "application_id", "refresh_hash", "refresh_expires"]);
+        insert.values_panic([id.into(), application.into(), hash.into(), until(life.refresh).into()]);
+        tx.execute(&insert).await?;
+        refresh = Some(text);
+    }
+    Ok(Made { id, token, refresh })
+}
+
+/// A POST to a list of tokens below a user or an application.
+pub(super) async fn create_below(call: &Call, resource: &Resource, id: i64, list: &str) -> Answer {
+    let user = call.user()?.id;
+    match (resource.path, list) {
+        ("applications", _) => create(call, user, Some(id)).await,
+        (_, "personal_tokens") => {
+            let named = call.object()?.get("application").is_some_and(|application| !application.is_null());
+            if named {
+                let words = "A personal token has no application.";
+                return Err(ApiError::field("application", words));
+            }
+            create(call, id, None).await
+        }
+        (_, "authorized_tokens") if call.object()?.get("application").is_none_or(|id| id.is_null()) => {
+            Err(ApiError::field("application", "This field is required."))
+        }
+        _ => create(call, id, None).await,
+    }
+}
+
+/// Makes a token of `owner`, who is whoever asks: a token speaks with its owner's voice, so nobody makes another's.
+pub(super) async fn create(call: &Call, owner: i64, application: Option<i64>) -> Answer {
+    let user = call.user()?;
+    if user.id != owner {
+        return Err(ApiError::forbidden());
+    }
+    let mut body = call.object()?;
+    if let Some(application) = application {
+        body.insert("application".to_owned(), application.into());
+    }
+    let draft = Draft::create(&TOKENS, &body)?;
+    check_scope(&draft)?;
+    let application = draft.int("application");
+    if let Some(id) = application {
+        let absent =
+            |_| ApiError::field("application", format!("Invalid pk \"{id}\" - object does not exist."));
+        generic::visible_id(call, &APPLICATIONS, &id.to_string()).await.map_err(absent)?;
+    }
+    let life = Life::read(&call.app.db).await?;
+    let mut tx = call.app.db.begin(Class::Intent).await?;
+    let made =
+        make(&mut tx, owner, application, draft.text("scope"), draft.text("description"), &life).await?;
+    let entry =
+        Entry::on("create", &TOKENS, made.id, activity::created(made.id, &draft), |name| draft.int(name));
     activity::note(call, &mut tx, entry).await?;
     tx.commit().await?;
-    let mut record = generic::fetch(call, &TOKENS, &id.to_string()).await?;
-    record.set("token", token);
+    let mut record = generic::fetch(call, &TOKENS, &made.id.to_string()).await?;
+    record.set("token", made.token);
+    if let Some(refresh) = made.refresh {
+        record.set("refresh_token", refresh);
+    }
     let mut response = generic::created_response(record.url(), &record.into_json().into())?;
-    debug_assert_eq!(response.status(), StatusCode::CREATED);
     // The one answer with a secret in it is nobody's to keep.
-    let no_store = axum::http::HeaderValue::from_static("no-store");
-    response.headers_mut().insert(axum::http::header::CACHE_CONTROL, no_store);
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
 }

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 
-use super::extra_vars;
 use super::injectors::Injected;
 use plexus_proto::seal::SpoolKey;
 use plexus_proto::work::{PrivateBlock, PrivateFile, RegistryAuth};
@@ -14,6 +13,7 @@ use serde_json::{Map, Value, json};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::facts;
+use crate::payload::extra_vars;
 
 /// How the job asks Ansible to run. Names and meanings as in AWX's job record.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -225,8 +225,8 @@ pub struct Private<'a> {
     pub facts: &'a BTreeMap<String, String>,
     /// Variables of the job, the strongest of all.
     pub extra_vars: &'a Map<String, Value>,
-    /// Those of the job template, whose templates are evaluated.
-    pub trusted: &'a Map<String, Value>,
+    /// Names of those in which Jinja is text.
+    pub doubted: &'a [String],
     /// With what.
     pub machine: Option<&'a MachineCredential>,
     /// And with what to decrypt.
@@ -248,7 +248,7 @@ impl Private<'_> {
         }
         if !self.extra_vars.is_empty() {
             // Answers to a survey may be passwords.
-            let variables = extra_vars::file(self.extra_vars, self.trusted);
+            let variables = extra_vars::text(self.extra_vars, self.doubted);
             files.push(PrivateFile { secret: true, ..file("env/extravars", variables) });
         }
         if self.options.fact_cache {
@@ -405,7 +405,7 @@ mod tests {
             inventory: &Inventory::default(),
             facts: &BTreeMap::from([("web1".to_owned(), "{}".to_owned())]),
             extra_vars: &Map::new(),
-            trusted: &Map::new(),
+            doubted: &[],
             machine,
             injected: &NOTHING,
             vaults,

@@ -337,9 +337,12 @@ impl Driver {
         };
         let waited = Timestamp::now().duration_since(self.job.created).as_secs_f64() * 1e3;
         tracing::debug!(waited_ms = waited, "unit goes to its node");
-        let status = self.client.submit(self.unit.attempt, epoch, self.unit.store, spec).await?;
+        // The stream for the payload opens while the node stores what was submitted.
+        let submitted = self.client.submit(self.unit.attempt, epoch, self.unit.store, spec);
+        let (status, stream) = tokio::join!(submitted, self.open(dispatch::PAYLOAD));
+        let status = status?;
         if needs_payload(&status) {
-            let stream = self.open(dispatch::PAYLOAD).await?;
+            let stream = stream?;
             let block = loaded.run.block(loaded.registry, &key, key_id);
             let (progress, said) = watch::channel(String::new());
             let tell = move |line: String| drop(progress.send_replace(line));

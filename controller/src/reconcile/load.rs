@@ -3,6 +3,7 @@
 
 mod ad_hoc;
 mod inventory_update;
+mod meta;
 mod playbook;
 mod project_update;
 

@@ -9,7 +9,7 @@ use sea_query::{Expr, ExprTrait, Query, SelectStatement, UnionType};
 
 use super::read::source;
 use super::roles::{self, ADMIN, EXECUTE, MEMBER, READ, UPDATE, USE};
-use super::{Access, INVENTORIES, JOB_TEMPLATES, JOBS, PROJECTS, Resource};
+use super::{Access, CREDENTIALS, INVENTORIES, JOB_TEMPLATES, JOBS, PROJECTS, Resource};
 use crate::auth::User;
 
 /// Being able to stop a job.
@@ -45,7 +45,10 @@ pub fn condition(resource: &Resource, alias: &str, user: &User, role: &str) -> O
     Some(match resource.path {
         "roles" if role == READ => visible_roles(user, alias),
         "activity_stream" if role == READ => visible_activity(user, alias),
-        "credential_types" if role == READ => return None,
+        "credential_types" | "role_definitions" if role == READ => return None,
+        "role_user_assignments" | "role_team_assignments" if role == READ => {
+            visible_assignments(resource, user, alias)
+        }
         "instances" if role == READ => {
             let mut members = Query::select();
             members.column("instance_id").from("instance_group_members");
@@ -67,7 +70,17 @@ pub fn condition(resource: &Resource, alias: &str, user: &User, role: &str) -> O
                 }
             }
         }
+        "applications" => {
+            let Some(organization) = column("organization") else { return Some(nobody()) };
+            let needed = if role == READ { MEMBER } else { ADMIN };
+            let own = organization.clone().in_subquery(granted(user, "organizations", needed).0);
+            if role != READ {
+                return Some(own);
+            }
+            own.or(organization.in_subquery(granted(user, "organizations", "auditor_role").0))
+        }
         "hosts" | "groups" => through(column("inventory"), &INVENTORIES, user, role),
+        "credential_input_sources" => through(column("target_credential"), &CREDENTIALS, user, role),
         "job_host_summaries" if role == READ => through(column("job"), &JOBS, user, READ),
         "jobs" => job(user, role, alias),
         "project_updates" => project_update(user, role, alias),
@@ -101,7 +114,7 @@ pub fn to_point(resource: &Resource, field: &str, to: &Resource) -> &'static str
     match creation(resource) {
         Creation::On(owner, role) if owner == field => role,
         _ if resource.path == "credentials" && field == "organization" => "credential_admin_role",
-        _ if resource.path == "credentials" && field == "user" => ADMIN,
+        _ if resource.path == "credentials" && matches!(field, "user" | "team") => ADMIN,
         _ if roles::family(to).is_some_and(|family| family.role(USE).is_some()) => USE,
         _ => READ,
     }
@@ -121,7 +134,7 @@ pub enum Creation {
 /// Who may make an object of `resource`.
 pub fn creation(resource: &Resource) -> Creation {
     match resource.path {
-        "teams" => Creation::On("organization", ADMIN),
+        "teams" | "applications" => Creation::On("organization", ADMIN),
         "projects" => Creation::On("organization", "project_admin_role"),
         "inventories" | "constructed_inventories" => Creation::On("organization", "inventory_admin_role"),
         "execution_environments" => Creation::On("organization", "execution_environment_admin_role"),
@@ -129,6 +142,7 @@ pub fn creation(resource: &Resource) -> Creation {
         "job_templates" => Creation::On("project", USE),
         "hosts" | "groups" | "inventory_sources" => Creation::On("inventory", ADMIN),
         "ad_hoc_commands" => Creation::On("inventory", "adhoc_role"),
+        "credential_input_sources" => Creation::On("target_credential", ADMIN),
         // Into an organization takes its role; for oneself takes none.
         "credentials" | "tokens" => Creation::Everybody,
         _ => Creation::Superuser,
@@ -286,7 +300,10 @@ fn visible_activity(user: &User, alias: &str) -> Expr {
     let column = |name: &'static str| Expr::col((alias.to_owned(), name));
     let seen = |kind: &'static str, id: &'static str| {
         super::ALL.iter().fold(nobody(), |any, resource| {
-            if !resource.table.kin.is_empty() || matches!(resource.path, "roles" | "activity_stream") {
+            if !resource.table.kin.is_empty()
+                || matches!(resource.path, "roles" | "activity_stream")
+                || resource.path.ends_with("_assignments")
+            {
                 return any;
             }
             let inner = "act";
@@ -301,6 +318,24 @@ fn visible_activity(user: &User, alias: &str) -> Expr {
     let both =
         seen("object1", "object1_id").and(column("object2_id").is_null().or(seen("object2", "object2_id")));
     column("actor_id").eq(user.id).or(organization(ADMIN)).or(organization("auditor_role")).or(both)
+}
+
+/// One's own assignments, and those on what one runs.
+fn visible_assignments(resource: &Resource, user: &User, alias: &str) -> Expr {
+    let column = |name: &'static str| Expr::col((alias.to_owned(), name));
+    let own = if resource.column("user").is_some() {
+        column("user_id").eq(user.id)
+    } else {
+        column("team_id").in_subquery(teams(user))
+    };
+    roles::FAMILIES.iter().fold(own, |any, family| {
+        let Some(resource) = super::by_path(family.path) else { return any };
+        let inner = "asg";
+        let mut run = source(resource, inner);
+        run.column((inner, "id")).and_where_option(condition(resource, inner, user, ADMIN));
+        let of_family = column("content_type").eq(super::definitions::content_type(family));
+        any.or(of_family.and(column("object_id").in_subquery(run)))
+    })
 }
 
 fn nobody() -> Expr {
@@ -336,7 +371,8 @@ mod tests {
             let all = condition(resource, "b", &auditor, READ).is_none();
             assert_eq!(all, resource.path != "tokens", "{resource:?}");
             let everybodys = condition(resource, "b", &user(), READ).is_none();
-            assert_eq!(everybodys, resource.path == "credential_types", "{resource:?}");
+            let shared = matches!(resource.path, "credential_types" | "role_definitions");
+            assert_eq!(everybodys, shared, "{resource:?}");
         }
     }
 

@@ -546,6 +546,34 @@ fn all() -> Vec<Builtin> {
         &["server_url", "username", "password", "secret_id", "secret_field"],
     );
     add("external", "thycotic_tss", "Thycotic Secret Server", tss, none());
+    // Not one of AWX's: whatever answers a GET over HTTPS.
+    let https = lookup(
+        [
+            with(
+                url("url", "Server URL"),
+                json!({"help_text": "The address below which the secrets are, beginning with https://"}),
+            ),
+            secret("token", "Token"),
+            with(
+                text("header", "Header of the token"),
+                json!({"help_text": "Name of the HTTP header that brings the token. Without one: Authorization: Bearer TOKEN"}),
+            ),
+            text("username", "Username"),
+            secret("password", "Password"),
+            with(text("cacert", "CA Certificate"), json!({"multiline": true})),
+            with(text("client_cert_public", "Client Certificate"), json!({"multiline": true})),
+            with(secret("client_cert_private", "Client Certificate Key"), json!({"multiline": true})),
+        ],
+        [
+            with(text("path", "Path to Secret"), json!({"help_text": "Below the address of the server."})),
+            with(
+                text("key", "Key"),
+                json!({"help_text": "Where the secret is in an answer of JSON: data.password. Without one the answer is the secret."}),
+            ),
+        ],
+        &["url"],
+    );
+    add("external", "https_secret", "HTTPS Secret Lookup", https, none());
     types
 }
 

@@ -1,7 +1,10 @@
 //! Credential types, credentials, execution environments.
 
 use super::field::{choice, description, flag, id, json, name, text};
-use super::{Access, By, Duplicate, ORGANIZATIONS, Owner, Resource, SubList, Table, USERS, Verbs};
+use super::{
+    Access, By, CREDENTIAL_INPUT_SOURCES, Duplicate, ORGANIZATIONS, Owner, Resource, SubList, TEAMS, Table,
+    USERS, Verbs,
+};
 
 /// Kinds of credential, as clients offer them.
 pub(super) const CREDENTIAL_KINDS: &[(&str, &str)] = &[
@@ -49,7 +52,7 @@ pub static CREDENTIAL_TYPES: Resource = Resource {
             .help("Enter injectors using either JSON or YAML syntax. Refer to the documentation for example syntax."),
     ],
     lists: &[SubList { name: "credentials", of: &CREDENTIALS, by: By::Field("credential_type") }],
-    actions: &["activity_stream"],
+    actions: &["activity_stream", "test"],
     search: &["name", "description"],
     summary: &["name", "description"],
     capabilities: &["edit", "delete"],
@@ -84,9 +87,17 @@ pub static CREDENTIALS: Resource = Resource {
         flag("cloud").computed().read_only(),
         flag("kubernetes").computed().read_only(),
         id("user", &USERS).write_only().help("Write-only field used to add user to owner role."),
+        id("team", &TEAMS)
+            .write_only()
+            .computed()
+            .help("Write-only field used to add team to owner role. If provided, do not give either user or organization."),
     ],
-    lists: &[],
-    actions: &["copy", "object_roles", "access_list", "activity_stream"],
+    lists: &[SubList {
+        name: "input_sources",
+        of: &CREDENTIAL_INPUT_SOURCES,
+        by: By::Field("target_credential"),
+    }],
+    actions: &["copy", "object_roles", "access_list", "activity_stream", "test"],
     search: &["name", "description"],
     summary: &[
         "name",

@@ -28,13 +28,8 @@ const fn shown(key: &'static str, path: &'static str, type_name: &'static str, l
 
 /// Every such family, in the order of the root map.
 pub static LATER: &[Later] = &[
-    made(
-        "credential_input_sources",
-        "credential_input_sources",
-        "credential_input_source",
-        "Credential Input Source",
-    ),
-    made("applications", "applications", "o_auth2_application", "OAuth2 Application"),
+    // Nodes find each other by the mesh's own announcements: nobody registers their addresses.
+    shown("receptor_addresses", "receptor_addresses", "receptor_address", "Receptor Address"),
     shown("host_metrics", "host_metrics", "host_metric", "Host Metric"),
     made("schedules", "schedules", "schedule", "Schedule"),
     made(
@@ -78,7 +73,6 @@ const BELOW: &[(&str, &[(&str, &str)])] = &[
             NOTICES[1],
             NOTICES[2],
             ("notification_templates_approvals", "notification_templates"),
-            ("applications", "applications"),
         ],
     ),
     ("projects", &[("schedules", "schedules"), NOTICES[0], NOTICES[1], NOTICES[2]]),
@@ -92,14 +86,13 @@ const BELOW: &[(&str, &[(&str, &str)])] = &[
             ("slice_workflow_jobs", "workflow_jobs"),
         ],
     ),
+    ("instances", &[("receptor_addresses", "receptor_addresses")]),
     ("jobs", &[("notifications", "notifications")]),
     ("system_job_templates", &[("schedules", "schedules"), NOTICES[0], NOTICES[1], NOTICES[2]]),
     ("system_jobs", &[("notifications", "notifications")]),
     ("inventory_sources", &[("schedules", "schedules"), NOTICES[0], NOTICES[1], NOTICES[2]]),
     ("inventory_updates", &[("notifications", "notifications")]),
     ("ad_hoc_commands", &[("notifications", "notifications")]),
-    ("credentials", &[("input_sources", "credential_input_sources")]),
-    ("users", &[("applications", "applications")]),
 ];
 
 /// The family with this part of the path.

@@ -2,8 +2,8 @@
 
 use super::field::{Preset, description, flag, id, int, name, text, time};
 use super::{
-    Access, By, CREDENTIALS, Duplicate, EXECUTION_ENVIRONMENTS, INSTANCE_GROUPS, INVENTORIES, JOB_TEMPLATES,
-    Owner, PROJECTS, Resource, SubList, Table, Verbs,
+    APPLICATIONS, Access, By, CREDENTIALS, Duplicate, EXECUTION_ENVIRONMENTS, INSTANCE_GROUPS, INVENTORIES,
+    JOB_TEMPLATES, Owner, PROJECTS, Resource, SubList, Table, Verbs,
 };
 
 /// A list whose members come and go by the roles they hold.
@@ -56,6 +56,7 @@ pub static ORGANIZATIONS: Resource = Resource {
         members("users", &USERS, "organization_members", "organization_id", "user_id"),
         members("admins", &USERS, "organization_admins", "organization_id", "user_id"),
         SubList { name: "teams", of: &TEAMS, by: By::Field("organization") },
+        SubList { name: "applications", of: &APPLICATIONS, by: By::Field("organization") },
         SubList {
             name: "instance_groups",
             of: &INSTANCE_GROUPS,
@@ -131,7 +132,9 @@ pub static USERS: Resource = Resource {
     ],
     lists: &[
         SubList { name: "tokens", of: &TOKENS, by: By::Field("user") },
-        SubList { name: "personal_tokens", of: &TOKENS, by: By::Field("user") },
+        members("personal_tokens", &TOKENS, "personal_tokens", "user_id", "token_id"),
+        members("authorized_tokens", &TOKENS, "authorized_tokens", "user_id", "token_id"),
+        shown("applications", &APPLICATIONS, "user_applications", "user_id", "application_id"),
         shown("organizations", &ORGANIZATIONS, "organization_members", "user_id", "organization_id"),
         shown("admin_of_organizations", &ORGANIZATIONS, "organization_admins", "user_id", "organization_id"),
         shown("teams", &TEAMS, "team_members", "user_id", "team_id"),
@@ -212,7 +215,7 @@ pub static ROLES: Resource = Resource {
     access: Access::Roles,
 };
 
-/// Personal access tokens.
+/// Access tokens: personal ones, and those of applications.
 pub static TOKENS: Resource = Resource {
     key: "tokens",
     path: "tokens",
@@ -225,7 +228,7 @@ pub static TOKENS: Resource = Resource {
         id("user", &USERS).read_only().help("The user representing the token owner"),
         text("token").secret().computed().read_only(),
         text("refresh_token").secret().computed().null().read_only(),
-        text("application").computed().null().help("Application the token belongs to."),
+        id("application", &APPLICATIONS).computed().help("Application the token belongs to."),
         time("expires"),
         text("scope")
             .preset(Preset::Text("write"))

@@ -11,6 +11,8 @@ use super::{
 pub(super) const JOB_TYPES: &[(&str, &str)] = &[
     ("cleanup_jobs", "Remove jobs older than a certain number of days"),
     ("cleanup_activitystream", "Remove activity stream entries older than a certain number of days"),
+    ("cleanup_sessions", "Removes expired browser sessions from the database"),
+    ("cleanup_tokens", "Removes expired OAuth 2 access tokens and refresh tokens"),
 ];
 
 const NAME: Field = text("name").max(512).read_only();

@@ -1,13 +1,14 @@
 //! Rows of the nodes: what the mesh shows and what the nodes said of themselves.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use plexus_proto::id::{Identity, NodeId, Role, StoreId};
 use sea_query::{Expr, ExprTrait, OnConflict, Query, Value};
 
-use super::core::{Class, CoreDb, Error};
+use super::core::{Class, CoreDb, Error, WriteTx};
 use super::groups;
+use crate::schedule::Capacity;
 
 /// A node as last seen.
 #[derive(Debug, Clone)]
@@ -31,8 +32,30 @@ pub struct Info {
     pub cpu_millis: u32,
     /// Bytes.
     pub memory: u64,
+    /// When it said so.
+    pub heard: Timestamp,
+}
+
+impl Info {
     /// Forks it can keep busy.
-    pub capacity: u32,
+    pub fn capacity(&self) -> Capacity {
+        Capacity::of(self.cpu_millis, self.memory)
+    }
+}
+
+/// What somebody decided about a node.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Decided {
+    /// Whether it gets work.
+    pub enabled: bool,
+    /// How much of what lies between its two capacities it takes: 0 to 1.
+    pub adjustment: f64,
+}
+
+impl Default for Decided {
+    fn default() -> Self {
+        Self { enabled: true, adjustment: 0.0 }
+    }
 }
 
 fn node_type(role: Role) -> &'static str {
@@ -46,10 +69,14 @@ fn node_type(role: Role) -> &'static str {
 /// Writes what is known of the nodes; rows of nodes that are not named stay as they are.
 pub async fn record(core: &CoreDb, nodes: &[Seen]) -> Result<(), Error> {
     let now = Timestamp::now().as_microsecond();
+    let decided = decided(core).await?;
     let mut tx = core.begin(Class::Bookkeeping).await?;
     for node in nodes {
+        let adjustment = decided.get(&node.identity.node).copied().unwrap_or_default().adjustment;
         let state = if node.reachable { "ready" } else { "unavailable" };
         let mut columns = vec!["hostname", "node_type", "node_state", "version", "created", "modified"];
+        // What a new node has until somebody decides: no more than both its cores and its memory allow.
+        columns.push("capacity_adjustment");
         let mut values = vec![
             node.identity.node.as_str().into(),
             node_type(node.identity.role).into(),
@@ -57,6 +84,7 @@ pub async fn record(core: &CoreDb, nodes: &[Seen]) -> Result<(), Error> {
             node.version.as_str().into(),
             now.into(),
             now.into(),
+            Decided::default().adjustment.into(),
         ];
         let mut update = vec!["node_type", "node_state", "version", "modified"];
         if node.reachable {
@@ -65,15 +93,27 @@ pub async fn record(core: &CoreDb, nodes: &[Seen]) -> Result<(), Error> {
             update.push("last_seen");
         }
         if let Some(info) = &node.info {
-            let extra = ["store_id", "uuid", "cpu_millis", "memory", "capacity"];
+            let extra = [
+                "last_health_check",
+                "store_id",
+                "uuid",
+                "cpu_millis",
+                "memory",
+                "cpu_capacity",
+                "mem_capacity",
+                "capacity",
+            ];
             columns.extend(extra);
             update.extend(extra);
             values.extend([
+                info.heard.as_microsecond().into(),
                 Value::from(info.store.0.as_bytes().to_vec()).into(),
                 info.store.to_string().into(),
                 i64::from(info.cpu_millis).into(),
                 i64::try_from(info.memory).unwrap_or(i64::MAX).into(),
-                i64::from(if node.reachable { info.capacity } else { 0 }).into(),
+                i64::from(info.capacity().cpu).into(),
+                i64::from(info.capacity().memory).into(),
+                i64::from(if node.reachable { info.capacity().adjusted(adjustment) } else { 0 }).into(),
             ]);
         }
         let mut insert = Query::insert();
@@ -103,10 +143,30 @@ pub async fn hold(core: &CoreDb, node: &NodeId, why: &str) -> Result<(), Error> 
     tx.commit().await
 }
 
-/// Nodes that somebody switched off.
-pub async fn disabled(core: &CoreDb) -> Result<BTreeSet<NodeId>, Error> {
+/// What somebody decided about each node.
+pub async fn decided(core: &CoreDb) -> Result<BTreeMap<NodeId, Decided>, Error> {
     let mut select = Query::select();
-    select.column("hostname").from("instances").and_where(Expr::col("enabled").eq(false));
-    let rows = core.all(select).await?;
-    Ok(rows.iter().filter_map(|row| row.value::<String>("hostname").ok()?.parse().ok()).collect())
+    select.columns(["hostname", "enabled", "capacity_adjustment"]).from("instances");
+    let mut decided = BTreeMap::new();
+    for row in core.all(select).await? {
+        let Ok(name) = row.at::<String>(0)?.parse() else { continue };
+        decided.insert(name, Decided { enabled: row.at(1)?, adjustment: row.at(2)? });
+    }
+    Ok(decided)
+}
+
+/// Brings the capacity of a node that can be reached in line with what somebody decided just now.
+pub async fn adjust(tx: &mut WriteTx, instance: i64) -> Result<(), Error> {
+    let mut select = Query::select();
+    select.columns(["cpu_capacity", "mem_capacity", "capacity_adjustment"]).from("instances");
+    select.and_where(Expr::col("id").eq(instance)).and_where(Expr::col("capacity").gt(0));
+    let Some(row) = tx.optional(&select).await? else { return Ok(()) };
+    let forks = |forks: i64| u32::try_from(forks).unwrap_or_default();
+    let capacity = Capacity { cpu: forks(row.at(0)?), memory: forks(row.at(1)?) };
+    if capacity.cpu == 0 {
+        return Ok(());
+    }
+    let mut update = Query::update();
+    update.table("instances").value("capacity", i64::from(capacity.adjusted(row.at(2)?)));
+    tx.execute(update.and_where(Expr::col("id").eq(instance))).await.map(drop)
 }

@@ -122,8 +122,22 @@ pub const ACTIVITY: Management = Management {
     name: "Cleanup Activity Stream",
     description: "Remove activity stream history",
 };
+/// Removes sessions that are over.
+pub const SESSIONS: Management = Management {
+    template: -2,
+    job_type: "cleanup_sessions",
+    name: "Cleanup Expired Sessions",
+    description: "Cleans out expired browser sessions",
+};
+/// Removes tokens that are over.
+pub const TOKENS: Management = Management {
+    template: -3,
+    job_type: "cleanup_tokens",
+    name: "Cleanup Expired OAuth 2 Tokens",
+    description: "Cleanup expired OAuth 2 access and refresh tokens",
+};
 /// All there are.
-pub const MANAGEMENT: [Management; 2] = [JOBS, ACTIVITY];
+pub const MANAGEMENT: [Management; 4] = [JOBS, ACTIVITY, SESSIONS, TOKENS];
 /// Days of a launch that names none.
 pub const DAYS: u32 = 60;
 
@@ -182,6 +196,33 @@ async fn sweep_activity(core: &CoreDb, before: Timestamp, dry_run: bool) -> Resu
         }
         removed += gone;
     }
+}
+
+/// Removes sessions or tokens that are over, codes for tokens with the latter; how many. A token that can still be refreshed
+/// stays: whoever refreshes it needs it. With `dry_run` it only counts them.
+async fn sweep_expired(core: &CoreDb, table: &'static str, dry_run: bool) -> Result<u64, Error> {
+    let now = Timestamp::now().as_microsecond();
+    let mut over = Expr::col("expires").lt(now);
+    if table == "tokens" {
+        let mut refreshable = Query::select();
+        refreshable.column("id").from("application_tokens").and_where(Expr::col("refresh_expires").gte(now));
+        over = over.and(Expr::col("id").not_in_subquery(refreshable));
+    }
+    if dry_run {
+        let mut query = Query::select();
+        query.expr(Expr::col("expires").count()).from(table).and_where(over);
+        let gone: i64 = core.optional(&query).await?.map(|row| row.at(0)).transpose()?.unwrap_or(0);
+        return Ok(gone.unsigned_abs());
+    }
+    let mut tx = core.begin(Class::Bulk).await?;
+    let mut delete = Query::delete();
+    let gone = tx.execute(delete.from_table(table).and_where(over)).await?;
+    if table == "tokens" {
+        let mut codes = Query::delete();
+        tx.execute(codes.from_table("authorization_codes").and_where(Expr::col("expires").lt(now))).await?;
+    }
+    tx.commit().await?;
+    Ok(gone)
 }
 
 /// Sweeps now and every hour where `days` is given: jobs that ended more than so many days ago go. Runs management jobs as
@@ -247,17 +288,27 @@ pub async fn run_asked(core: &CoreDb, events: &EventStore) -> Result<(), Error> 
         )
         .await?;
         let dry_run = vars["dry_run"] == true;
-        let activity = row.at::<String>(2)? == ACTIVITY.job_type;
-        let done = match ago(days) {
-            None => Ok("Nothing is that old.\n".to_owned()),
-            Some(before) if activity => sweep_activity(core, before, dry_run).await.map(|entries| {
-                let did = if dry_run { "would be removed" } else { "removed" };
-                format!("{entries} entries of the activity stream {did}.\n")
-            }),
-            Some(before) if dry_run => {
+        let job_type: String = row.at(2)?;
+        let activity = job_type == ACTIVITY.job_type;
+        let over = match job_type.as_str() {
+            "cleanup_sessions" => Some("sessions"),
+            "cleanup_tokens" => Some("tokens"),
+            _ => None,
+        };
+        let did = if dry_run { "would be removed" } else { "removed" };
+        let done = match (over, ago(days)) {
+            (Some(table), _) => {
+                let swept = sweep_expired(core, table, dry_run).await;
+                swept.map(|gone| format!("{gone} expired {table} {did}.\n"))
+            }
+            (None, None) => Ok("Nothing is that old.\n".to_owned()),
+            (None, Some(before)) if activity => sweep_activity(core, before, dry_run)
+                .await
+                .map(|entries| format!("{entries} entries of the activity stream {did}.\n")),
+            (None, Some(before)) if dry_run => {
                 count(core, before).await.map(|jobs| format!("{jobs} jobs would be removed.\n"))
             }
-            Some(before) => sweep(core, events, before).await.map(|Removed { jobs, months }| {
+            (None, Some(before)) => sweep(core, events, before).await.map(|Removed { jobs, months }| {
                 format!("{jobs} jobs and {months} months of events removed.\n")
             }),
         };
@@ -478,7 +529,59 @@ mod tests {
         core.close().await;
     }
 
+    async fn what_is_over_goes_and_what_may_be_refreshed_stays(place: Place) {
+        let core = place.core().await;
+        let (past, future) = (1_i64, Timestamp::now().as_microsecond() + 1_000_000_000);
+        let mut tx = core.begin(Class::Intent).await.unwrap();
+        let mut user = Query::insert();
+        user.into_table("users").columns(["id", "username", "created", "modified"]);
+        tx.execute(user.values_panic([1.into(), "ada".into(), 0.into(), 0.into()])).await.unwrap();
+        for (id, expires) in [(1_i64, past), (2, future), (3, past)] {
+            let mut session = Query::insert();
+            session.into_table("sessions").columns(["key_hash", "user_id", "created", "expires"]);
+            session.values_panic([vec![id as u8].into(), 1.into(), 0.into(), expires.into()]);
+            tx.execute(&session).await.unwrap();
+            let mut token = Query::insert();
+            token.into_table("tokens").columns([
+                "id",
+                "user_id",
+                "token_hash",
+                "expires",
+                "created",
+                "modified",
+            ]);
+            token.values_panic([
+                id.into(),
+                1.into(),
+                vec![id as u8].into(),
+                expires.into(),
+                0.into(),
+                0.into(),
+            ]);
+            tx.execute(&token).await.unwrap();
+        }
+        let mut organization = Query::insert();
+        organization.into_table("organizations").columns(["id", "name", "created", "modified"]);
+        tx.execute(organization.values_panic([1.into(), "o".into(), 0.into(), 0.into()])).await.unwrap();
+        let mut application = Query::insert();
+        application.into_table("applications");
+        application.columns(["id", "organization_id", "client_secret_hash", "created", "modified"]);
+        application.values_panic([1.into(), 1.into(), vec![0_u8].into(), 0.into(), 0.into()]);
+        tx.execute(&application).await.unwrap();
+        let mut refresh = Query::insert();
+        refresh.into_table("application_tokens").columns(["id", "application_id", "refresh_expires"]);
+        tx.execute(refresh.values_panic([3.into(), 1.into(), future.into()])).await.unwrap();
+        tx.commit().await.unwrap();
+        assert_eq!(sweep_expired(&core, "sessions", true).await.unwrap(), 2);
+        assert_eq!(sweep_expired(&core, "sessions", false).await.unwrap(), 2);
+        assert_eq!(sweep_expired(&core, "tokens", true).await.unwrap(), 1, "one can be refreshed");
+        assert_eq!(sweep_expired(&core, "tokens", false).await.unwrap(), 1);
+        assert_eq!(sweep_expired(&core, "tokens", false).await.unwrap(), 0);
+        core.close().await;
+    }
+
     on_each_engine![
+        what_is_over_goes_and_what_may_be_refreshed_stays,
         a_management_job_sweeps_when_it_is_launched,
         months_go_when_the_time_of_all_their_jobs_is_over,
     ];

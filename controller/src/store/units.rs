@@ -92,7 +92,7 @@ pub enum UnitState {
 }
 
 impl UnitState {
-    fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Placed => "placed",
             Self::Started => "started",
@@ -493,7 +493,7 @@ pub async fn abandon(core: &CoreDb, job: i64, who: &str) -> Result<bool, Error> 
 }
 
 /// How often this database was restored from a backup, as nodes are shown it; from 1.
-async fn incarnation(core: &CoreDb) -> Result<i64, Error> {
+pub(super) async fn incarnation(core: &CoreDb) -> Result<i64, Error> {
     let known = core.setting("incarnation").await?.and_then(|text| text.parse().ok());
     Ok(known.unwrap_or(1))
 }

@@ -121,7 +121,7 @@ pub(super) struct Task {
     /// Where its private directory goes when it ends, if it is kept.
     kept: PathBuf,
     /// For news of shims. Weak, so that the task ends when nobody can ask it any more.
-    requests: mpsc::WeakSender<Request>,
+    requests: mpsc::WeakSender<Box<Request>>,
     view: watch::Sender<View>,
     shim: Option<Shim>,
     /// When the shim was last told that the owner lives.
@@ -163,7 +163,7 @@ impl Task {
         unit: Unit,
         spec: UnitSpec,
         dir: UnitDir,
-        requests: mpsc::WeakSender<Request>,
+        requests: mpsc::WeakSender<Box<Request>>,
     ) -> (Self, watch::Receiver<View>) {
         let runtime_dir = inner.runtime_units().join(unit.attempt().to_string());
         let kept = inner.kept().join(unit.attempt().to_string());
@@ -199,7 +199,7 @@ impl Task {
     }
 
     /// Serves requests until the unit is forgotten.
-    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Request>) {
+    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Box<Request>>) {
         match self.unit.state() {
             State::Preparing { .. } => self.find_shim().await,
             // Private data of an earlier life: the key to it is gone, so it comes again.
@@ -211,7 +211,7 @@ impl Task {
         }
         while !self.unit.is_erased() {
             let Some(request) = inbox.recv().await else { return };
-            self.handle(request).await;
+            self.handle(*request).await;
             self.publish();
         }
     }
@@ -690,7 +690,8 @@ impl Task {
         let Some(requests) = self.requests.upgrade() else { return };
         self.conversation = self.inner.next_serial();
         let conversation = self.conversation;
-        self.shim = Some(Shim::talk(stream, requests, move |news| Request::Shim { conversation, news }));
+        self.shim =
+            Some(Shim::talk(stream, requests, move |news| Box::new(Request::Shim { conversation, news })));
     }
 
     /// Shows the unit's state to everyone who watches.

@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use plexus_mesh::framed::FrameReader;
-use tokio::io::{AsyncWriteExt, Interest};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
@@ -43,6 +43,8 @@ const STAGES: &str = "warm";
 const REFILL: Duration = Duration::from_secs(1);
 /// Pause after one that ended by itself, or could not be started: its image may be missing, or no execution environment.
 const PAUSE: Duration = Duration::from_secs(10);
+/// Longest wait for waiting containers to go when their agent stops.
+const END_LIMIT: Duration = Duration::from_secs(15);
 /// Longest report of a shim that has no unit.
 const REPORT_MAX: usize = 1 << 10;
 /// Longest start of a container.
@@ -212,9 +214,25 @@ impl Inner {
         }
     }
 
-    /// Ends what waits.
-    pub(super) fn empty_pool(&self) {
-        drop(self.pool.empty()); // each ends when its agent hangs up
+    /// Ends what waits, and waits for that for a while: an agent that stops in order leaves nothing behind.
+    pub(super) async fn empty_pool(&self) {
+        let mut ending = self.pool.empty();
+        for waiting in &mut ending {
+            waiting.spare.stream().shutdown().await.ok(); // its shim takes that as the end
+        }
+        let gone = async {
+            for waiting in &mut ending {
+                let mut said = [0; 64];
+                while waiting.spare.stream().read(&mut said).await.is_ok_and(|count| count > 0) {}
+            }
+        };
+        if tokio::time::timeout(END_LIMIT, gone).await.is_err() {
+            warn!("a container that waited does not end; the next agent finds it by its label");
+        }
+        for waiting in &ending {
+            self.runtime.remove_tree(waiting.spare.dir()).ok(); // else the next agent does
+        }
+        self.remove_stages();
     }
 }
 

@@ -219,6 +219,7 @@ impl System {
             more_hops: Vec::new(),
             memory_mib: None,
             podman: String::new(),
+            fresh_image: None,
             cores: None,
             spool_quota: None,
         };

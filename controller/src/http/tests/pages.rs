@@ -158,5 +158,5 @@ async fn every_address_of_the_openapi_document_answers_and_none_is_left_out() {
         .header("accept", "text/html,*/*");
     let page = api.send(request.body(Body::empty()).unwrap()).await;
     assert_eq!(page.headers["content-type"], "text/html; charset=utf-8");
-    assert!(page.text.contains("/api/v2/job_templates/ID/launch/"), "{}", &page.text[..200]);
+    assert!(page.text.contains("/api/v2/job_templates/{id}/launch/"), "{}", &page.text[..200]);
 }

@@ -3,6 +3,7 @@
 use plexus_proto::id::{Attempt, StoreId, UnitId};
 
 use super::*;
+use crate::store::strays::{self, Stray};
 use crate::store::units::{self, Placement, UnitState};
 
 #[tokio::test]
@@ -52,4 +53,65 @@ async fn a_restored_database_goes_above_each_life_it_had() {
     tx.commit().await.unwrap();
     let second = units::recovered(db, first).await.unwrap();
     assert!(second > first, "{second} after {first}");
+}
+
+#[tokio::test]
+async fn a_stray_unit_is_listed_and_becomes_a_job_only_when_an_operator_says_so() {
+    let api = Api::new().await;
+    let db = &api.app.db;
+    let node: plexus_proto::id::NodeId = "node-1".parse().unwrap();
+    let stray = |id, state: &str| Stray {
+        attempt: Attempt { unit: UnitId(Uuid::from_u128(id)), number: 1 },
+        node: node.clone(),
+        store: StoreId(Uuid::from_u128(9)),
+        label: format!("job {id}"),
+        state: state.to_owned(),
+        records: 3,
+        counter: 5,
+    };
+    let found = [stray(1, "running"), stray(2, "pending"), stray(3, "finished")];
+    strays::record(db, &node, &found).await.unwrap();
+    assert_eq!(strays::all(db).await.unwrap(), found);
+    let list = api.get("/api/plexus/v1/work/stray/").await.json;
+    assert_eq!((&list["count"], &list["results"][0]["label"]), (&json!(3), &json!("job 1")));
+    let path = |id: u128, verb: &str| format!("/api/plexus/v1/work/stray/{}/{verb}/", Uuid::from_u128(id));
+    let eve = api.ordinary("eve").await;
+    assert_eq!(
+        api.by(&eve, "GET", "/api/plexus/v1/work/stray/", json!({})).await.status,
+        StatusCode::FORBIDDEN
+    );
+    assert_eq!(api.by(&eve, "POST", &path(1, "discard"), json!({})).await.status, StatusCode::FORBIDDEN);
+    assert_eq!(
+        api.post(&path(2, "adopt"), json!({})).await.status,
+        StatusCode::CONFLICT,
+        "nothing to run is known"
+    );
+    assert_eq!(api.post(&path(7, "adopt"), json!({})).await.status, StatusCode::NOT_FOUND);
+    assert_eq!(api.post("/api/plexus/v1/work/stray/x/adopt/", json!({})).await.status, StatusCode::NOT_FOUND);
+    assert!(units::active_jobs(db).await.unwrap().is_empty(), "nothing happens by itself");
+
+    let adopted = api.post(&path(1, "adopt"), json!({})).await;
+    assert_eq!(adopted.status, StatusCode::ACCEPTED, "{}", adopted.text);
+    let job = adopted.json["id"].as_i64().unwrap();
+    let active = units::active_jobs(db).await.unwrap();
+    let unit = active[0].unit.as_ref().unwrap();
+    assert_eq!((active.len(), unit.job, unit.state), (1, job, UnitState::Started));
+    assert_eq!(unit.attempt, found[0].attempt);
+    assert_eq!(units::take(db, unit.attempt).await.unwrap().counter, 6, "above all that acted on it");
+    let shown = api.get(&format!("/api/v2/jobs/{job}/")).await.json;
+    assert_eq!((&shown["status"], &shown["name"]), (&json!("running"), &json!("job 1")));
+    assert!(shown["job_explanation"].as_str().unwrap().contains("adopted by admin"), "{shown}");
+    assert_eq!(api.post(&path(1, "discard"), json!({})).await.status, StatusCode::NOT_FOUND, "it is decided");
+
+    for id in [2, 3] {
+        let discarded = api.post(&path(id, "discard"), json!({})).await;
+        let shown = api.get(&format!("/api/v2/jobs/{}/", discarded.json["id"])).await.json;
+        assert_eq!(shown["status"], "error");
+    }
+    let left = units::unforgotten(db).await.unwrap();
+    assert_eq!(left.iter().filter(|(unit, _)| unit.state == UnitState::Abandoned).count(), 2);
+    // What the node still shows of them is no stray any more.
+    let ids: Vec<Uuid> = found.iter().map(|stray| stray.attempt.unit.0).collect();
+    assert_eq!(strays::known(db, &ids).await.unwrap().len(), 3);
+    assert_eq!(api.get("/api/plexus/v1/work/stray/").await.json["count"], 0);
 }

@@ -50,13 +50,14 @@ pub(super) async fn load(context: &Context, id: i64) -> Result<Made, Error> {
         extra_vars.insert(format!("tower_{name}"), value);
     }
     extra_vars.extend(variables("extra_vars of the command", &row.value::<String>("extra_vars")?)?);
+    // Whoever gives variables to a command gives them at launch.
+    let doubted: Vec<String> = extra_vars.keys().cloned().collect();
     let private = Private {
         options: &options,
         inventory: &inventory,
         facts: &BTreeMap::new(),
         extra_vars: &extra_vars,
-        // Whoever gives variables to a command gives them at launch.
-        trusted: &serde_json::Map::new(),
+        doubted: &doubted,
         machine: machine.as_ref(),
         vaults: &[],
         injected: &injected,

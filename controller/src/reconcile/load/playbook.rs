@@ -4,18 +4,22 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 use sea_query::{Expr, ExprTrait, JoinType, Order, Query};
+use serde_json::{Map, Value};
 
-use super::{ASK, Error, Made, Source, inject, timeout, variables};
+use super::{ASK, Error, Made, Source, inject, meta, timeout, variables};
 use crate::facts;
+use crate::http::settings;
 use crate::inventory::members::Members;
 use crate::job;
+use crate::payload::extra_vars::Trust;
 use crate::payload::private::{Group, Inventory, JobOptions, MachineCredential, Private, VaultCredential};
 use crate::project;
-use crate::reconcile::{Context, meta};
+use crate::reconcile::Context;
+use crate::registry::write::parse_variables;
 use crate::store::core::{Error as StoreError, Row};
 use crate::vault::Secret;
 
-const JOB_COLUMNS: [&str; 16] = [
+const JOB_COLUMNS: [&str; 17] = [
     "playbook",
     "job_type",
     "diff_mode",
@@ -31,6 +35,7 @@ const JOB_COLUMNS: [&str; 16] = [
     "inventory_id",
     "scm_revision",
     "extra_vars",
+    "job_template_id",
     "use_fact_cache",
 ];
 
@@ -54,27 +59,47 @@ pub(super) async fn load(context: &Context, id: i64) -> Result<Made, Error> {
         Some(inventory) => facts::of_inventory(&context.core, inventory).await?,
         None => BTreeMap::new(),
     };
-    let (mut extra_vars, trusted) = meta::variables(&context.core, id).await?;
-    let trusted = variables("extra_vars of the job template", &trusted).unwrap_or_default();
-    extra_vars.extend(variables("extra_vars of the job", &row.value::<String>("extra_vars")?)?);
+    let mut extra_vars = meta::variables(&context.core, id).await?;
+    // Names that people give to things are no programs either.
+    let mut doubted: Vec<String> = extra_vars.keys().cloned().collect();
+    let mut given = variables("extra_vars of the job", &row.value::<String>("extra_vars")?)?;
     for (name, secret) in job::survey_passwords(&context.core, &context.vault, id).await? {
-        extra_vars.insert(name, secret.expose().into());
+        given.insert(name, secret.expose().into());
     }
+    doubted.extend(self::doubted(context, row.value("job_template_id")?, &given).await?);
+    extra_vars.extend(given);
     let credentials = job::credentials(&context.core, &context.vault, id).await?;
     let (machine, vaults) = passwords(context, id, &credentials).await?;
     let injected = inject(context, &credentials).await?;
+    doubted.extend(injected.extra_vars.keys().cloned());
     extra_vars.extend(injected.extra_vars.clone());
     let private = Private {
         options: &options,
         inventory: &inventory,
         facts: &facts,
         extra_vars: &extra_vars,
-        trusted: &trusted,
+        doubted: &doubted,
         machine: machine.as_ref(),
         vaults: &vaults,
         injected: &injected,
     };
     Ok(Made { run: private.run(), tree: Source::Directory(project) })
+}
+
+/// Names of a job's variables in which Jinja is text: by setting, those that do not stand in its template as they are.
+async fn doubted(
+    context: &Context,
+    template: Option<i64>,
+    given: &Map<String, Value>,
+) -> Result<Vec<String>, Error> {
+    let setting = settings::setting(&context.core, "ALLOW_JINJA_IN_EXTRA_VARS").await?;
+    let mut own = Query::select();
+    own.column("extra_vars").from("job_templates").and_where(Expr::col("id").eq(template));
+    let own = match context.core.optional(&own).await? {
+        Some(row) => parse_variables(&row.at::<String>(0)?).unwrap_or_default(),
+        None => Map::new(),
+    };
+    Ok(Trust::of(setting.as_str().unwrap_or_default()).doubted(given, &own))
 }
 
 fn options(id: i64, row: &Row) -> Result<JobOptions, StoreError> {

@@ -274,6 +274,29 @@ Examples:
         /// How many at most.
         #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(1..=200))]
         limit: u32,
+        /// What nodes hold and this controller does not know: it came after the backup that its database was restored from.
+        #[arg(long, conflicts_with_all = ["all", "node", "limit"])]
+        stray: bool,
+    },
+    /// Takes a stray unit over as a job of this controller: it runs on, and its output is stored.
+    #[command(after_help = "\
+Examples:
+  plexus work list --stray
+  plexus work adopt 019aa2b4-7c1e-7e0a-8f00-3d1f0c9a5e11")]
+    Adopt {
+        /// The unit, as the list shows it.
+        #[arg(value_parser = unit)]
+        unit: String,
+    },
+    /// Ends a stray unit; what it had printed is stored with a job that says so.
+    #[command(after_help = "\
+Examples:
+  plexus work list --stray
+  plexus work discard 019aa2b4-7c1e-7e0a-8f00-3d1f0c9a5e11")]
+    Discard {
+        /// The unit, as the list shows it.
+        #[arg(value_parser = unit)]
+        unit: String,
     },
     /// Shows one job: what it is, where it runs, why it ended.
     #[command(after_help = "\
@@ -311,4 +334,15 @@ Examples:
         /// Number of the job.
         id: u64,
     },
+}
+
+/// A unit's id, as lists show it.
+fn unit(text: &str) -> Result<String, String> {
+    let digits = text.bytes().filter(u8::is_ascii_hexdigit).count();
+    let dashes = text.bytes().filter(|&byte| byte == b'-').count();
+    if text.len() == 36 && digits == 32 && dashes == 4 {
+        return Ok(text.to_owned());
+    }
+    Err("must be a unit such as 019aa2b4-7c1e-7e0a-8f00-3d1f0c9a5e11; plexus work list --stray shows them"
+        .to_owned())
 }

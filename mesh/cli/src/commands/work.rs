@@ -25,7 +25,16 @@ pub(crate) async fn run(
     output: &mut Output,
 ) -> Result<Exit, Failure> {
     match work {
-        Work::List { all, node, limit } => {
+        Work::List { stray: true, .. } => strays(http, output).await,
+        Work::Adopt { unit } => {
+            decide(http, unit, "adopt", "unit UNIT is job ID now; plexus work status ID shows it\n", output)
+                .await
+        }
+        Work::Discard { unit } => {
+            let text = "unit UNIT ends; job ID keeps what it had printed\n";
+            decide(http, unit, "discard", text, output).await
+        }
+        Work::List { all, node, limit, stray: false } => {
             let mut path = format!("/api/v2/unified_jobs/?order_by=-id&page_size={limit}");
             if !all {
                 path += &format!("&status__in={LIVE}");
@@ -92,6 +101,35 @@ async fn list(
             _ = tokio::signal::ctrl_c() => return Ok(Exit::Ok),
         }
     }
+}
+
+/// What nodes hold and the controller does not know.
+async fn strays(http: &HttpDoor, output: &mut Output) -> Result<Exit, Failure> {
+    let answer = http.get(&format!("{WORK}stray/")).await?;
+    let found: Value = answer.parse()?;
+    let units = found["results"].as_array().map_or(&[][..], Vec::as_slice);
+    let mut table = Table::new(&["UNIT", "NODE", "STATE", "RECORDS", "WAS"]);
+    for unit in units {
+        let cells = ["unit", "node", "state", "records", "label"].map(|key| Cell::from(word(&unit[key])));
+        table.row(cells.into());
+    }
+    let text = if units.is_empty() { "no stray units\n".to_owned() } else { table.render(output.paint) };
+    output.show(&answer, Shape { items: Some("results"), name: "unit" }, &text)?;
+    Ok(Exit::Ok)
+}
+
+async fn decide(
+    http: &HttpDoor,
+    unit: String,
+    verb: &str,
+    text: &str,
+    output: &mut Output,
+) -> Result<Exit, Failure> {
+    let answer = http.api(Method::POST, &format!("{WORK}stray/{unit}/{verb}/"), None).await?;
+    let job: Value = answer.parse()?;
+    let text = text.replace("UNIT", &unit).replace("ID", &word(&job["id"]));
+    output.show(&answer, Shape { items: None, name: "id" }, &text)?;
+    Ok(Exit::Ok)
 }
 
 /// A job of any kind: a list of one leads to its own address.
