@@ -79,7 +79,7 @@ fn managed() -> ApiError {
 fn read(permissions: &Value) -> Result<BTreeSet<String>, &'static str> {
     let list = permissions.as_array().filter(|list| list.len() <= MAX_PERMISSIONS);
     let list = list.ok_or("Expected a list of permissions.")?;
-    let texts = list.iter().map(|item| item.as_str().map(str::to_owned));
+    let texts = list.iter().map(|item| item.as_str().map(definitions::normal));
     texts.collect::<Option<_>>().ok_or("Expected a list of permissions.")
 }
 

@@ -18,7 +18,8 @@ a{color:var(--link)}h1{font-size:1.5em;margin:.7em 0 .5em}h2{font-size:1.1em;mar
 p{max-width:50em}code,pre{font:13px/1.5 ui-monospace,monospace}pre{background:var(--band);border:1px solid var(--line);\
 border-radius:6px;padding:1em;overflow-x:auto;white-space:pre-wrap;overflow-wrap:anywhere}\
 table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.32em .9em .32em 0;border-bottom:1px solid var(--line);vertical-align:top}\
-th{color:var(--soft);font-weight:500}.soft{color:var(--soft)}.verb{display:inline-block;border:1px solid var(--line);border-radius:4px;\
+th{color:var(--soft);font-weight:500}.paths td:nth-child(1){width:46%}.paths td:nth-child(2){width:27%}\
+.soft{color:var(--soft)}.verb{display:inline-block;border:1px solid var(--line);border-radius:4px;\
 padding:0 .4em;margin:0 .3em .2em 0;font-size:12px}label{display:block;margin:.8em 0 .2em}\
 input:not([type=hidden]){font:inherit;padding:.35em .5em;width:20em;max-width:100%}button{font:inherit;padding:.35em 1em}";
 

@@ -312,7 +312,7 @@ fn page(document: &Value) -> String {
     }
     html.push_str("</p>");
     for (family, paths) in &families {
-        html.push_str(&format!("<h2 id=\"{family}\">{family}</h2><table>"));
+        html.push_str(&format!("<h2 id=\"{family}\">{family}</h2><table class=\"paths\">"));
         for (path, item) in paths {
             let operations = item.as_object().into_iter().flatten().filter(|(name, _)| *name != "parameters");
             let verbs: String = operations

@@ -118,6 +118,19 @@ pub fn family_of(content_type: &str) -> Option<&'static Family> {
     FAMILIES.iter().find(|family| matches!(of, "awx" | "shared") && word(family) == name)
 }
 
+/// What AWX shares with its kin, and names accordingly.
+fn is_shared(word: &str) -> bool {
+    matches!(word, "organization" | "team")
+}
+
+/// A permission as it is kept: clients of older times write `awx.` before those of what is shared too.
+pub fn normal(permission: &str) -> String {
+    let shared = permission
+        .strip_prefix("awx.")
+        .filter(|rest| rest.split_once('_').is_some_and(|(_, of)| is_shared(of)));
+    shared.map_or_else(|| permission.to_owned(), |rest| format!("shared.{rest}"))
+}
+
 /// The permissions of a fixed role, those of the roles that it includes among them.
 pub fn permissions(family: &'static Family, field: &str) -> BTreeSet<String> {
     // What includes a role is known of each role; read the other way round, that is what it includes.
@@ -129,7 +142,10 @@ pub fn permissions(family: &'static Family, field: &str) -> BTreeSet<String> {
 /// What a role gives by itself.
 fn own(family: &Family, field: &str) -> Vec<String> {
     let word = word(family);
-    let verbs = |verbs: &[&str], of: &str| verbs.iter().map(|verb| format!("awx.{verb}_{of}")).collect();
+    let verbs = |verbs: &[&str], of: &str| {
+        let service = if is_shared(of) { "shared" } else { "awx" };
+        verbs.iter().map(|verb| format!("{service}.{verb}_{of}")).collect()
+    };
     match (family.path, field) {
         (_, ADMIN) => verbs(&["change", "delete"], &word),
         ("organizations", "auditor_role") => verbs(&["audit"], &word),
@@ -200,7 +216,7 @@ fn title(family: &Family, field: &str) -> String {
 pub async fn seed(db: &CoreDb) -> Result<(), Error> {
     let roles: Vec<_> =
         FAMILIES.iter().flat_map(|family| family.roles().map(move |role| (family, role.field))).collect();
-    let digest = format!("1.{}", roles.len());
+    let digest = format!("2.{}", roles.len());
     if db.setting("role_definitions").await?.as_deref() == Some(&digest) {
         return Ok(());
     }
@@ -258,7 +274,9 @@ mod tests {
         assert!(execute.is_subset(&permissions(templates, ADMIN)));
         let organizations = by_path("organizations").unwrap();
         let inventories = permissions(organizations, "inventory_admin_role");
-        assert!(inventories.contains("awx.add_inventory") && inventories.contains("awx.view_organization"));
+        assert!(
+            inventories.contains("awx.add_inventory") && inventories.contains("shared.view_organization")
+        );
     }
 
     #[test]
@@ -289,6 +307,8 @@ mod tests {
         assert_eq!(family_of("awx.jobtemplate"), by_path("job_templates"));
         assert_eq!(family_of("awx.organization"), family_of("shared.organization"));
         assert_eq!(family_of("jobtemplate"), None);
+        assert_eq!(normal("awx.member_team"), "shared.member_team");
+        assert_eq!(normal("awx.use_inventory"), "awx.use_inventory");
         let mut names: Vec<String> =
             FAMILIES.iter().flat_map(|family| family.roles().map(|role| title(family, role.field))).collect();
         let all = names.len();

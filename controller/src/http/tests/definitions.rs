@@ -161,3 +161,20 @@ async fn a_definition_of_ones_own_is_a_bundle_of_roles() {
     let gone = api.call("DELETE", &format!("/api/v2/inventories/{}/", world.inventory), json!(null)).await;
     assert_eq!((gone.status, api.get(&left).await.status), (StatusCode::ACCEPTED, StatusCode::NOT_FOUND));
 }
+
+#[tokio::test]
+async fn a_credential_that_is_made_for_a_team_is_the_teams_to_use() {
+    let world = World::new().await;
+    let api = &world.api;
+    let team = api.make("teams", json!({"name": "ops", "organization": 1})).await;
+    let member = json!({"id": world.user});
+    assert_eq!(api.post(&format!("/api/v2/teams/{team}/users/"), member).await.status, 204);
+    let made = api.make("credentials", json!({"name": "theirs", "team": team, "credential_type": 1})).await;
+    let shown = api.by(&world.ada, "GET", &format!("/api/v2/credentials/{made}/"), json!(null)).await;
+    assert_eq!((shown.status, &shown.json["organization"]), (StatusCode::OK, &json!(1)), "{}", shown.text);
+    assert_eq!(shown.json["summary_fields"]["user_capabilities"]["use"], true);
+    assert_eq!(shown.json["summary_fields"]["user_capabilities"]["edit"], false);
+    let other = api.make("organizations", json!({"name": "other"})).await;
+    let wrong = json!({"name": "x", "team": team, "organization": other, "credential_type": 1});
+    assert_eq!(api.post("/api/v2/credentials/", wrong).await.status, 400);
+}

@@ -164,3 +164,19 @@ async fn a_database_that_fails_tells_nothing_of_itself() {
     assert_eq!(reply.status, 503);
     assert!(!reply.text.contains("sql"), "{}", reply.text);
 }
+
+#[tokio::test]
+async fn a_body_that_is_nested_too_deep_is_refused() {
+    let api = Api::new().await;
+    let deep = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+    let request = Request::post("/api/v2/inventories/")
+        .header("authorization", basic("admin", "pw"))
+        .header("content-type", "application/json")
+        .body(Body::from(format!("{{\"name\": {}}}", deep(100_000))));
+    assert_eq!(api.send(request.unwrap()).await.status, 400);
+    for variables in [format!("a: {}", deep(20_000)), format!("{{\"a\": {}}}", deep(20_000))] {
+        let body = json!({"name": "deep", "organization": 1, "variables": variables});
+        let refused = api.post("/api/v2/inventories/", body).await;
+        assert_eq!((refused.status, refused.json["variables"].is_array()), (StatusCode::BAD_REQUEST, true));
+    }
+}
