@@ -24,6 +24,8 @@ const NEWER: &str = "s1_";
 const HOSTS_MAX: u64 = 4_000;
 /// Bytes of facts that go out with a job, counted once a host; two forms of it fit a private block of 256 MiB.
 const SENT_MAX: usize = 64 << 20;
+/// Hosts that are looked up at once.
+const NAMES: usize = 1_000;
 /// Bytes that one transaction writes, so that others get their turn.
 const BATCH: usize = 4 << 20;
 
@@ -117,14 +119,14 @@ fn is_file_name(name: &str) -> bool {
 /// # Errors
 /// What the database says.
 pub async fn of_inventory(core: &CoreDb, inventory: i64) -> Result<BTreeMap<String, String>, Error> {
-    let mut select = Query::select();
+    let members = Members::of(core, inventory).await?;
+    let mut select = members.knowing();
     select
-        .column(("hosts", "name"))
-        .column(("host_facts", "facts"))
-        .from("host_facts")
-        .join(JoinType::InnerJoin, "hosts", Expr::col(("hosts", "id")).equals(("host_facts", "id")))
-        .and_where(Members::of(core, inventory).await?.enabled("hosts"))
-        .order_by(("hosts", "id"), Order::Asc)
+        .column(("h", "name"))
+        .column(("f", "facts"))
+        .join_as(JoinType::InnerJoin, "host_facts", "f", Expr::col(("f", "id")).equals(("k", "id")))
+        .and_where(members.enabled("h"))
+        .order_by(("h", "id"), Order::Asc)
         .limit(HOSTS_MAX);
     let rows = core.all(select).await?;
     rows.iter().map(|row| Ok((row.value("name")?, row.value("facts")?))).collect()
@@ -147,18 +149,26 @@ pub async fn of_host(core: &CoreDb, host: i64) -> Result<Option<String>, Error> 
 /// What the database says; a part may be stored.
 pub async fn keep(core: &CoreDb, inventory: i64, changes: &BTreeMap<String, Change>) -> Result<(), Error> {
     let members = Members::of(core, inventory).await?;
+    let names: Vec<&str> = changes.keys().map(String::as_str).collect();
+    let mut known: BTreeMap<String, i64> = BTreeMap::new();
+    for names in names.chunks(NAMES) {
+        let mut select = members.knowing();
+        select.columns([("h", "name"), ("k", "id")]).and_where(members.condition("h"));
+        select.and_where(Expr::col(("h", "name")).is_in(names.iter().copied()));
+        for row in core.all(select).await? {
+            known.insert(row.at(0)?, row.at(1)?);
+        }
+    }
     let mut left = changes.iter().peekable();
     while left.peek().is_some() {
         let mut tx = core.begin(Class::Bookkeeping).await?;
         let mut bytes = 0;
         while bytes < BATCH {
             let Some((name, change)) = left.next() else { break };
+            // What a filter chooses is asked once for all.
+            let Some(id) = known.get(name) else { continue };
             let mut select = Query::select();
-            select
-                .column("id")
-                .from("hosts")
-                .and_where(members.condition("hosts"))
-                .and_where(Expr::col("name").eq(name.as_str()));
+            select.column("id").from("hosts").and_where(Expr::col("id").eq(*id));
             let Some(row) = tx.optional(select).await? else { continue };
             let host: i64 = row.value("id")?;
             match change {

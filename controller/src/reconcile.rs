@@ -201,9 +201,10 @@ impl Reconciler {
                 first.entry(template).or_insert(job.id);
             }
         }
-        // Nothing begins on an inventory that is just being changed: it would see a half.
-        let changing: HashMap<i64, i64> = placed
+        // Nothing begins on an inventory that is just being changed, or will be: it would see a half, or what is too old.
+        let changing: HashMap<i64, i64> = waiting
             .iter()
+            .chain(placed)
             .filter(|job| job.kind == Kind::InventoryUpdate)
             .filter_map(|job| Some((job.inventory?, job.id)))
             .collect();

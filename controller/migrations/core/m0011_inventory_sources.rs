@@ -39,6 +39,19 @@ pub(super) fn build(schema: &mut Schema) {
     schema.unique("inventory_inputs", &["inventory_id", "input_id"]);
     schema.index("inventory_inputs", &["input_id"]);
 
+    // How often each name was automated, whatever became of its hosts.
+    schema
+        .table("host_metrics")
+        .id()
+        .text("hostname")
+        .time("first_automation")
+        .time("last_automation")
+        .opt_time("last_deleted")
+        .ints(&["automated_counter", "deleted_counter"])
+        .flag("deleted", false)
+        .opt_int("used_in_inventories");
+    schema.unique("host_metrics", &["hostname"]);
+
     // An update keeps what its source said, a command what it was started with.
     schema
         .extend("unified_jobs")

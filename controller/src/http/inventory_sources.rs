@@ -2,7 +2,7 @@
 //! its end ([`crate::inventory::import`]).
 
 use axum::http::{HeaderValue, Method, StatusCode, header};
-use sea_query::{Expr, ExprTrait, JoinType, Order, Query};
+use sea_query::{Expr, ExprTrait, JoinType, OnConflict, Order, Query};
 use serde_json::{Map, Value, json};
 
 use super::activity::{self, Entry};
@@ -295,14 +295,33 @@ pub(super) async fn update_all(call: &Call, id: &str) -> Answer {
     Ok(json_response(status, &all.into()))
 }
 
+/// An update of a source, as it will be stored.
+pub(super) struct Planned {
+    source: i64,
+    inventory: i64,
+    credential: Option<i64>,
+    columns: Vec<(&'static str, sea_query::Value)>,
+    /// Whether one that runs already is as good: for jobs that only want hosts that are not too old.
+    shared: bool,
+    /// Sources of the inventories that this one is made of.
+    first: Vec<i64>,
+}
+
 /// Begins an update of a source in the name of who asks; the same one for all who ask before it starts.
 async fn start(call: &Call, source: i64) -> Result<i64, ApiError> {
+    let planned = plan(call, source, "manual").await?;
+    let mut tx = call.app.db.begin(Class::Intent).await?;
+    let id = keep(call, &mut tx, planned).await?;
+    tx.commit().await?;
+    Ok(id)
+}
+
+async fn plan(call: &Call, source: i64, launch_type: &str) -> Result<Planned, ApiError> {
     let user = call.user()?;
     let mut query = Query::select();
     query.columns(COLUMNS.map(|column| ("s", column)));
-    query
-        .columns([("u", "name"), ("u", "execution_environment_id"), ("i", "name")])
-        .from_as("inventory_sources", "s");
+    query.columns([("u", "name"), ("u", "execution_environment_id"), ("i", "name")]);
+    query.from_as("inventory_sources", "s");
     let parent = Expr::col(("u", "id")).equals(("s", "id"));
     query.join_as(JoinType::InnerJoin, "unified_job_templates", "u", parent);
     let of = Expr::col(("i", "id")).equals(("s", "inventory_id"));
@@ -322,7 +341,7 @@ async fn start(call: &Call, source: i64) -> Result<i64, ApiError> {
     let mut columns: Vec<(&'static str, sea_query::Value)> = vec![
         ("kind", INVENTORY_UPDATES.type_name.into()),
         ("name", format!("{inventory_name} - {name}").into()),
-        ("launch_type", "manual".into()),
+        ("launch_type", launch_type.into()),
         ("status", "pending".into()),
         ("unified_job_template_id", source.into()),
         ("inventory_source_id", source.into()),
@@ -341,31 +360,100 @@ async fn start(call: &Call, source: i64) -> Result<i64, ApiError> {
         };
         columns.push((column, cell));
     }
-    let mut insert = Query::insert();
-    insert.into_table("unified_jobs").columns(columns.iter().map(|(column, _)| *column));
-    insert.values_panic(columns.into_iter().map(|(_, value)| Expr::val(value)));
-    let mut tx = call.app.db.begin(Class::Intent).await?;
+    let credential = row.value("credential_id")?;
+    let shared = launch_type == "dependency";
+    Ok(Planned { source, inventory, credential, columns, shared, first: Vec::new() })
+}
+
+async fn keep(call: &Call, tx: &mut WriteTx, planned: Planned) -> Result<i64, ApiError> {
     // One that has not begun will see what there is now as well.
+    let as_good: &[&str] = if planned.shared { &crate::job::ACTIVE } else { &["new", "pending"] };
     let mut waiting = Query::select();
-    waiting.column("id").from("unified_jobs").and_where(Expr::col("inventory_source_id").eq(source));
-    waiting.and_where(Expr::col("status").is_in(["new", "pending"])).limit(1);
+    waiting.column("id").from("unified_jobs").and_where(Expr::col("inventory_source_id").eq(planned.source));
+    waiting
+        .and_where(Expr::col("status").is_in(as_good.iter().copied()))
+        .order_by("id", Order::Desc)
+        .limit(1);
     if let Some(row) = tx.optional(&waiting).await? {
         return Ok(row.at(0)?);
     }
+    let mut insert = Query::insert();
+    insert.into_table("unified_jobs").columns(planned.columns.iter().map(|(column, _)| *column));
+    insert.values_panic(planned.columns.into_iter().map(|(_, value)| Expr::val(value)));
     let id = tx.insert(&mut insert).await?;
-    if let Some(credential) = row.value::<Option<i64>>("credential_id")? {
+    if let Some(credential) = planned.credential {
         let mut pair = Query::insert();
         pair.into_table("unified_job_credentials").columns(["unified_job_id", "credential_id"]);
         tx.execute(pair.values_panic([id.into(), credential.into()])).await?;
     }
     let changes = Map::from_iter([("id".to_owned(), id.into())]);
     let mut entry = Entry::of("create", (INVENTORY_UPDATES.type_name, Some(id)), changes);
-    entry.organization = activity::organization_of(&INVENTORIES, inventory);
-    activity::note(call, &mut tx, entry).await?;
+    entry.organization = activity::organization_of(&INVENTORIES, planned.inventory);
+    activity::note(call, tx, entry).await?;
     tx.wake();
     tx.job_changed(id, "pending");
-    tx.commit().await?;
     Ok(id)
+}
+
+/// The updates that a job on an inventory waits for: sources that update on launch and whose hosts are older than they may be. A
+/// constructed inventory's own comes after those of what it is made of.
+pub(super) async fn on_launch(call: &Call, inventory: i64) -> Result<Vec<Planned>, ApiError> {
+    let db = &call.app.db;
+    let mut inputs = Query::select();
+    inputs.column("input_id").from("inventory_inputs").and_where(Expr::col("inventory_id").eq(inventory));
+    let mut query = Query::select();
+    query.columns(["id", "source", "source_project_id", "update_cache_timeout", "last_updated"]);
+    query.columns(["last_update_failed", "inventory_id"]).from("inventory_sources");
+    query.and_where(Expr::col("update_on_launch").eq(true)).order_by("id", Order::Asc);
+    let own = Expr::col("inventory_id").eq(inventory);
+    query.and_where(own.or(Expr::col("inventory_id").in_subquery(inputs)));
+    let now = jiff::Timestamp::now().as_microsecond();
+    let (mut first, mut last) = (Vec::new(), Vec::new());
+    for row in db.all(&query).await? {
+        let (id, cached): (i64, i64) = (row.at(0)?, row.at(3)?);
+        let updated: Option<i64> = row.at(4)?;
+        let fresh = updated.is_some_and(|at| at.saturating_add(cached.saturating_mul(1_000_000)) >= now);
+        if fresh && !row.at::<bool>(5)? || !can_update(&row.at::<String>(1)?, row.at(2)?) {
+            continue;
+        }
+        let planned = plan(call, id, "dependency").await?;
+        if row.at::<i64>(6)? == inventory { last.push(planned) } else { first.push(planned) }
+    }
+    let sources: Vec<i64> = first.iter().map(|planned| planned.source).collect();
+    for planned in &mut last {
+        planned.first.clone_from(&sources);
+    }
+    first.extend(last);
+    Ok(first)
+}
+
+/// Stores such updates in the transaction that stores the job, which waits for them.
+pub(super) async fn keep_for(
+    call: &Call,
+    tx: &mut WriteTx,
+    job: i64,
+    planned: Vec<Planned>,
+) -> Result<(), ApiError> {
+    let mut stored: Vec<(i64, i64)> = Vec::new();
+    for one in planned {
+        let (source, first) = (one.source, one.first.clone());
+        let id = keep(call, tx, one).await?;
+        let before = stored.iter().filter(|(source, _)| first.contains(source)).map(|(_, id)| *id);
+        for before in before.collect::<Vec<_>>() {
+            depends(tx, id, before).await?;
+        }
+        depends(tx, job, id).await?;
+        stored.push((source, id));
+    }
+    Ok(())
+}
+
+async fn depends(tx: &mut WriteTx, job: i64, on: i64) -> Result<(), StoreError> {
+    let columns = ["unified_job_id", "depends_on_id"];
+    let mut pair = Query::insert();
+    pair.into_table("unified_job_dependencies").columns(columns).values_panic([job.into(), on.into()]);
+    pair.on_conflict(OnConflict::columns(columns).do_nothing().to_owned());
+    tx.execute(&pair).await.map(drop)
 }
 
 /// What an update keeps of its source.

@@ -16,7 +16,7 @@ use super::activity::{self, Entry};
 use super::call::Call;
 use super::error::ApiError;
 use super::templates::{Attached, MAX_CREDENTIALS, attached, known, one_of_a_kind};
-use super::{Answer, access, generic, labels, ok, once, survey};
+use super::{Answer, access, generic, inventory_sources, labels, ok, once, survey};
 use crate::project;
 use crate::registry::field::Kind;
 use crate::registry::read::{self, BASE, Record};
@@ -329,7 +329,8 @@ async fn start(
         .take();
     let credentials: Vec<i64> = credentials.iter().map(|credential| credential.id).collect();
     let groups = answers.taken.get("instance_groups").and_then(|groups| ids(groups).ok()).unwrap_or_default();
-    let beside = Beside { credentials, labels, groups, passwords, survey: survey.secrets };
+    let updates = inventory_sources::on_launch(call, inventory).await?;
+    let beside = Beside { credentials, labels, groups, passwords, survey: survey.secrets, updates };
     stored(call, insert, beside, answers.ignored).await
 }
 
@@ -343,6 +344,8 @@ struct Beside {
     passwords: Option<Value>,
     /// Answers to a survey that do not show.
     survey: Map<String, Value>,
+    /// Updates of its inventory that it waits for.
+    updates: Vec<inventory_sources::Planned>,
 }
 
 /// Keeps the job; what follows is the reconciler's.
@@ -384,6 +387,7 @@ async fn stored(
         Entry::of("create", (JOBS.type_name, Some(id)), Map::from_iter([("id".to_owned(), id.into())]));
     entry.organization = activity::organization_of(&JOBS, id);
     activity::note(call, &mut tx, entry).await?;
+    inventory_sources::keep_for(call, &mut tx, id, beside.updates).await?;
     once::keep(call, &mut tx, id).await?;
     tx.wake();
     tx.job_changed(id, "pending");

@@ -23,6 +23,7 @@ pub struct Members {
     inventory: i64,
     engine: Engine,
     smart: Option<(i64, HostFilter)>,
+    constructed: bool,
 }
 
 impl Members {
@@ -45,9 +46,11 @@ impl Members {
     }
 
     fn read(inventory: i64, row: Option<&Row>, engine: Engine) -> Result<Self, Error> {
-        let plain = Self { inventory, engine, smart: None };
+        let mut plain = Self { inventory, engine, smart: None, constructed: false };
         let Some(row) = row else { return Ok(plain) };
-        if row.at::<String>(1)? != SMART {
+        let kind: String = row.at(1)?;
+        plain.constructed = kind == CONSTRUCTED;
+        if kind != SMART {
             return Ok(plain);
         }
         // A filter was read before it was kept. One that a later version does not know any more chooses nobody.
@@ -59,6 +62,24 @@ impl Members {
     /// Whether a filter chooses them.
     pub fn is_smart(&self) -> bool {
         self.smart.is_some()
+    }
+
+    /// The hosts whose facts theirs are: a query of hosts that go by `h`, joined to those whose facts are kept, which go by `k`. For all
+    /// but constructed inventories these are the same.
+    pub fn knowing(&self) -> SelectStatement {
+        let mut query = Query::select();
+        query.from_as("hosts", "h");
+        let own = Expr::col(("k", "id")).equals(("h", "id"));
+        if !self.constructed {
+            return query.join_as(JoinType::InnerJoin, "hosts", "k", own).take();
+        }
+        // Its hosts are made of others, and say of whom. Only of its inputs is that believed: people may write it.
+        let source = Expr::col(("k", "id")).cast_as("text").eq(Expr::col(("h", "instance_id")));
+        let mut inputs = Query::select();
+        inputs.column("input_id").from("inventory_inputs");
+        inputs.and_where(Expr::col("inventory_id").eq(self.inventory));
+        let source = source.and(Expr::col(("k", "inventory_id")).in_subquery(inputs));
+        query.join_as(JoinType::InnerJoin, "hosts", "k", source).take()
     }
 
     /// That a host which goes by `alias` is one of them.

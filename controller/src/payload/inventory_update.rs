@@ -163,10 +163,8 @@ impl Update {
         let mut files = vec![settings(self.timeout)];
         let mut sources = Vec::new();
         for (id, document) in &self.inputs {
-            // A script of two lines that prints what comes after them.
-            let script = format!("#!/bin/sh\nexec tail -n +3 \"$0\"\n{document}\n");
-            let path = format!("inventory/hosts_{id}");
-            files.push(plexus_proto::work::PrivateFile { mode: 0o700, ..file(&path, script) });
+            let path = format!("inventory/hosts_{id}.json");
+            files.push(file(&path, as_file(document)));
             sources.push(format!("/runner/{path}"));
         }
         let constructed = self.source == "constructed";
@@ -176,7 +174,7 @@ impl Update {
                 let path = format!("inventory/{}.yml", plugin.file);
                 let config = Value::Object(self.configuration(plugin)).to_string();
                 files.push(file(&path, config));
-                let enabled = if constructed { "auto,script" } else { "auto" };
+                let enabled = if constructed { "auto,yaml" } else { "auto" };
                 env.insert("ANSIBLE_INVENTORY_ENABLED".to_owned(), enabled.to_owned());
                 if plugin.native {
                     env.insert("ANSIBLE_JINJA2_NATIVE".to_owned(), "True".to_owned());
@@ -306,6 +304,30 @@ impl Update {
     }
 }
 
+/// The document of an inventory, as scripts print it, in the form of Ansible's own YAML plugin: nothing has to be executed where the
+/// private directory lies, which many machines forbid.
+fn as_file(document: &str) -> String {
+    let mut document: Map<String, Value> = serde_json::from_str(document).unwrap_or_default();
+    let part = |of: &mut Value, name: &str| of.get_mut(name).map(Value::take).unwrap_or_default();
+    let hostvars = document.remove("_meta").map(|mut meta| part(&mut meta, "hostvars")).unwrap_or_default();
+    let vars = document.remove("all").map(|mut all| part(&mut all, "vars")).unwrap_or_default();
+    document.remove("ungrouped");
+    let empty = |names: &Value| -> Value {
+        let names = names.as_array().into_iter().flatten().filter_map(Value::as_str);
+        names.map(|name| (name.to_owned(), json!({}))).collect::<Map<_, _>>().into()
+    };
+    let mut groups = Map::new();
+    for (name, mut group) in document {
+        let vars = part(&mut group, "vars");
+        let vars = if vars.is_object() { vars } else { json!({}) };
+        let body =
+            json!({"hosts": empty(&group["hosts"]), "children": empty(&group["children"]), "vars": vars});
+        groups.insert(name, body);
+    }
+    let or_empty = |value: Value| if value.is_object() { value } else { json!({}) };
+    json!({"all": {"hosts": or_empty(hostvars), "children": groups, "vars": or_empty(vars)}}).to_string()
+}
+
 /// The path of a file below the project, without what leads out of it.
 fn below_project(path: &str) -> Result<&str, Unusable> {
     let inside = path.trim_start_matches('/');
@@ -425,17 +447,28 @@ mod tests {
     #[test]
     fn inventories_come_before_what_is_made_of_them() {
         let mut made = update("constructed");
-        made.inputs = vec![(5, "{}".to_owned()), (2, r#"{"a": 1}"#.to_owned())];
+        let input = json!({
+            "_meta": {"hostvars": {"web1": {"a": 1}, "lone": {}}},
+            "all": {"children": ["site", "web"], "vars": {"v": 1}},
+            "site": {"children": ["web"], "vars": {"s": 2}},
+            "web": {"hosts": ["web1"]},
+            "ungrouped": {"hosts": ["lone"]},
+        });
+        made.inputs = vec![(5, "{}".to_owned()), (2, input.to_string())];
         made.facts.insert("web1".to_owned(), "{}".to_owned());
         let run = made.run().unwrap();
         let args = content(&run, "args");
-        let order =
-            "-i /runner/inventory/hosts_5 -i /runner/inventory/hosts_2 -i /runner/inventory/constructed.yml";
+        let order = "-i /runner/inventory/hosts_5.json -i /runner/inventory/hosts_2.json -i /runner/inventory/constructed.yml";
         assert!(args.contains(order), "{args}");
-        let script = run.files.iter().find(|file| file.path == "inventory/hosts_2").unwrap();
-        assert_eq!(script.mode, 0o700);
-        assert!(content(&run, "inventory/hosts_2").ends_with("\n{\"a\": 1}\n"));
-        assert_eq!(run.kwargs["envvars"]["ANSIBLE_INVENTORY_ENABLED"], "auto,script");
+        let file: Value = serde_json::from_str(&content(&run, "inventory/hosts_2.json")).unwrap();
+        let web = json!({"hosts": {"web1": {}}, "children": {}, "vars": {}});
+        let site = json!({"hosts": {}, "children": {"web": {}}, "vars": {"s": 2}});
+        let hosts = json!({"web1": {"a": 1}, "lone": {}});
+        assert_eq!(
+            file,
+            json!({"all": {"hosts": hosts, "children": {"site": site, "web": web}, "vars": {"v": 1}}})
+        );
+        assert_eq!(run.kwargs["envvars"]["ANSIBLE_INVENTORY_ENABLED"], "auto,yaml");
         assert_eq!(run.kwargs["fact_cache_type"], "jsonfile");
         assert!(content(&run, "artifacts/7/fact_cache/web1").starts_with("{}"));
     }

@@ -1,7 +1,7 @@
 //! Inventories, hosts, groups.
 
 use super::field::{
-    Preset, choice, description, flag, id, int, int_choice, long_text, name, text, variables,
+    Preset, choice, description, flag, id, int, int_choice, long_text, name, text, time, variables,
 };
 use super::inventory_sources::VERBOSITY;
 use super::{
@@ -190,6 +190,39 @@ pub static HOSTS: Resource = Resource {
     duplicate: Duplicate::Together(&["name", "inventory"]),
     verbs: Verbs::ALL,
     owner: Owner::Through("inventory"),
+    access: Access::Roles,
+};
+
+/// How often each host was automated, by name.
+pub static HOST_METRICS: Resource = Resource {
+    key: "host_metrics",
+    path: "host_metrics",
+    type_name: "host_metric",
+    model: "HostMetric",
+    label: "Host Metric",
+    table: Table::view("host_metrics"),
+    fields: &[
+        text("hostname").max(512).read_only(),
+        time("first_automation").help("When the host was first automated against"),
+        time("last_automation").help("When the host was last automated against"),
+        time("last_deleted").help("When the host was last deleted"),
+        int("automated_counter").read_only().help("How many times was the host automated"),
+        int("deleted_counter").read_only().help("How many times was the host deleted"),
+        flag("deleted")
+            .read_only()
+            .help("Boolean flag saying whether the host is deleted and therefore not counted"),
+        int("used_in_inventories").null().read_only().help("How many inventories contain this host"),
+    ],
+    lists: &[],
+    actions: &[],
+    search: &["hostname"],
+    summary: &["hostname"],
+    capabilities: &[],
+    order: &["hostname"],
+    natural_key: &[],
+    duplicate: Duplicate::Field("hostname"),
+    verbs: Verbs::READ,
+    owner: Owner::Installation,
     access: Access::Roles,
 };
 

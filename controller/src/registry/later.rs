@@ -30,7 +30,6 @@ const fn shown(key: &'static str, path: &'static str, type_name: &'static str, l
 pub static LATER: &[Later] = &[
     // Nodes find each other by the mesh's own announcements: nobody registers their addresses.
     shown("receptor_addresses", "receptor_addresses", "receptor_address", "Receptor Address"),
-    shown("host_metrics", "host_metrics", "host_metric", "Host Metric"),
     made("schedules", "schedules", "schedule", "Schedule"),
     made(
         "notification_templates",

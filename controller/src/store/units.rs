@@ -429,7 +429,7 @@ async fn keep_facts(core: &CoreDb, job: i64, last: &Final) -> Result<(), Error> 
 async fn finish_in(tx: &mut super::core::WriteTx, job: i64, last: &Final) -> Result<bool, Error> {
     let mut select = Query::select();
     select
-        .columns(["started", "inventory_id"])
+        .columns(["started", "inventory_id", "kind"])
         .from("unified_jobs")
         .and_where(Expr::col("id").eq(job))
         .and_where(Expr::col("status").is_in(ACTIVE));
@@ -461,6 +461,9 @@ async fn finish_in(tx: &mut super::core::WriteTx, job: i64, last: &Final) -> Res
     let hosts = host_ids(tx, inventory, &last.hosts).await?;
     for summary in &last.hosts {
         insert_summary(tx, job, hosts.get(&summary.host).copied(), summary).await?;
+    }
+    if row.value::<String>("kind")? == Kind::Job.as_str() {
+        count_hosts(tx, &last.hosts, finished).await?;
     }
     tx.wake(); // capacity is free again
     Ok(true)
@@ -533,6 +536,30 @@ async fn host_ids(
         }
     }
     Ok(ids)
+}
+
+/// Counts the hosts of a recap as automated once more.
+async fn count_hosts(
+    tx: &mut super::core::WriteTx,
+    summaries: &[HostSummary],
+    now: i64,
+) -> Result<(), Error> {
+    for names in summaries.chunks(1_000) {
+        let mut insert = Query::insert();
+        insert.into_table("host_metrics");
+        insert.columns(["hostname", "first_automation", "last_automation", "automated_counter"]);
+        for summary in names {
+            insert.values_panic([summary.host.as_str().into(), now.into(), now.into(), 1.into()]);
+        }
+        let more = Expr::col(("host_metrics", "automated_counter")).add(1);
+        let again = OnConflict::column("hostname")
+            .update_column("last_automation")
+            .value("automated_counter", more)
+            .value("deleted", false)
+            .to_owned();
+        tx.execute(insert.on_conflict(again)).await?;
+    }
+    Ok(())
 }
 
 async fn insert_summary(

@@ -7,7 +7,7 @@ use serde_json::{Map, json};
 use super::super::call::Call;
 use super::super::error::ApiError;
 use super::super::templates::{Attached, attached};
-use super::super::{Answer, access, generic, labels, ok, once, survey};
+use super::super::{Answer, access, generic, inventory_sources, labels, ok, once, survey};
 use super::{Beside, PROMPTS, may_choose, passwords, stored};
 use crate::job;
 use crate::registry::read::Record;
@@ -141,7 +141,12 @@ pub(in super::super) async fn relaunch(call: &Call, id: &str) -> Answer {
     let labels = labels::worn(db, &labels::JOBS, &[job.id]).await?.remove(&job.id).unwrap_or_default();
     let labels = labels.into_iter().map(|(id, _)| id).collect();
     let survey = survey.iter().map(|(name, secret)| (name.clone(), secret.expose().into())).collect();
-    stored(call, insert, Beside { credentials, labels, groups, passwords, survey }, Map::new()).await
+    let updates = match job.int("inventory") {
+        Some(inventory) => inventory_sources::on_launch(call, inventory).await?,
+        None => Vec::new(),
+    };
+    let beside = Beside { credentials, labels, groups, passwords, survey, updates };
+    stored(call, insert, beside, Map::new()).await
 }
 
 /// Who starts another's job again must be allowed to use what that other one chose, and the template must still ask for

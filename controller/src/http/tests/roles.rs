@@ -148,6 +148,7 @@ async fn what_is_another_tenants_is_not_there() {
         let shared = matches!(
             resource.path,
             "credential_types"
+                | "host_metrics"
                 | "instances"
                 | "instance_groups"
                 | "system_job_templates"

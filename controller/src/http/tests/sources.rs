@@ -147,6 +147,51 @@ async fn an_update_keeps_what_its_source_said() {
 }
 
 #[tokio::test]
+async fn a_job_waits_for_updates_of_its_inventory_that_are_due() {
+    let api = Api::new().await;
+    let template = api.template("t").await;
+    let shown = api.get(&format!("/api/v2/job_templates/{template}/")).await.json;
+    let source = json!({"name": "s", "inventory": shown["inventory"], "source": "file", "source_project": shown["project"],
+                        "update_on_launch": true, "update_cache_timeout": 1000});
+    let source = api.make("inventory_sources", source).await;
+    let made = json!({"name": "made", "organization": 1});
+    let made = api.make("constructed_inventories", made).await;
+    let inputs = format!("/api/v2/inventories/{made}/input_inventories/");
+    assert_eq!(api.post(&inputs, json!({"id": shown["inventory"]})).await.status, StatusCode::NO_CONTENT);
+    let waits = async || {
+        let mut query = Query::select();
+        query.columns(["unified_job_id", "depends_on_id"]).from("unified_job_dependencies");
+        let rows = api.app.db.all(&query).await.unwrap();
+        rows.iter().map(|row| (row.at::<i64>(0).unwrap(), row.at::<i64>(1).unwrap())).collect::<Vec<_>>()
+    };
+    let launch = format!("/api/v2/job_templates/{template}/launch/");
+    let job = api.post(&launch, json!({})).await.json["id"].as_i64().unwrap();
+    let updates = api.get("/api/v2/inventory_updates/").await.json;
+    let update = updates["results"][0]["id"].as_i64().unwrap();
+    assert_eq!((&updates["count"], &updates["results"][0]["launch_type"]), (&json!(1), &json!("dependency")));
+    assert_eq!(waits().await, [(job, update)]);
+    // Another job waits for the same one.
+    let second = api.post(&launch, json!({})).await.json["id"].as_i64().unwrap();
+    assert_eq!(waits().await, [(job, update), (second, update)]);
+    // What was fetched just now is not fetched again, but what is made of it is made again.
+    let mut done = Query::update();
+    done.table("unified_jobs").value("status", "successful").and_where(Expr::col("id").eq(update));
+    let mut fresh = Query::update();
+    fresh.table("inventory_sources").value("last_updated", jiff::Timestamp::now().as_microsecond());
+    let mut tx = api.app.db.begin(crate::store::core::Class::Intent).await.unwrap();
+    tx.execute(&done).await.unwrap();
+    tx.execute(fresh.and_where(Expr::col("id").eq(source))).await.unwrap();
+    tx.commit().await.unwrap();
+    let third = api.post(&launch, json!({})).await.json["id"].as_i64().unwrap();
+    assert!(waits().await.iter().all(|(job, _)| *job != third));
+    let asks = json!({"ask_inventory_on_launch": true});
+    api.call("PATCH", &format!("/api/v2/job_templates/{template}/"), asks).await;
+    let fourth = api.post(&launch, json!({"inventory": made})).await.json["id"].as_i64().unwrap();
+    let waits = waits().await;
+    assert_eq!(waits.iter().filter(|(job, _)| *job == fourth).count(), 1, "{waits:?}");
+}
+
+#[tokio::test]
 async fn a_constructed_inventory_has_one_source_and_inputs_in_order() {
     let api = Api::new().await;
     let (one, two) = (inventory(&api, "one").await, inventory(&api, "two").await);
