@@ -1,5 +1,5 @@
-//! Numbered points at which a test can kill the process: from a record's arrival to its acknowledgement, and from a
-//! token's arrival to the certificate that it is redeemed for.
+//! Numbered points at which a test can kill the process: from a record's arrival to its acknowledgement, from a
+//! token's arrival to the certificate that it is redeemed for, and at the end of a project's update.
 //!
 //! Only in builds with the feature `crash-points`; otherwise [`Point::hit`] is nothing. See [`plexus_mesh::crash`].
 
@@ -30,6 +30,10 @@ plexus_mesh::crash_points! {
     EnrolmentWritten = "enrolment-written",
     /// Committed; the machine has no answer.
     Enrolled = "enrolled",
+    /// The tree that an update brought is on the disk; no row names it.
+    TreeKept = "tree-kept",
+    /// Its row does; the update is not over.
+    TreeNoted = "tree-noted",
 }
 
 impl Point {

@@ -1,9 +1,11 @@
-//! Talking to one execution node about one unit: the verbs ([`NodeClient`]) and the payload ([`payload`]).
+//! Talking to one execution node about one unit: the verbs ([`NodeClient`]), the payload ([`payload`]) and the tree that it
+//! leaves ([`collect`]).
 //!
 //! Knows messages and streams; not jobs, not the database. Every call is safe to repeat: the node answers by
 //! (unit, attempt) and epoch. What a node refuses is told apart from a node that cannot be reached, because the
 //! first decides a job and the second only delays it.
 
+pub mod collect;
 pub mod payload;
 
 use std::time::Duration;
@@ -22,6 +24,8 @@ pub const WORK: &str = "work";
 pub const PAYLOAD: &str = "payload";
 /// Mesh service of records.
 pub const RECORDS: &str = "records";
+/// Mesh service of trees that units leave behind.
+pub const COLLECT: &str = "collect";
 
 /// Longest wait for the answer to a verb. Verbs sync a small file at most; five seconds are a node in trouble.
 const CALL: Duration = Duration::from_secs(5);

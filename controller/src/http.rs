@@ -57,6 +57,7 @@ mod survey;
 mod system;
 mod templates;
 mod tokens;
+mod updates;
 mod websocket;
 mod work;
 
@@ -340,6 +341,7 @@ async fn below_object(call: &Call, resource: &'static registry::Resource, id: &s
         ("system_job_templates", "launch") => system::launch(call, id).await,
         ("system_jobs", "cancel") => system::cancel(call, id).await,
         ("jobs", "relaunch") => launch::relaunch(call, id).await,
+        ("projects", "update") => updates::of_project(call, id).await,
         ("projects", "playbooks") => projects::playbooks(call, id).await,
         ("projects", "inventories") => projects::inventories(call, id).await,
         ("inventories", "script") => inventories::script(call, id).await,

@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use sea_query::{Expr, ExprTrait, JoinType, Query, SelectStatement};
 use serde_json::{Map, Value};
 
+use crate::kind::Kind;
 use crate::lookup;
 use crate::store::core::{CoreDb, Error as StoreError, Row, WriteTx};
+use crate::store::updates;
 use crate::vault::{DecryptError, Secret, Vault};
 
 /// Why the credentials of a job cannot be had.
@@ -122,13 +124,14 @@ pub async fn cancel(tx: &mut WriteTx, job: i64) -> Result<bool, StoreError> {
     Ok(tx.execute(&asked).await? > 0)
 }
 
-/// Notes on its template how a job ended, and tells who watches. To be called in the transaction that ends the job.
+/// Notes on its template how a job ended, does what else the end of its kind means, and tells who watches. To be called in
+/// the transaction that ends the job, on whatever way it came to its end.
 ///
 /// # Errors
 /// What the database says.
 pub async fn conclude(tx: &mut WriteTx, job: i64) -> Result<(), StoreError> {
     let mut query = Query::select();
-    query.columns(["unified_job_template_id", "status", "failed", "finished", "inventory_source_id"]);
+    query.columns(["unified_job_template_id", "status", "failed", "finished", "inventory_source_id", "kind"]);
     query.from("unified_jobs").and_where(Expr::col("id").eq(job));
     let Some(row) = tx.optional(&query).await? else { return Ok(()) };
     tx.job_changed(job, &row.at::<String>(1)?);
@@ -141,6 +144,13 @@ pub async fn conclude(tx: &mut WriteTx, job: i64) -> Result<(), StoreError> {
     // What was looked up for it is needed no more.
     let mut looked_up = Query::delete();
     tx.execute(looked_up.from_table("job_lookups").and_where(Expr::col("id").eq(job))).await?;
+    let is_templates = match Kind::parse(&row.at::<String>(5)?) {
+        Some(Kind::ProjectUpdate) => updates::concluded(tx, job).await?,
+        _ => true,
+    };
+    if !is_templates {
+        return Ok(());
+    }
     let Some(template) = row.at::<Option<i64>>(0)? else { return Ok(()) };
     let mut update = Query::update();
     update.table("unified_job_templates").values([

@@ -4,11 +4,19 @@
 //! its working copy is what it fills. The credential never goes there: an ssh key into an agent, a password into a file
 //! beside the tree, which git reads as its own store. So nothing of it can get into the tree, which jobs and their logs show.
 
+mod address;
+mod trouble;
+
 use std::collections::BTreeMap;
 
 use plexus_proto::work::PrivateFile;
 use serde_json::{Map, Value, json};
 use zeroize::{Zeroize, ZeroizeOnDrop};
+
+pub use address::without_password;
+pub use trouble::explain;
+
+use address::Address;
 
 use crate::payload::private::{Run, file, settings, ssh_key, unlock};
 
@@ -17,6 +25,39 @@ const PLAYBOOK: &str = include_str!("project_update/playbook.yml");
 
 /// The private directory, as the worker sees it.
 const PRIVATE: &str = "/runner";
+
+/// Where jobs look for what an update installed: environment variables, for what is there. What the project's own
+/// `ansible.cfg` names comes behind, as it would be forgotten otherwise.
+pub fn installed(holds: impl Fn(&str) -> bool, ansible_cfg: &str) -> BTreeMap<String, String> {
+    let own = |keys: &[&str]| {
+        let line = ansible_cfg
+            .lines()
+            .filter_map(|line| line.split_once('='))
+            .find(|(key, _)| keys.contains(&key.trim()));
+        line.map(|(_, value)| value.trim().to_owned()).filter(|value| !value.is_empty())
+    };
+    let mut found = BTreeMap::new();
+    for (variable, dir, keys, usual) in [
+        (
+            "ANSIBLE_ROLES_PATH",
+            "roles",
+            &["roles_path"][..],
+            "~/.ansible/roles:/usr/share/ansible/roles:/etc/ansible/roles",
+        ),
+        (
+            "ANSIBLE_COLLECTIONS_PATH",
+            "collections",
+            &["collections_path", "collections_paths"][..],
+            "~/.ansible/collections:/usr/share/ansible/collections",
+        ),
+    ] {
+        if holds(&format!(".plexus/{dir}/")) {
+            let rest = own(keys).unwrap_or_else(|| usual.to_owned());
+            found.insert(variable.to_owned(), format!("{PRIVATE}/project/.plexus/{dir}:{rest}"));
+        }
+    }
+    found
+}
 
 /// Where a project comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +78,15 @@ impl Scm {
             "svn" => Some(Self::Svn),
             "archive" => Some(Self::Archive),
             _ => None,
+        }
+    }
+
+    /// The word of a project's `scm_type`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Git => "git",
+            Self::Svn => "svn",
+            Self::Archive => "archive",
         }
     }
 
@@ -67,6 +117,14 @@ pub enum Unusable {
     /// The address is none that this kind of project takes.
     #[error("{0:?} is no address that a project of this type can be fetched from")]
     Url(String),
+}
+
+/// Whether a project of this kind can be fetched from an address, as far as its form says.
+///
+/// # Errors
+/// [`Unusable`].
+pub fn check(scm: Scm, url: &str) -> Result<(), Unusable> {
+    Address::read(scm, url, &Login::default()).map(drop)
 }
 
 /// Inputs of a source control credential, decrypted. Empty text: not set.
@@ -113,6 +171,33 @@ pub struct Update {
     pub env: BTreeMap<String, String>,
     /// As whom.
     pub login: Login,
+    /// Where roles and collections come from, the first first; none: they are not installed.
+    pub galaxy: Vec<Galaxy>,
+    /// Whose signature the content must have: a public key.
+    pub signed_by: Option<String>,
+}
+
+/// A server of roles and collections.
+#[derive(Clone, Default, Zeroize, ZeroizeOnDrop)]
+pub struct Galaxy {
+    /// Its address.
+    pub url: String,
+    /// Where its tokens come from, if not from itself.
+    pub auth_url: String,
+    /// The token.
+    pub token: String,
+}
+
+impl std::fmt::Debug for Galaxy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Galaxy(..)")
+    }
+}
+
+/// Parts of the playbook that an update runs, comma list.
+pub fn tags(scm: Scm, signed: bool) -> String {
+    let signature = if signed { "validation_gpg_public_key," } else { "" };
+    format!("{},{signature}install_roles,install_collections", scm.tag())
 }
 
 impl Update {
@@ -135,6 +220,9 @@ impl Update {
         if let Some(store) = address.git_store(self.scm) {
             files.push(secret("update/git-credentials", store));
         }
+        if let Some(key) = &self.signed_by {
+            files.push(file("update/gpg.pub", key.clone()));
+        }
         let mut passwords = Map::new();
         if !self.login.ssh_key_unlock.is_empty() {
             unlock(&mut passwords, &self.login.ssh_key_unlock);
@@ -155,7 +243,9 @@ impl Update {
     fn variables(&self, address: &Address) -> Value {
         json!({
             "project_path": format!("{PRIVATE}/project"),
+            "scm_type": self.scm.word(),
             "scm_url": address.url,
+            "galaxy": !self.galaxy.is_empty(),
             "scm_branch": self.branch,
             "scm_refspec": self.refspec,
             "scm_clean": self.clean,
@@ -191,6 +281,20 @@ impl Update {
         ] {
             environment.insert(name.to_owned(), json!(value));
         }
+        let names: Vec<String> = (0..self.galaxy.len()).map(|number| format!("server{number}")).collect();
+        if !names.is_empty() {
+            environment.insert("ANSIBLE_GALAXY_SERVER_LIST".to_owned(), names.join(",").into());
+        }
+        for (name, server) in names.iter().zip(&self.galaxy) {
+            let name = name.to_uppercase();
+            for (part, value) in
+                [("URL", &server.url), ("AUTH_URL", &server.auth_url), ("TOKEN", &server.token)]
+            {
+                if !value.is_empty() {
+                    environment.insert(format!("ANSIBLE_GALAXY_SERVER_{name}_{part}"), json!(value));
+                }
+            }
+        }
         environment
     }
 }
@@ -206,121 +310,6 @@ fn localhost() -> Value {
         "ansible_python_interpreter": "{{ ansible_playbook_python }}",
     });
     json!({"all": {"hosts": {"localhost": variables}}})
-}
-
-/// An address without its secret, and whom it is asked as.
-#[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
-struct Address {
-    url: String,
-    /// Scheme and host with port, for git's store of credentials; empty where git asks for none.
-    web: String,
-    username: String,
-    password: String,
-}
-
-impl Address {
-    /// Reads an address. What it says of user and password counts where the credential says nothing.
-    fn read(scm: Scm, url: &str, login: &Login) -> Result<Self, Unusable> {
-        let url = url.trim();
-        if url.is_empty() {
-            return Err(Unusable::NoUrl);
-        }
-        let bad = || Unusable::Url(without_password(url));
-        if url.starts_with('-') || url.chars().any(char::is_control) {
-            return Err(bad());
-        }
-        let Some((scheme, rest)) = url.split_once("://") else {
-            // user@host:path, as ssh has it; `helper::address` would run a helper of git's.
-            let is_path = |(host, path): (&str, &str)| !host.contains('/') && !path.starts_with(':');
-            let is_ssh = scm == Scm::Git && url.split_once(':').is_some_and(is_path);
-            if !is_ssh {
-                return Err(bad());
-            }
-            let named = url.contains('@') || login.username.is_empty();
-            let url = if named { url.to_owned() } else { format!("{}@{url}", login.username) };
-            return Ok(Self { url, web: String::new(), username: String::new(), password: String::new() });
-        };
-        let known: &[&str] = match scm {
-            Scm::Git => &["ssh", "git", "git+ssh", "http", "https", "ftp", "ftps", "file"],
-            Scm::Svn => &["http", "https", "svn", "svn+ssh"],
-            Scm::Archive => &["http", "https", "ftp"],
-        };
-        if !known.contains(&scheme) {
-            return Err(bad());
-        }
-        let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
-        let (user, host) = authority.rsplit_once('@').unwrap_or(("", authority));
-        if host.is_empty() && scheme != "file" {
-            return Err(bad());
-        }
-        let (user, password) = user.split_once(':').unwrap_or((user, ""));
-        let or = |first: &str, second: String| if first.is_empty() { second } else { first.to_owned() };
-        let mut username = or(&login.username, decoded(user));
-        let password = or(&login.password, decoded(password));
-        if scheme.contains("ssh") {
-            let at = if username.is_empty() { String::new() } else { format!("{}@", encoded(&username)) };
-            let url = format!("{scheme}://{at}{host}{path}");
-            return Ok(Self { url, web: String::new(), username: String::new(), password: String::new() });
-        }
-        if username.is_empty() && !password.is_empty() {
-            // A token by itself: servers that take one take any name with it, and none without.
-            username.push_str("git");
-        }
-        let web = format!("{scheme}://{host}");
-        Ok(Self { url: format!("{scheme}://{host}{path}"), web, username, password })
-    }
-
-    /// The line that git's own store of credentials holds.
-    fn git_store(&self, scm: Scm) -> Option<String> {
-        let (scheme, host) = self.web.split_once("://")?;
-        (scm == Scm::Git && !self.password.is_empty())
-            .then(|| format!("{scheme}://{}:{}@{host}\n", encoded(&self.username), encoded(&self.password)))
-    }
-}
-
-/// An address as it may be shown.
-pub fn without_password(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
-    match authority.rsplit_once('@') {
-        Some((user, host)) if user.contains(':') => {
-            let user = user.split(':').next().unwrap_or_default();
-            format!("{scheme}://{user}:$encrypted$@{host}{path}")
-        }
-        _ => url.to_owned(),
-    }
-}
-
-/// Percent-encodes all but letters, digits and what is never special.
-fn encoded(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
-            _ => out.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    out
-}
-
-/// Undoes percent-encoding; what is no encoding stays.
-fn decoded(text: &str) -> String {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, after)) = rest.split_first() {
-        let code = after.get(..2).and_then(|code| std::str::from_utf8(code).ok());
-        match code.and_then(|code| u8::from_str_radix(code, 16).ok()).filter(|_| first == b'%') {
-            Some(byte) => {
-                out.push(byte);
-                rest = &after[2..];
-            }
-            None => {
-                out.push(first);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
 }
 
 #[cfg(test)]
@@ -349,6 +338,8 @@ mod tests {
             timeout: 0,
             env: BTreeMap::new(),
             login,
+            galaxy: Vec::new(),
+            signed_by: None,
         }
     }
 
@@ -399,6 +390,35 @@ mod tests {
         assert_eq!(content(&token, "update/git-credentials").unwrap(), "https://git:t0ken@git.example.com\n");
         assert_eq!(without_password("https://a:b@h/p"), "https://a:$encrypted$@h/p");
         assert_eq!(without_password("https://a@h/p"), "https://a@h/p");
+    }
+
+    #[test]
+    fn servers_of_roles_are_named_in_order_and_a_key_goes_along() {
+        let mut update = update("https://h/a.git", Login::default());
+        let server = |url: &str, token: &str| Galaxy {
+            url: url.to_owned(),
+            token: token.to_owned(),
+            auth_url: String::new(),
+        };
+        update.galaxy = vec![server("https://hub/", "t0"), server("https://galaxy/", "")];
+        update.signed_by = Some("KEY".to_owned());
+        let run = update.run().unwrap();
+        let env = &run.kwargs["envvars"];
+        assert_eq!(env["ANSIBLE_GALAXY_SERVER_LIST"], "server0,server1");
+        assert_eq!(env["ANSIBLE_GALAXY_SERVER_SERVER0_TOKEN"], "t0");
+        assert_eq!(env["ANSIBLE_GALAXY_SERVER_SERVER1_URL"], "https://galaxy/");
+        assert_eq!(env.get("ANSIBLE_GALAXY_SERVER_SERVER1_TOKEN"), None);
+        assert_eq!(content(&run, "update/gpg.pub").unwrap(), "KEY");
+        let tags = "update_git,validation_gpg_public_key,install_roles,install_collections";
+        assert_eq!(super::tags(Scm::Git, true), tags);
+    }
+
+    #[test]
+    fn what_was_installed_is_found_before_what_the_project_names() {
+        let found = installed(|dir| dir == ".plexus/roles/", "[defaults]\nroles_path = ./mine\n");
+        let expected = [("ANSIBLE_ROLES_PATH".to_owned(), "/runner/project/.plexus/roles:./mine".to_owned())];
+        assert_eq!(found, BTreeMap::from(expected));
+        assert!(installed(|_| false, "").is_empty());
     }
 
     #[test]

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use plexus_mesh::Mesh;
 use plexus_proto::id::{Attempt, NodeId, OwnerEpoch, UnitId};
+use plexus_tree::Store;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -31,6 +32,7 @@ use crate::outcome;
 use crate::payload::tree::Trees;
 use crate::schedule::{Candidate, Fleet, Placed, Wait};
 use crate::store::core::{CoreDb, Error};
+use crate::store::dependencies::{self, Verdict};
 use crate::store::events::EventStore;
 use crate::store::groups;
 use crate::store::instances::{self, Decided};
@@ -64,10 +66,12 @@ pub struct Context {
     pub nodes: watch::Receiver<Arc<Nodes>>,
     /// Where manual projects lie.
     pub projects: PathBuf,
-    /// Project trees as they were read last.
+    /// Trees of manual projects as they were read last.
     pub trees: Arc<Trees>,
     /// Where jobs are attended to, and so their records opened, parsed and packed.
     pub records: Handle,
+    /// Trees that updates of projects brought.
+    pub store: Arc<Store>,
 }
 
 /// The latest time somebody asked to end a job; drivers signal again on each change.
@@ -158,6 +162,7 @@ impl Reconciler {
                 (None, None) => waiting.push(job),
             }
         }
+        let waiting = self.without_failed(waiting).await?;
         let fresh = self.place(&waiting, &placed).await?;
         for job in placed.into_iter().chain(fresh) {
             self.drive(job);
@@ -167,6 +172,30 @@ impl Reconciler {
 
     async fn cancel_unplaced(&self, job: &ActiveJob) -> Result<(), Error> {
         units::finish(&self.context.core, job.id, &outcome::without_unit("canceled", "")).await
+    }
+
+    /// Ends jobs whose dependencies did not succeed; gives the others.
+    async fn without_failed(&self, waiting: Vec<ActiveJob>) -> Result<Vec<ActiveJob>, Error> {
+        if waiting.is_empty() {
+            return Ok(waiting);
+        }
+        let core = &self.context.core;
+        let unmet = dependencies::unmet(core).await?;
+        let mut left = Vec::with_capacity(waiting.len());
+        for mut job in waiting {
+            let needs = unmet.get(&job.id).map(Vec::as_slice).unwrap_or_default();
+            match dependencies::verdict(needs) {
+                Verdict::Ready => left.push(job),
+                Verdict::Wait(needs) => {
+                    job.needs = Some(needs);
+                    left.push(job);
+                }
+                Verdict::End { status, explanation } => {
+                    units::finish(core, job.id, &outcome::without_unit(status, explanation)).await?;
+                }
+            }
+        }
+        Ok(left)
     }
 
     /// Places what waits, oldest first, and stores all placements in one transaction.
@@ -216,10 +245,12 @@ impl Reconciler {
             let behind = before.filter(|before| *before != job.id && !beside);
             let wanted = lists.wanted(Some(job.id), job.template, job.inventory, job.organization);
             let update = job.inventory.and_then(|inventory| changing.get(&inventory));
-            let found = match (behind, update.filter(|_| job.kind != Kind::InventoryUpdate)) {
-                (Some(before), _) => Err(Wait::Behind(before)),
-                (None, Some(update)) => Err(Wait::Changing(*update)),
-                (None, None) => fleet.place(impact(job), &wanted.groups(default)),
+            let update = update.filter(|_| job.kind != Kind::InventoryUpdate);
+            let found = match (&job.needs, behind, update) {
+                (Some(needs), ..) => Err(Wait::Needs(needs.clone())),
+                (None, Some(before), _) => Err(Wait::Behind(before)),
+                (None, None, Some(update)) => Err(Wait::Changing(*update)),
+                (None, None, None) => fleet.place(impact(job), &wanted.groups(default)),
             };
             match found {
                 Ok(Placed { node, group }) => {
@@ -274,7 +305,7 @@ impl Reconciler {
         let span = tracing::info_span!("job", id = job.id, unit = %unit.attempt, node = %unit.node);
         let id = job.id;
         let work = async move {
-            job::drive(context, unit, job.created, signals).await;
+            job::drive(context, unit, job.kind, job.created, signals).await;
             id
         };
         let task = self.running.spawn_on(work.instrument(span), &self.context.records);

@@ -134,6 +134,9 @@ pub enum Wait {
         /// Its limit.
         limit: u32,
     },
+    /// Something that it depends on runs first; what, in words.
+    #[error("waiting: {0} comes first")]
+    Needs(String),
     /// This other job of its template comes first. Its number is not in the words: they would change for every job that
     /// waits, whenever one ends.
     #[error(

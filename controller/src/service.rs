@@ -12,6 +12,7 @@ use plexus_mesh::Mesh;
 use plexus_mesh::identity::Credentials;
 use plexus_mesh::local::LocalSocket;
 use plexus_proto::id::Role;
+use plexus_tree::Store;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -27,7 +28,7 @@ use crate::shown_mesh::ShownMesh;
 use crate::store::core::CoreDb;
 use crate::store::events::EventStore;
 use crate::store::postgres::Server;
-use crate::store::retention;
+use crate::store::{retention, updates};
 use crate::vault::Vault;
 use crate::{auth, fleet, fresh, stray};
 
@@ -63,6 +64,7 @@ pub async fn run(
     let _vault_is_ours = Vault::lock(&secrets)?;
     let vault = Vault::open(&secrets)?;
     let events = open_events(&config).await?;
+    let store = Arc::new(Store::open(&config.data_dir.join("trees"))?);
     let doors = Doors::open(&config.http, &config.data_dir.join("https")).await?;
     let hangup = signal(SignalKind::hangup()).context("cannot watch for SIGHUP")?;
     let mesh =
@@ -119,6 +121,7 @@ pub async fn run(
         projects: root,
         trees: Arc::default(),
         records: records.clone(),
+        store: Arc::clone(&store),
     };
     let reconciler = reconcile::spawn(context, ours.clone());
     let retention = tokio::spawn({
@@ -126,6 +129,7 @@ pub async fn run(
         let days = config.database.keep_jobs_days;
         retention::run(core, events, days, stop)
     });
+    let sweeping = tokio::spawn(sweep_trees(core.clone(), store, ours.clone()));
     let reloading = tokio::spawn({
         let (mesh, stop) = (mesh.clone(), ours.clone());
         async move {
@@ -152,6 +156,7 @@ pub async fn run(
         ("stray", stray),
         ("reconciler", reconciler),
         ("retention", retention),
+        ("trees", sweeping),
         ("reload", reloading),
     ] {
         if let Err(error) = task.await {
@@ -170,6 +175,35 @@ pub async fn run(
 
 /// The file of jobs and settings in the data directory, where no server keeps them.
 pub const CORE_FILE: &str = "core.sqlite";
+
+/// Time between two looks for trees that nobody needs any more, and time for which they stay all the same: an update may be
+/// taking in what it will need.
+const SWEEP: Duration = Duration::from_secs(3600);
+
+/// Removes trees that no project has and no job under way runs, every now and then.
+async fn sweep_trees(core: CoreDb, store: Arc<Store>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(SWEEP) => {}
+            () = stop.cancelled() => return,
+        }
+        let wanted = match updates::wanted(&core).await {
+            Ok(wanted) => wanted,
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "trees in use cannot be told");
+                continue;
+            }
+        };
+        let swept = Arc::clone(&store);
+        match tokio::task::spawn_blocking(move || swept.sweep(&wanted, SWEEP)).await {
+            Ok(Ok(0)) | Err(_) => {}
+            Ok(Ok(trees)) => tracing::info!(trees, "trees that nobody needs are gone"),
+            Ok(Err(error)) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "trees cannot be removed");
+            }
+        }
+    }
+}
 
 /// Opens the core database: on the server that is configured, otherwise in its file.
 ///

@@ -5,6 +5,7 @@
 //! (PRAGMAs, schemas, locks, how a connection is made) stands in a module named after it.
 
 pub mod core;
+pub mod dependencies;
 pub mod events;
 pub mod groups;
 pub mod instances;
@@ -15,5 +16,6 @@ pub mod strays;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod units;
+pub mod updates;
 
 pub use self::sql::Engine;

@@ -58,10 +58,11 @@ const EVERYBODY: &[Role] = &[Role::Controller, Role::Execution, Role::Hop];
 
 /// Services of Plexus itself.
 pub const SERVICES: &[Service] = &[
-    // Verbs of work units, their payload, their records: from the controllers that own them.
+    // Verbs of work units, their payload, their records, the trees they leave: from the controllers that own them.
     Service { name: "work", on: &[Role::Execution], by: &[Role::Controller], same_cluster: true },
     Service { name: "payload", on: &[Role::Execution], by: &[Role::Controller], same_cluster: true },
     Service { name: "records", on: &[Role::Execution], by: &[Role::Controller], same_cluster: true },
+    Service { name: "collect", on: &[Role::Execution], by: &[Role::Controller], same_cluster: true },
     // Calls for certificates prove themselves, so any member may pass one on.
     Service { name: "enrol", on: &[Role::Controller], by: EVERYBODY, same_cluster: false },
 ];
@@ -327,6 +328,9 @@ payload on hop: nobody; other cluster: nobody
 records on controller: nobody; other cluster: nobody
 records on execution: controller; other cluster: nobody
 records on hop: nobody; other cluster: nobody
+collect on controller: nobody; other cluster: nobody
+collect on execution: controller; other cluster: nobody
+collect on hop: nobody; other cluster: nobody
 enrol on controller: controller+execution+hop; other cluster: controller+execution+hop
 enrol on execution: nobody; other cluster: nobody
 enrol on hop: nobody; other cluster: nobody

@@ -1,7 +1,8 @@
-//! The node's services on the mesh: verbs over gRPC, payload and records as framed messages.
+//! The node's services on the mesh: verbs over gRPC; payload, records and collected trees as framed messages.
 //!
 //! Handlers take any stream and the certified identity of its other end, so that tests hold them without a mesh.
 
+pub mod collect;
 pub mod payload;
 pub mod records;
 pub mod verbs;
@@ -41,7 +42,7 @@ impl From<&Identity> for Caller {
     }
 }
 
-/// Offers the three services until `cancel`; every stream gets a task.
+/// Offers the four services until `cancel`; every stream gets a task.
 ///
 /// # Errors
 /// A service is offered already.
@@ -85,6 +86,19 @@ pub fn serve(
             let span = info_span!("records", peer = %peer.node);
             let run = async move {
                 told(stop.run_until_cancelled(records::serve(stream, &peer, &supervisor)).await)
+            };
+            spawner.spawn(run.instrument(span));
+        }
+    });
+
+    let mut streams = mesh.listen("collect", OWNERS)?;
+    let (shared, stop, spawner) = (supervisor.clone(), cancel.clone(), tasks.clone());
+    tasks.spawn(async move {
+        while let Some(Some(stream)) = stop.run_until_cancelled(streams.accept()).await {
+            let (supervisor, stop, peer) = (shared.clone(), stop.clone(), stream.peer().clone());
+            let span = info_span!("collect", peer = %peer.node);
+            let run = async move {
+                told(stop.run_until_cancelled(collect::serve(stream, &peer, &supervisor)).await)
             };
             spawner.spawn(run.instrument(span));
         }

@@ -104,6 +104,8 @@ pub struct Wanted {
     pub tree: Option<(Digest, u64)>,
     /// Where to lay the working copy out.
     pub copy: PathBuf,
+    /// It is collected in the end, so it is one directory of its own, and no layers.
+    pub collect: bool,
     /// The image it runs in, and when to pull it; none where units need no image.
     pub image: Option<(String, PullPolicy)>,
 }
@@ -541,6 +543,22 @@ impl Supervisor {
         self.0.incarnations.check(&caller.cluster, epoch)?;
         let handle = self.known(attempt)?;
         let verb = |answer| Request::OpenPayload { caller: caller.clone(), epoch, answer };
+        ask(&handle.requests, attempt, verb).await?
+    }
+
+    /// Where the tree lies that an ended unit left behind.
+    ///
+    /// # Errors
+    /// Not the caller's, unknown, not ended, or it left none.
+    pub async fn open_collect(
+        &self,
+        caller: &Caller,
+        attempt: Attempt,
+        epoch: OwnerEpoch,
+    ) -> Result<PathBuf, Refusal> {
+        self.0.incarnations.check(&caller.cluster, epoch)?;
+        let handle = self.known(attempt)?;
+        let verb = |answer| Request::OpenCollect { caller: caller.clone(), epoch, answer };
         ask(&handle.requests, attempt, verb).await?
     }
 

@@ -319,6 +319,8 @@ struct SpecFile {
     keep_seconds: u32,
     #[serde(default)]
     owner_deadline_seconds: u64,
+    #[serde(default)]
+    collect: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -350,6 +352,7 @@ impl UnitFile {
                 organization: spec.organization.clone(),
                 keep_seconds: spec.keep_seconds,
                 owner_deadline_seconds: spec.owner_deadline_seconds,
+                collect: spec.collect,
             },
         }
     }
@@ -375,6 +378,7 @@ impl UnitFile {
             organization: self.spec.organization,
             keep_seconds: self.spec.keep_seconds,
             owner_deadline_seconds: self.spec.owner_deadline_seconds,
+            collect: self.spec.collect,
         };
         (owner, spec)
     }

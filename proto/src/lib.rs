@@ -43,6 +43,7 @@ pub mod link {
 
 /// Messages of `work.proto`: units, payload, records.
 pub mod work {
+    pub use crate::generated::collect_message::Kind as CollectMessageKind;
     pub use crate::generated::payload_message::Kind as PayloadMessageKind;
     pub use crate::generated::record::Kind as RecordKind;
     pub use crate::generated::record_message::Kind as RecordMessageKind;
@@ -52,13 +53,14 @@ pub mod work {
     pub use crate::generated::work_client::WorkClient;
     pub use crate::generated::work_server::{Work, WorkServer};
     pub use crate::generated::{
-        AbandonRequest, Ack, Attach, Attached, CancelRequest, ChunkBatch, Directory, EndRecord, FileContent,
-        Finished, ForgetRequest, Fragment, ImageInfo, ImageReply, ImageRequest, ImagesReply, ImagesRequest,
-        InfoRequest, ListReply, ListRequest, LostRecord, ManifestPart, NodeInfo, Outcome, Output, OwnerEpoch,
-        PayloadDone, PayloadMessage, PayloadNeed, PayloadOpen, PayloadProgress, Pending, Preparing,
-        PrivateBlock, PrivateFile, PullPolicy, PullProgress, Record, RecordMessage, Refusal, RefusalCode,
-        RegistryAuth, Running, SealedRecord, Starting, StatusRequest, Stream, SubmitRequest, TidyImagesReply,
-        TidyImagesRequest, TreeEntry, TreeManifest, TreeRef, UnitRef, UnitReply, UnitSpec, UnitStatus,
+        AbandonRequest, Ack, Attach, Attached, CancelRequest, ChunkBatch, CollectMessage, CollectOpen,
+        CollectTree, Directory, EndRecord, FileContent, Finished, ForgetRequest, Fragment, ImageInfo,
+        ImageReply, ImageRequest, ImagesReply, ImagesRequest, InfoRequest, ListReply, ListRequest,
+        LostRecord, ManifestPart, NodeInfo, Outcome, Output, OwnerEpoch, PayloadDone, PayloadMessage,
+        PayloadNeed, PayloadOpen, PayloadProgress, Pending, Preparing, PrivateBlock, PrivateFile, PullPolicy,
+        PullProgress, Record, RecordMessage, Refusal, RefusalCode, RegistryAuth, Running, SealedRecord,
+        Starting, StatusRequest, Stream, SubmitRequest, TidyImagesReply, TidyImagesRequest, TreeEntry,
+        TreeManifest, TreeRef, UnitRef, UnitReply, UnitSpec, UnitStatus,
     };
 }
 

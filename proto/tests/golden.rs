@@ -45,6 +45,29 @@ fn payload(kind: PayloadMessageKind) -> PayloadMessage {
     PayloadMessage { kind: Some(kind) }
 }
 
+fn collect(kind: CollectMessageKind) -> CollectMessage {
+    CollectMessage { kind: Some(kind) }
+}
+
+#[test]
+fn collected_trees() {
+    use CollectMessageKind::{Chunks, Manifest, Need, Open, Tree};
+    let tree = Some(TreeRef { digest: Bytes::from_static(&[7; 32]), size: 100 });
+    check(
+        "submit-collect",
+        UnitSpec { label: "project_update 12".into(), collect: true, ..UnitSpec::default() },
+    );
+    check("collect-open", collect(Open(CollectOpen { unit: unit(), epoch: epoch() })));
+    check("collect-tree", collect(Tree(CollectTree { tree })));
+    let need = PayloadNeed { manifest: true, chunks: vec![0, 2], private: false };
+    check("collect-need", collect(Need(need)));
+    let part = ManifestPart { data: Bytes::from_static(b"part"), last: true };
+    check("collect-manifest", collect(Manifest(part)));
+    let batch = ChunkBatch { data: Bytes::from_static(b"chunk"), plain_size: 0 };
+    check("collect-chunks", collect(Chunks(batch)));
+    check("collect-refusal", collect(CollectMessageKind::Refusal(refusal())));
+}
+
 fn records(kind: RecordMessageKind) -> RecordMessage {
     RecordMessage { kind: Some(kind) }
 }
@@ -197,6 +220,7 @@ fn work_verbs() {
         env: BTreeMap::from([("LANG".into(), "C.UTF-8".into())]),
         organization: "Default".into(),
         keep_seconds: 60,
+        collect: false,
         owner_deadline_seconds: 0,
     };
     let store_id = Bytes::from_static(&[3; 16]);

@@ -144,6 +144,7 @@ pub(super) fn is_ordered(table: &str) -> bool {
             | "inventory_instance_groups"
             | "organization_instance_groups"
             | "inventory_inputs"
+            | "organization_galaxy_credentials"
     )
 }
 

@@ -2,7 +2,7 @@
 //! its end ([`crate::inventory::import`]).
 
 use axum::http::{HeaderValue, Method, StatusCode, header};
-use sea_query::{Expr, ExprTrait, JoinType, OnConflict, Order, Query};
+use sea_query::{Expr, ExprTrait, JoinType, Order, Query};
 use serde_json::{Map, Value, json};
 
 use super::activity::{self, Entry};
@@ -18,6 +18,7 @@ use crate::registry::roles::{ADMIN, UPDATE, USE};
 use crate::registry::write::Draft;
 use crate::registry::{CREDENTIALS, INVENTORIES, INVENTORY_SOURCES, INVENTORY_UPDATES, options};
 use crate::store::core::{Class, CoreDb, Error as StoreError, Row, WriteTx};
+use crate::store::dependencies;
 
 /// Longest pattern that chooses hosts by their names.
 const MAX_PATTERN: usize = 1024;
@@ -440,20 +441,12 @@ pub(super) async fn keep_for(
         let id = keep(call, tx, one).await?;
         let before = stored.iter().filter(|(source, _)| first.contains(source)).map(|(_, id)| *id);
         for before in before.collect::<Vec<_>>() {
-            depends(tx, id, before).await?;
+            dependencies::add(tx, id, before).await?;
         }
-        depends(tx, job, id).await?;
+        dependencies::add(tx, job, id).await?;
         stored.push((source, id));
     }
     Ok(())
-}
-
-async fn depends(tx: &mut WriteTx, job: i64, on: i64) -> Result<(), StoreError> {
-    let columns = ["unified_job_id", "depends_on_id"];
-    let mut pair = Query::insert();
-    pair.into_table("unified_job_dependencies").columns(columns).values_panic([job.into(), on.into()]);
-    pair.on_conflict(OnConflict::columns(columns).do_nothing().to_owned());
-    tx.execute(&pair).await.map(drop)
 }
 
 /// What an update keeps of its source.

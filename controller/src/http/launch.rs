@@ -16,7 +16,7 @@ use super::activity::{self, Entry};
 use super::call::Call;
 use super::error::ApiError;
 use super::templates::{Attached, MAX_CREDENTIALS, attached, known, one_of_a_kind};
-use super::{Answer, access, generic, inventory_sources, labels, ok, once, survey};
+use super::{Answer, access, generic, inventory_sources, labels, ok, once, survey, updates};
 use crate::project;
 use crate::registry::field::Kind;
 use crate::registry::read::{self, BASE, Record};
@@ -30,7 +30,7 @@ use crate::store::core::{Class, CoreDb, Error as StoreError};
 use crate::survey::Survey;
 
 pub(super) use again::relaunch;
-pub(super) use image::{EnvironmentOf, resolved, stamped};
+pub(super) use image::{EnvironmentOf, of_update, resolved, stamped};
 
 /// What a launch may be asked: the field, and the flag of the template that allows it.
 const PROMPTS: &[(&str, &str)] = &[
@@ -59,6 +59,8 @@ const MAX_PASSWORDS: usize = 32;
 struct Template {
     record: Record,
     local_path: String,
+    /// The project is a directory here, which can be looked into.
+    is_manual: bool,
     chain: Chain,
 }
 
@@ -246,7 +248,10 @@ async fn start(
     if record.int("inventory") != Some(inventory) {
         template.chain.inventory_organization = inventory_default(db, inventory).await?;
     }
-    if !project::has_playbook(&call.app.projects_root, &template.local_path, record.text("playbook")) {
+    // What a fetched project holds is known once the job has its revision.
+    if template.is_manual
+        && !project::has_playbook(&call.app.projects_root, &template.local_path, record.text("playbook"))
+    {
         return Err(ApiError::field("playbook", "Playbook not found for project."));
     }
     let credentials = match answers.taken.get("credentials") {
@@ -389,6 +394,7 @@ async fn stored(
     activity::note(call, &mut tx, entry).await?;
     inventory_sources::keep_for(call, &mut tx, id, beside.updates).await?;
     once::keep(call, &mut tx, id).await?;
+    updates::before(call, &mut tx, id).await?;
     tx.wake();
     tx.job_changed(id, "pending");
     tx.commit().await?;
@@ -409,7 +415,8 @@ async fn template(call: &Call, id: &str) -> Result<Template, ApiError> {
     let row = row.ok_or_else(|| ApiError::missing(JOB_TEMPLATES.model))?;
     let record = read::record(&JOB_TEMPLATES, true, &row)?;
     let local_path = row.value::<Option<String>>("l_path")?.unwrap_or_default();
-    Ok(Template { record, local_path, chain: Chain::read(&row)? })
+    let is_manual = row.value::<Option<String>>("l_scm_type")?.unwrap_or_default().is_empty();
+    Ok(Template { record, local_path, is_manual, chain: Chain::read(&row)? })
 }
 
 /// The template's credentials with the chosen ones in the place of those of the same type.

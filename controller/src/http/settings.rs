@@ -124,6 +124,14 @@ const SETTINGS: &[Setting] = &[
         help: "Maximum time in seconds to allow inventory updates to run. Use value of 0 to indicate that no timeout should be imposed. A timeout set on an individual inventory source will override this.",
     },
     Setting {
+        name: "DEFAULT_PROJECT_UPDATE_TIMEOUT",
+        slug: "jobs",
+        kind: Kind::Int(0, 31_536_000),
+        default: || json!(0),
+        read_only: false,
+        help: "Maximum time in seconds to allow project updates to run. Use value of 0 to indicate that no timeout should be imposed. A timeout set on an individual project will override this.",
+    },
+    Setting {
         name: "AWX_TASK_ENV",
         slug: "jobs",
         kind: Kind::Texts,

@@ -57,7 +57,7 @@ impl Rules for JobTemplates {
                 if playbook.is_empty() {
                     return Err(ApiError::field("playbook", "Must select playbook for project."));
                 }
-                if !project::has_playbook(&call.app.projects_root, &project.local_path, &playbook) {
+                if !has_playbook(call, id, &project, &playbook).await? {
                     return Err(ApiError::field("playbook", "Playbook not found for project."));
                 }
                 if !text(draft, "scm_branch").is_empty() && !project.allow_override {
@@ -145,12 +145,16 @@ pub(super) struct Project {
     pub(super) local_path: String,
     pub(super) allow_override: bool,
     pub(super) organization: Option<i64>,
+    /// It is a directory here, which can be looked into.
+    is_manual: bool,
+    /// An update brought a tree.
+    was_fetched: bool,
 }
 
 async fn project(db: &CoreDb, id: i64) -> Result<Option<Project>, StoreError> {
     let mut query = Query::select();
     query.columns([("p", "local_path"), ("p", "allow_override")]).column(("u", "organization_id"));
-    query.from_as("projects", "p");
+    query.columns([("p", "scm_type"), ("p", "tree")]).from_as("projects", "p");
     query.join_as(
         JoinType::InnerJoin,
         "unified_job_templates",
@@ -159,7 +163,26 @@ async fn project(db: &CoreDb, id: i64) -> Result<Option<Project>, StoreError> {
     );
     query.and_where(Expr::col(("p", "id")).eq(id));
     let Some(row) = db.optional(&query).await? else { return Ok(None) };
-    Ok(Some(Project { local_path: row.at(0)?, allow_override: row.at(1)?, organization: row.at(2)? }))
+    Ok(Some(Project {
+        local_path: row.at(0)?,
+        allow_override: row.at(1)?,
+        organization: row.at(2)?,
+        is_manual: row.at::<String>(3)?.is_empty(),
+        was_fetched: row.at::<Option<String>>(4)?.is_some(),
+    }))
+}
+
+/// Whether a playbook can be chosen. Of a project whose branch each job may choose, or that was not fetched yet, nobody
+/// knows, so every name may be right.
+async fn has_playbook(call: &Call, id: i64, project: &Project, playbook: &str) -> Result<bool, ApiError> {
+    if project.is_manual {
+        return Ok(project::has_playbook(&call.app.projects_root, &project.local_path, playbook));
+    }
+    if project.allow_override || !project.was_fetched {
+        return Ok(true);
+    }
+    let listed = super::projects::stored(&call.app.db, id, "playbooks").await?;
+    Ok(listed.as_array().is_some_and(|listed| listed.iter().any(|listed| listed == playbook)))
 }
 
 /// A credential as templates and jobs show it.

@@ -18,6 +18,7 @@ mod live;
 mod lookups;
 mod oauth;
 mod pages;
+mod projects;
 mod resources;
 mod roles;
 mod sources;

@@ -22,13 +22,16 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::{CancelSignal, Context, imports, load};
-use crate::dispatch::{self, CallError, NodeClient, payload};
+use crate::dispatch::{self, CallError, NodeClient, collect, payload};
 use crate::http::settings;
 use crate::ingest::{self, Session, UnitContext, UnitResult};
+use crate::kind::Kind;
 use crate::outcome;
 use crate::store::core::Error as StoreError;
-use crate::store::events::JobKey;
+use crate::store::events::{EventQuery, JobKey, Order, TextMatch};
 use crate::store::units::{self, Final, Unit, UnitState};
+use crate::store::updates;
+use crate::{project, project_update};
 
 /// Seconds between SIGTERM and the end of the whole process tree: the runner looks every 0.5 s, then packs artifacts.
 const GRACE_SECONDS: u32 = 10;
@@ -106,6 +109,16 @@ impl From<payload::Error> for Trouble {
     }
 }
 
+impl From<collect::Error> for Trouble {
+    fn from(error: collect::Error) -> Self {
+        match error {
+            collect::Error::Refused(refusal) => refused(&refusal),
+            collect::Error::Store(cause) if !cause.is_disk() => Self::Fatal(chain(&cause)),
+            _ => Self::Passing(chain(&error)),
+        }
+    }
+}
+
 fn refused(refusal: &Refusal) -> Trouble {
     match refusal.code() {
         RefusalCode::OlderEpoch => Trouble::Outranked,
@@ -135,12 +148,13 @@ fn chain(error: &dyn std::error::Error) -> String {
 pub(super) async fn drive(
     context: Context,
     unit: Unit,
+    kind: Kind,
     created: Timestamp,
     cancel: watch::Receiver<CancelSignal>,
 ) {
     let job = JobKey { id: unit.job, created };
     let client = NodeClient::new(&context.mesh, &unit.node);
-    let mut driver = Driver { client, context, unit, job, cancel };
+    let mut driver = Driver { client, context, unit, kind, job, cancel };
     let mut pause = PAUSE_MIN;
     loop {
         let mut last = match driver.attempt().await {
@@ -271,6 +285,7 @@ struct Driver {
     context: Context,
     client: NodeClient,
     unit: Unit,
+    kind: Kind,
     job: JobKey,
     cancel: watch::Receiver<CancelSignal>,
 }
@@ -321,10 +336,10 @@ impl Driver {
     /// Submits the unit and sends its payload; the node has started it when this returns.
     async fn begin(&mut self, epoch: OwnerEpoch) -> Result<(), Trouble> {
         let loaded = load::everything(&self.context, self.unit.job).await?;
-        let tree = loaded.tree(&self.context.trees).await?;
+        let tree = loaded.tree(&self.context).await?;
         let (key, key_id) = self.context.vault.spool_key(self.unit.attempt, self.unit.store);
         let spec = UnitSpec {
-            label: format!("job {}", self.unit.job),
+            label: format!("{} {}", self.kind.as_str().replace('_', " "), self.unit.job),
             image: loaded.image.clone(),
             pull: loaded.pull.into(),
             tree: Some(tree.reference()),
@@ -333,6 +348,7 @@ impl Driver {
             env: Default::default(),
             organization: loaded.organization.clone(),
             keep_seconds: if settings::cleans_up(&self.context.core).await? { 0 } else { KEEP_SECONDS },
+            collect: self.kind.collects(),
             owner_deadline_seconds: 0,
         };
         let waited = Timestamp::now().duration_since(self.job.created).as_secs_f64() * 1e3;
@@ -389,6 +405,12 @@ impl Driver {
             }
         };
         let mut last = outcome::of(&result, self.cancel.borrow().is_some());
+        if self.kind.collects() && last.status == "successful" {
+            self.gather(epoch, &last.artifacts).await?;
+        }
+        if self.kind == Kind::ProjectUpdate && last.status == "failed" && last.explanation.is_empty() {
+            last.explanation = self.trouble().await?;
+        }
         if !settings::cleans_up(&self.context.core).await?
             && let Some(path) = self.kept().await
         {
@@ -399,6 +421,38 @@ impl Driver {
             );
         }
         Ok(last)
+    }
+
+    /// Takes in the tree that the unit left behind. Nothing of it counts before the job's end does; until then it may be done
+    /// again, by this controller or the next, and the node keeps it.
+    async fn gather(&self, epoch: OwnerEpoch, artifacts: &str) -> Result<(), Trouble> {
+        let artifacts: serde_json::Value = serde_json::from_str(artifacts).unwrap_or_default();
+        let revision = artifacts["scm_revision"].as_str().unwrap_or_default();
+        let (stream, store) = (self.open(dispatch::COLLECT).await?, Arc::clone(&self.context.store));
+        let digest = collect::fetch(stream, self.unit.attempt, epoch, Arc::clone(&store)).await?;
+        crate::crash::Point::TreeKept.hit();
+        let listed = tokio::task::spawn_blocking(move || project::listed(&store, &digest)).await;
+        let listed = listed.map_err(|error| Trouble::Passing(error.to_string()))?;
+        let listed = listed.map_err(collect::Error::Store)?;
+        let tree = plexus_tree::store::hex(&digest);
+        updates::gathered(&self.context.core, self.unit.job, &tree, revision, &listed).await?;
+        crate::crash::Point::TreeNoted.hit();
+        Ok(())
+    }
+
+    /// What went wrong in an update, in one sentence, from what its last failed task said.
+    async fn trouble(&self) -> Result<String, Trouble> {
+        let query = EventQuery {
+            kind: Some(TextMatch::In(vec!["runner_on_failed".to_owned()])),
+            order: Order::Descending,
+            limit: 1,
+            total: false,
+            ..EventQuery::default()
+        };
+        let page = self.context.events.events(self.job, query).await;
+        let page = page.map_err(|error| Trouble::Passing(chain(&error)))?;
+        let said = page.events.first().map(|event| event.event_data.get().to_owned());
+        Ok(said.map(|said| project_update::explain(&said)).unwrap_or_default())
     }
 
     /// Where the node keeps the unit's private directory. It moves it when the unit has ended, a moment after the last record.

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use plexus_proto::work::{PullPolicy, RegistryAuth};
+use plexus_tree::store;
 use sea_query::{Expr, ExprTrait, Query};
 use serde_json::{Map, Value};
 
@@ -21,7 +22,7 @@ use crate::kind::Kind;
 use crate::payload;
 use crate::payload::injectors::{self, Injected, Inputs};
 use crate::payload::private::Run;
-use crate::payload::tree::{self, Tree, Trees};
+use crate::payload::tree::{self, Digest, Tree};
 use crate::project_update::Unusable;
 use crate::registry::write::parse_variables;
 use crate::store::core::Error as StoreError;
@@ -51,6 +52,12 @@ pub(super) enum Error {
         #[source]
         source: injectors::Error,
     },
+    #[error(transparent)]
+    Kept(#[from] store::Error),
+    #[error("the project's tree is not in this controller's data directory any more; update the project")]
+    TreeGone,
+    #[error("the project has no revision: it was never updated, or no update was successful")]
+    NoRevision,
     #[error("the project cannot be updated")]
     Update(#[from] Unusable),
     #[error("the inventory source cannot be updated")]
@@ -81,6 +88,8 @@ struct Made {
 enum Source {
     /// A directory of a manual project, as it is now.
     Directory(PathBuf),
+    /// One that an update brought.
+    Stored(Digest),
     /// Nothing yet: the unit fills it.
     Empty,
 }
@@ -97,11 +106,17 @@ pub(super) struct Loaded {
 
 impl Loaded {
     /// The tree as it is now.
-    pub(super) async fn tree(&self, trees: &Arc<Trees>) -> Result<Arc<Tree>, Error> {
+    pub(super) async fn tree(&self, context: &Context) -> Result<Arc<Tree>, Error> {
         match &self.tree {
+            Source::Stored(digest) => {
+                let (digest, store) = (*digest, Arc::clone(&context.store));
+                let read = tokio::task::spawn_blocking(move || store.tree(&digest)).await;
+                let tree = read.expect("reading a tree does not panic")?;
+                tree.map(Arc::new).ok_or(Error::TreeGone)
+            }
             Source::Empty => Ok(Arc::new(Tree::empty())),
             Source::Directory(root) => {
-                let (root, trees) = (root.clone(), Arc::clone(trees));
+                let (root, trees) = (root.clone(), Arc::clone(&context.trees));
                 let read = tokio::task::spawn_blocking(move || trees.read(&root)).await;
                 Ok(read.expect("reading a tree does not panic")?)
             }

@@ -67,6 +67,16 @@ pub static ORGANIZATIONS: Resource = Resource {
                 writable: true,
             },
         },
+        SubList {
+            name: "galaxy_credentials",
+            of: &CREDENTIALS,
+            by: By::Pairs {
+                table: "organization_galaxy_credentials",
+                here: "organization_id",
+                there: "credential_id",
+                writable: true,
+            },
+        },
     ],
     actions: &["object_roles", "access_list", "activity_stream"],
     search: &["name", "description"],

@@ -18,6 +18,7 @@ use crate::kind::Kind;
 use crate::schedule;
 
 use super::core::{Class, CoreDb, Error, Row};
+use super::updates;
 
 /// States of a job that is not over.
 pub const ACTIVE: [&str; 4] = ["new", "pending", "waiting", "running"];
@@ -51,6 +52,8 @@ pub struct ActiveJob {
     pub group: Option<i64>,
     /// Its unit, once placed.
     pub unit: Option<Unit>,
+    /// What it depends on and waits for, in words; looked up for those that wait.
+    pub needs: Option<String>,
 }
 
 impl ActiveJob {
@@ -244,6 +247,7 @@ pub async fn active_jobs(core: &CoreDb) -> Result<Vec<ActiveJob>, Error> {
             simultaneous: row.value("allow_simultaneous")?,
             group: row.value("instance_group_id")?,
             unit: unit(row)?,
+            needs: None,
         })
     };
     rows.iter().map(job).collect()
@@ -316,6 +320,7 @@ pub async fn place(
                 now().into(),
             ]);
         tx.execute(insert).await?;
+        updates::stamp(&mut tx, placement.job).await?;
         tx.job_changed(placement.job, "waiting");
         placed.push(placement.job);
     }

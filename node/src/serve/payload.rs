@@ -68,7 +68,7 @@ impl<S: AsyncRead + AsyncWrite + Send> Conversation<S> {
         let _guard = supervisor.payload_guard();
         let mut copy = Copy { supervisor: supervisor.clone(), dir: Some(wanted.copy.clone()) };
         let laid_out = match self.tree(supervisor, &wanted).await {
-            Ok(files) => files.map(|files| begin_copy(supervisor, files, wanted.copy.clone())),
+            Ok(files) => files.map(|files| begin_copy(supervisor, files, &wanted)),
             Err(Error::Refused(refusal)) => {
                 // The same tree would be refused again: the unit ends with the reason.
                 return fail(supervisor, attempt, &wanted, refusal.message).await;
@@ -261,8 +261,13 @@ impl Drop for Copy {
     }
 }
 
-fn begin_copy(supervisor: &Supervisor, files: PathBuf, dir: PathBuf) -> JoinHandle<Result<(), tree::Error>> {
-    let overlay = supervisor.cache().has_overlay();
+fn begin_copy(
+    supervisor: &Supervisor,
+    files: PathBuf,
+    wanted: &Wanted,
+) -> JoinHandle<Result<(), tree::Error>> {
+    let overlay = supervisor.cache().has_overlay() && !wanted.collect;
+    let dir = wanted.copy.clone();
     tokio::task::spawn_blocking(move || working::prepare(&files, &dir, overlay))
 }
 

@@ -98,8 +98,10 @@ impl Inner {
         }
         for attempt in unit_dir::list(&self.units_dir()).unwrap_or_default() {
             let dir = UnitDir::new(&self.units_dir(), attempt);
+            // One that is to be collected goes with its unit.
+            let is_kept = || dir.load().is_ok_and(|found| found.is_some_and(|(_, spec)| spec.collect));
             for copy in [dir.project(), dir.stage()] {
-                if self.is_stale(attempt) && copy.exists() {
+                if self.is_stale(attempt) && copy.exists() && !is_kept() {
                     self.runtime.remove_tree(&copy)?;
                 }
             }

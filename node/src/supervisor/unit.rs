@@ -22,6 +22,7 @@ use crate::crash::Point;
 use crate::shim::protocol::{Cancel, Heard, Order, Report, Trimmed};
 use crate::spool::{self, Closing};
 use crate::tree::cache::digest_of;
+use crate::tree::working;
 use crate::unit_dir::{self, Ended, UnitDir};
 use crate::work::{Caller, Effect, State, Unit, refusal};
 use crate::{cgroup, kept};
@@ -58,6 +59,11 @@ pub(super) enum Request {
         caller: Caller,
         epoch: OwnerEpoch,
         answer: Answer<Opened>,
+    },
+    OpenCollect {
+        caller: Caller,
+        epoch: OwnerEpoch,
+        answer: Answer<PathBuf>,
     },
     Payload {
         ticket: u64,
@@ -238,6 +244,10 @@ impl Task {
                 let result = self.on_open_payload(&caller, epoch).await;
                 answer.send(result).ok();
             }
+            Request::OpenCollect { caller, epoch, answer } => {
+                let result = self.on_open_collect(&caller, epoch).await;
+                answer.send(result).ok();
+            }
             Request::Payload { ticket, block, image, answer } => {
                 let result = self.on_payload(ticket, block, image).await;
                 answer.send(result).ok();
@@ -335,6 +345,7 @@ impl Task {
             ticket: self.ticket,
             tree: self.spec.tree.as_ref().and_then(|tree| Some((digest_of(&tree.digest)?, tree.size))),
             copy: self.dir.path().join(format!("project.{}", self.ticket)),
+            collect: self.spec.collect,
             image: self
                 .inner
                 .runtime
@@ -343,6 +354,16 @@ impl Task {
                 .then(|| (self.spec.image.clone(), self.spec.pull())),
         };
         Ok(Opened { status: self.unit.status(), wanted: Some(wanted) })
+    }
+
+    async fn on_open_collect(&mut self, caller: &Caller, epoch: OwnerEpoch) -> Result<PathBuf, Refusal> {
+        self.claim(caller, epoch).await?;
+        if !matches!(self.unit.state(), State::Finished(_)) {
+            return Err(refusal(RefusalCode::NotFinished, "the unit has not ended yet"));
+        }
+        let tree = working::collected(&self.dir.project());
+        tree.filter(|_| self.spec.collect)
+            .ok_or_else(|| refusal(RefusalCode::Invalid, "the unit left no tree behind on this node"))
     }
 
     async fn on_payload(
@@ -589,7 +610,9 @@ impl Task {
         self.wipe_runtime_dir().await;
         Point::PrivateWiped.hit();
         self.publish();
-        self.remove_copies().await;
+        if !self.spec.collect {
+            self.remove_copies().await; // otherwise it goes with the unit
+        }
     }
 
     /// Removes working copies of the project. Of those of an earlier life the numbers would come again.

@@ -99,6 +99,11 @@ pub fn show(tree: &Path, stage: &Path, mounts: bool) -> Result<(), Error> {
     fs::set_permissions(stage, mode).map_err(disk("set the mode of", stage))
 }
 
+/// The files of a working copy that is no overlay, when there is one.
+pub fn collected(dir: &Path) -> Option<PathBuf> {
+    Some(dir.join("tree")).filter(|tree| tree.is_dir())
+}
+
 /// Takes away every mount at or below `dir`. Blocks. What cannot be taken away stays: removing the directory then
 /// fails and says so.
 pub fn close(dir: &Path) {

@@ -19,13 +19,13 @@ pub(super) struct Chain {
 }
 
 /// The image a job runs in, and why this one.
-pub(super) struct Environment {
-    pub(super) id: i64,
+pub(in crate::http) struct Environment {
+    pub(in crate::http) id: i64,
     name: String,
     description: String,
-    pub(super) image: String,
-    pub(super) pull: String,
-    pub(super) reason: String,
+    pub(in crate::http) image: String,
+    pub(in crate::http) pull: String,
+    pub(in crate::http) reason: String,
 }
 
 /// Joins what decides the image to a query of job templates that goes by [`BASE`].
@@ -40,6 +40,7 @@ pub(super) fn add_chain(query: &mut SelectStatement) {
     query.join_as(JoinType::LeftJoin, "inventories", "li", on("li", BASE, "inventory_id"));
     query.join_as(JoinType::LeftJoin, "organizations", "lio", on("lio", "li", "organization_id"));
     query.expr_as(Expr::col(("lp", "local_path")), "l_path");
+    query.expr_as(Expr::col(("lp", "scm_type")), "l_scm_type");
     query.expr_as(Expr::col((parent, "execution_environment_id")), "l_template");
     query.expr_as(Expr::col(("lp", "default_environment_id")), "l_project");
     query.expr_as(Expr::col(("lpo", "default_environment_id")), "l_project_organization");
@@ -108,6 +109,26 @@ pub(super) async fn resolve(db: &CoreDb, chain: Chain) -> Result<Option<Environm
         }
     }
     Ok(db.optional(&query).await?.map(|row| Environment::read(&row)).transpose()?)
+}
+
+/// Chooses the image of a project's update: the project's own, then the one that is managed for such work, then as for any
+/// job of the project.
+pub(in crate::http) async fn of_update(
+    db: &CoreDb,
+    project: Option<i64>,
+    project_organization: Option<i64>,
+) -> Result<Option<Environment>, ApiError> {
+    if let Some(id) = project
+        && let Some(environment) = by_id(db, id, "it is the default of the project".to_owned()).await?
+    {
+        return Ok(Some(environment));
+    }
+    let mut managed = environments("it is the one for the controllers' own work");
+    managed.and_where(Expr::col("organization_id").is_null()).and_where(Expr::col("managed").eq(true));
+    if let Some(row) = db.optional(managed.order_by("id", Order::Asc).limit(1)).await? {
+        return Ok(Some(Environment::read(&row)?));
+    }
+    resolve(db, Chain { project_organization, ..Chain::default() }).await
 }
 
 fn environments(reason: &str) -> SelectStatement {

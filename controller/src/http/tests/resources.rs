@@ -357,7 +357,7 @@ async fn a_project_is_what_its_directory_is() {
     }
     let reply =
         api.post("/api/v2/projects/", json!({"name": "x", "organization": 1, "scm_type": "git"})).await;
-    assert!(reply.json["scm_type"].is_array());
+    assert_eq!(reply.json["scm_url"], json!(["SCM URL is required."]));
     assert_eq!(api.get("/api/v2/config/").await.json["project_local_paths"], json!(["demo"]));
 }
 

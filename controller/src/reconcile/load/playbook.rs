@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use plexus_tree::store::unhex;
 use sea_query::{Expr, ExprTrait, JoinType, Order, Query};
 use serde_json::{Map, Value};
 
@@ -14,6 +16,7 @@ use crate::job;
 use crate::payload::extra_vars::Trust;
 use crate::payload::private::{Group, Inventory, JobOptions, MachineCredential, Private, VaultCredential};
 use crate::project;
+use crate::project_update;
 use crate::reconcile::Context;
 use crate::registry::write::parse_variables;
 use crate::store::core::{Error as StoreError, Row};
@@ -42,15 +45,22 @@ const JOB_COLUMNS: [&str; 17] = [
 pub(super) async fn load(context: &Context, id: i64) -> Result<Made, Error> {
     let mut select = Query::select();
     select.columns(JOB_COLUMNS.map(|column| ("unified_jobs", column)));
+    select.column(("unified_jobs", "tree"));
     select
-        .column(("projects", "local_path"))
+        .columns([("projects", "local_path"), ("projects", "scm_type")])
         .from("unified_jobs")
         .left_join("projects", Expr::col(("projects", "id")).equals(("unified_jobs", "project_id")))
         .and_where(Expr::col(("unified_jobs", "id")).eq(id));
     let row = context.core.optional(select).await?.ok_or(StoreError::Reference)?;
     let mut options = options(id, &row)?;
     options.timeout = timeout(context, options.timeout, "DEFAULT_JOB_TIMEOUT").await?;
-    let project = project(context, row.value("local_path")?, &options.playbook)?;
+    let (tree, installed) = match row.value::<Option<String>>("scm_type")?.unwrap_or_default().is_empty() {
+        true => {
+            let root = project(context, row.value("local_path")?, &options.playbook)?;
+            (Source::Directory(root), BTreeMap::new())
+        }
+        false => stored(context, row.value("tree")?, &options.playbook).await?,
+    };
     let inventory = match options.inventory_id {
         Some(inventory) => inventory_of(context, inventory).await?,
         None => Inventory::default(),
@@ -70,8 +80,11 @@ pub(super) async fn load(context: &Context, id: i64) -> Result<Made, Error> {
     extra_vars.extend(given);
     let credentials = job::credentials(&context.core, &context.vault, id).await?;
     let (machine, vaults) = passwords(context, id, &credentials).await?;
-    let injected = inject(context, &credentials).await?;
+    let mut injected = inject(context, &credentials).await?;
     doubted.extend(injected.extra_vars.keys().cloned());
+    for (name, path) in installed {
+        injected.env.entry(name).or_insert(path);
+    }
     extra_vars.extend(injected.extra_vars.clone());
     let private = Private {
         options: &options,
@@ -83,7 +96,7 @@ pub(super) async fn load(context: &Context, id: i64) -> Result<Made, Error> {
         vaults: &vaults,
         injected: &injected,
     };
-    Ok(Made { run: private.run(), tree: Source::Directory(project) })
+    Ok(Made { run: private.run(), tree })
 }
 
 /// Names of a job's variables in which Jinja is text: by setting, those that do not stand in its template as they are.
@@ -126,9 +139,14 @@ fn options(id: i64, row: &Row) -> Result<JobOptions, StoreError> {
 /// The tree of a project, whatever is taken from it.
 pub(super) async fn source_tree(context: &Context, project: i64) -> Result<Source, Error> {
     let mut select = Query::select();
-    select.column("local_path").from("projects").and_where(Expr::col("id").eq(project));
-    let path = context.core.optional(select).await?.map(|row| row.at(0)).transpose()?;
-    Ok(Source::Directory(directory(context, path)?.1))
+    select.columns(["local_path", "scm_type", "tree"]).from("projects");
+    select.and_where(Expr::col("id").eq(project));
+    let row = context.core.optional(select).await?.ok_or(Error::NoProject)?;
+    if !row.at::<String>(1)?.is_empty() {
+        let tree: Option<String> = row.at(2)?;
+        return Ok(Source::Stored(tree.as_deref().and_then(unhex).ok_or(Error::NoRevision)?));
+    }
+    Ok(Source::Directory(directory(context, row.at(0)?)?.1))
 }
 
 fn directory(context: &Context, local_path: Option<String>) -> Result<(String, PathBuf), Error> {
@@ -148,6 +166,29 @@ fn project(context: &Context, local_path: Option<String>, playbook: &str) -> Res
         return Err(Error::NoPlaybook { playbook: playbook.to_owned() });
     }
     Ok(root)
+}
+
+/// The tree that the job was given when it was placed, which must have its playbook; and where the job finds the roles and
+/// collections that came with it.
+async fn stored(
+    context: &Context,
+    tree: Option<String>,
+    playbook: &str,
+) -> Result<(Source, BTreeMap<String, String>), Error> {
+    let digest = tree.as_deref().and_then(unhex).ok_or(Error::NoRevision)?;
+    let (store, playbook) = (Arc::clone(&context.store), playbook.to_owned());
+    let read = tokio::task::spawn_blocking(move || {
+        let manifest = store.manifest(&digest)?.ok_or(Error::TreeGone)?;
+        if !manifest.files.iter().any(|file| file.path == playbook) {
+            return Err(Error::NoPlaybook { playbook });
+        }
+        let own = manifest.files.iter().find(|file| file.path == "ansible.cfg");
+        let own = own.map(|file| store.beginning(&manifest, file)).transpose()?.unwrap_or_default();
+        let holds = |dir: &str| manifest.files.iter().any(|file| file.path.starts_with(dir));
+        Ok(project_update::installed(holds, &String::from_utf8_lossy(&own)))
+    });
+    let installed = read.await.expect("reading a manifest does not panic")?;
+    Ok((Source::Stored(digest), installed))
 }
 
 pub(super) async fn inventory_of(context: &Context, id: i64) -> Result<Inventory, Error> {

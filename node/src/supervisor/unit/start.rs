@@ -37,7 +37,8 @@ impl Task {
     /// Takes a container that waits for such a unit, if there is one. What would have to be told at its start, environment for
     /// instance, no waiting one knows.
     async fn take_waiting(&mut self, block: &PrivateBlock, image: Option<&str>) -> Option<Claim> {
-        if self.shim.is_some() || !block.env.is_empty() || !self.spec.env.is_empty() {
+        // What is collected lies in a directory of its own from the start.
+        if self.shim.is_some() || !block.env.is_empty() || !self.spec.env.is_empty() || self.spec.collect {
             return None;
         }
         let mut claim = self.inner.claim(image?, &self.spec.organization)?;

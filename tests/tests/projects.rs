@@ -1,0 +1,436 @@
+//! Projects that are fetched: real git over HTTP, the revision that jobs run, troubles by name, and what a crash leaves.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use plexus_tests::{Api, Cluster, ReservedPort, Samples, Seen, demo_image, is_verify, wait_for};
+use serde_json::{Value, json};
+
+const JOB: Duration = Duration::from_secs(180);
+const USER: &str = "ann";
+/// Found nowhere else in the world.
+const PASSWORD: &str = "canary-git-4e91c07a";
+
+/// A repository behind HTTP, and the working copy that commits go in by.
+struct Repository {
+    dir: tempfile::TempDir,
+    port: ReservedPort,
+    server: Child,
+}
+
+impl Repository {
+    async fn start(login: bool) -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir().context("no folder")?;
+        let port = ReservedPort::new()?;
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/git_http.py");
+        let mut command = Command::new("python3");
+        command.arg(script).arg(dir.path()).arg(port.port().to_string());
+        if login {
+            command.args([USER, PASSWORD]);
+        }
+        let server = command.stderr(Stdio::null()).spawn().context("cannot start the server")?;
+        let repository = Self { dir, port, server };
+        repository.git(&["init", "--quiet", "--bare", "--initial-branch=main", "../site.git"])?;
+        repository.git(&["init", "--quiet", "--initial-branch=main"])?;
+        repository.git(&["remote", "add", "origin", "../site.git"])?;
+        let address = format!("127.0.0.1:{}", repository.port.port());
+        wait_for("the git server to listen", JOB, async || {
+            Seen::when(std::net::TcpStream::connect(&address).is_ok(), || "nobody listens".to_owned())
+        })
+        .await?;
+        Ok(repository)
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}/site.git", self.port.port())
+    }
+
+    fn work(&self) -> PathBuf {
+        self.dir.path().join("work")
+    }
+
+    fn git(&self, args: &[&str]) -> anyhow::Result<String> {
+        fs::create_dir_all(self.work()).context("no folder")?;
+        let output = Command::new("git")
+            .args(["-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "protocol.file.allow=always"])
+            .args(args)
+            .current_dir(self.work())
+            .output()
+            .context("no git")?;
+        ensure!(output.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// Commits a playbook that prints `says`; its revision.
+    fn commit(&self, branch: &str, says: &str) -> anyhow::Result<String> {
+        self.git(&["checkout", "--quiet", "-B", branch])?;
+        let playbook = format!(
+            "- hosts: all\n  gather_facts: false\n  tasks:\n    - debug:\n        msg: says-{says}\n"
+        );
+        fs::write(self.work().join("site.yml"), playbook).context("cannot write")?;
+        fs::create_dir_all(self.work().join("inventories")).context("cannot make")?;
+        fs::write(self.work().join("inventories/all.ini"), "[web]\none\n").context("cannot write")?;
+        self.git(&["add", "--all"])?;
+        self.git(&["commit", "--quiet", "--message", says])?;
+        self.git(&["push", "--quiet", "--force", "origin", branch])?;
+        self.git(&["rev-parse", "HEAD"])
+    }
+}
+
+impl Drop for Repository {
+    fn drop(&mut self) {
+        self.server.kill().ok();
+        self.server.wait().ok();
+    }
+}
+
+fn id(object: &Value) -> i64 {
+    object["id"].as_i64().unwrap_or_else(|| panic!("no id in {object}"))
+}
+
+/// Where things are made: an organization, an inventory with one host, and the demo image.
+struct Stage {
+    organization: i64,
+    inventory: i64,
+    environment: i64,
+}
+
+async fn stage(cluster: &Cluster) -> anyhow::Result<Stage> {
+    let samples = Samples::new(&demo_image())?;
+    samples.copy_project(&cluster.layout.projects())?;
+    let api = cluster.api();
+    let loaded = samples.load(api).await?;
+    let inventory =
+        id(&api.create("inventories/", &json!({"name": "one", "organization": loaded.organization})).await?);
+    let variables = json!({"ansible_connection": "local"}).to_string();
+    api.create("hosts/", &json!({"name": "one", "inventory": inventory, "variables": variables})).await?;
+    let (organization, environment) = (loaded.organization, loaded.environment);
+    Ok(Stage { organization, inventory, environment })
+}
+
+async fn credential(api: &Api, organization: i64, name: &str, inputs: Value) -> anyhow::Result<i64> {
+    let kind = api.get("credential_types/?namespace=scm").await?;
+    let body = json!({
+        "name": name, "organization": organization, "credential_type": kind["results"][0]["id"],
+        "inputs": inputs,
+    });
+    Ok(id(&api.create("credentials/", &body).await?))
+}
+
+/// Waits for an update to end.
+async fn over(api: &Api, update: i64) -> anyhow::Result<Value> {
+    wait_for("the update to end", JOB, async || match api.get(&format!("project_updates/{update}/")).await {
+        Ok(shown) => match shown["status"].as_str() {
+            Some("successful" | "failed" | "error" | "canceled") => Seen::Yes(shown),
+            _ => Seen::NotYet(format!("{} {}", shown["status"], shown["job_explanation"])),
+        },
+        Err(error) => Seen::NotYet(format!("{error:#}")),
+    })
+    .await
+}
+
+/// The update that making a project starts, over and successful.
+async fn fetched(api: &Api, project: &Value) -> anyhow::Result<Value> {
+    let update = project["summary_fields"]["current_update"]["id"].as_i64().context("no update runs")?;
+    let ended = over(api, update).await?;
+    let output = api.get(&format!("project_updates/{update}/stdout/?format=json")).await?;
+    ensure!(ended["status"] == "successful", "{}\n{}", ended["job_explanation"], output["content"]);
+    Ok(ended)
+}
+
+async fn update(api: &Api, project: i64) -> anyhow::Result<Value> {
+    let started = api.post(&format!("projects/{project}/update/"), &json!({})).await?;
+    over(api, started["project_update"].as_i64().context("no number")?).await
+}
+
+async fn ran(api: &Api, template: i64, body: Value) -> anyhow::Result<(Value, String)> {
+    let job = id(&api.launch(template, &body).await?);
+    let done = api.finished(job, JOB).await?;
+    Ok((done, api.stdout(job, "txt").await?))
+}
+
+/// Files below `dir` that hold the password.
+fn found(dir: &Path, hits: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => found(&path, hits),
+            Ok(kind) if kind.is_file() => {
+                let bytes = fs::read(&path).unwrap_or_default();
+                if memchr::memmem::find(&bytes, PASSWORD.as_bytes()).is_some() {
+                    hits.push(path);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_project_is_fetched_on_a_node_and_jobs_run_its_revision() {
+    if !is_verify() {
+        return; // it takes more than 20 s
+    }
+    let repository = Repository::start(true).await.unwrap();
+    let first = repository.commit("main", "one").unwrap();
+    let cluster = Cluster::builder("projects").start().await.unwrap();
+    let Stage { organization, inventory, environment } = stage(&cluster).await.unwrap();
+    let api = cluster.api();
+    let right = credential(api, organization, "right", json!({"username": USER, "password": PASSWORD}));
+    let right = right.await.unwrap();
+    let body = json!({
+        "name": "site", "organization": organization, "scm_type": "git", "scm_url": repository.url(),
+        "scm_branch": "main", "credential": right, "allow_override": true, "default_environment": environment,
+    });
+    let project = api.create("projects/", &body).await.unwrap();
+    let number = id(&project);
+    let ended = fetched(api, &project).await.unwrap();
+    assert_eq!((&ended["scm_revision"], &ended["type"]), (&json!(first), &json!("project_update")));
+    assert!(ended["execution_node"].as_str().unwrap().starts_with("node"), "{}", ended["execution_node"]);
+    let events = api.all(&format!("project_updates/{}/events/", id(&ended))).await.unwrap();
+    assert!(
+        events
+            .iter()
+            .any(|event| event["type"] == "project_update_event" && event["task"] == "Fetch and check out")
+    );
+
+    let shown = api.get(&format!("projects/{number}/")).await.unwrap();
+    assert_eq!((&shown["status"], &shown["scm_revision"]), (&json!("successful"), &json!(first)));
+    assert_eq!(shown["summary_fields"]["last_update"]["id"], ended["id"]);
+    assert_eq!(api.get(&format!("projects/{number}/playbooks/")).await.unwrap(), json!(["site.yml"]));
+    let inventories = api.get(&format!("projects/{number}/inventories/")).await.unwrap();
+    assert_eq!(inventories, json!(["inventories/all.ini"]));
+
+    let template = json!({
+        "name": "site", "project": number, "inventory": inventory, "playbook": "site.yml",
+        "ask_scm_branch_on_launch": true,
+    });
+    let template = id(&api.create("job_templates/", &template).await.unwrap());
+    let (done, output) = ran(api, template, json!({})).await.unwrap();
+    assert_eq!((&done["status"], &done["scm_revision"]), (&json!("successful"), &json!(first)), "{output}");
+    assert!(output.contains("says-one"), "{output}");
+
+    // The repository goes on; jobs stay where the project is until it is updated.
+    let second = repository.commit("main", "two").unwrap();
+    let other = repository.commit("other", "branch").unwrap();
+    let (_, output) = ran(api, template, json!({})).await.unwrap();
+    assert!(output.contains("says-one"), "{output}");
+    assert_eq!(update(api, number).await.unwrap()["scm_revision"], json!(second));
+    let (done, output) = ran(api, template, json!({})).await.unwrap();
+    assert!(done["scm_revision"] == json!(second) && output.contains("says-two"), "{output}");
+
+    // A job's own branch is fetched for it alone.
+    let (done, output) = ran(api, template, json!({"scm_branch": "other"})).await.unwrap();
+    assert!(done["scm_revision"] == json!(other) && output.contains("says-branch"), "{done} {output}");
+    let shown = api.get(&format!("projects/{number}/")).await.unwrap();
+    assert_eq!(shown["scm_revision"], json!(second));
+
+    // Updated for each launch: the job waits, and runs what came.
+    let third = repository.commit("main", "three").unwrap();
+    let on_launch = json!({"scm_update_on_launch": true});
+    api.change(&format!("projects/{number}/"), &on_launch).await.unwrap();
+    let (done, output) = ran(api, template, json!({})).await.unwrap();
+    assert!(done["scm_revision"] == json!(third) && output.contains("says-three"), "{done} {output}");
+
+    cluster.clean().await.unwrap();
+    let mut hits = Vec::new();
+    found(&cluster.layout.dir, &mut hits);
+    found(&cluster.layout.runtime_dir, &mut hits);
+    assert!(hits.is_empty(), "{hits:?}");
+    cluster.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn each_trouble_of_an_update_has_its_own_words_and_fails_the_jobs_that_wait() {
+    let repository = Repository::start(true).await.unwrap();
+    repository.commit("main", "one").unwrap();
+    let cluster = Cluster::builder("projects-trouble").start().await.unwrap();
+    let Stage { organization, inventory, environment } = stage(&cluster).await.unwrap();
+    let api = cluster.api();
+    let wrong =
+        credential(api, organization, "wrong", json!({"username": USER, "password": "no"})).await.unwrap();
+    let right = credential(api, organization, "right", json!({"username": USER, "password": PASSWORD}));
+    let right = right.await.unwrap();
+    let nobody = ReservedPort::new().unwrap();
+    let gone = format!("http://127.0.0.1:{}/site.git", nobody.port());
+    let cases = [
+        ("wrong", repository.url(), "main", wrong, "refused the login"),
+        ("branch", repository.url(), "nosuch", right, "no such branch"),
+        ("host", gone, "main", right, "cannot be reached"),
+        ("path", repository.url().replace("site", "other"), "main", right, "no such repository"),
+    ];
+    for (name, url, branch, credential, words) in cases {
+        let body = json!({
+            "name": name, "organization": organization, "scm_type": "git", "scm_url": url,
+            "scm_branch": branch, "credential": credential, "scm_update_on_launch": true,
+            "default_environment": environment,
+        });
+        let project = api.create("projects/", &body).await.unwrap();
+        let update = project["summary_fields"]["current_update"]["id"].as_i64().unwrap();
+        let ended = over(api, update).await.unwrap();
+        let said = ended["job_explanation"].as_str().unwrap();
+        assert!(ended["status"] == "failed" && said.contains(words), "{name}: {said}");
+        let shown = api.get(&format!("projects/{}/", id(&project))).await.unwrap();
+        assert_eq!((&shown["status"], &shown["last_update_failed"]), (&json!("failed"), &json!(true)));
+        if name == "branch" {
+            let template =
+                json!({"name": name, "project": shown["id"], "inventory": inventory, "playbook": "site.yml"});
+            let template = id(&api.create("job_templates/", &template).await.unwrap());
+            let job = id(&api.launch(template, &json!({})).await.unwrap());
+            let done = api.finished(job, JOB).await.unwrap();
+            let said = done["job_explanation"].as_str().unwrap();
+            assert!(done["status"] == "failed" && said.starts_with("Previous Task Failed: {"), "{said}");
+        }
+    }
+    cluster.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_update_survives_the_death_of_its_controller_and_of_its_node() {
+    if !is_verify() {
+        return; // it takes more than 20 s
+    }
+    let repository = Repository::start(false).await.unwrap();
+    let first = repository.commit("main", "one").unwrap();
+    let mut cluster = Cluster::builder("projects-crash").start().await.unwrap();
+    let Stage { organization, environment, .. } = stage(&cluster).await.unwrap();
+    let api = cluster.api().clone();
+    let body = json!({
+        "name": "site", "organization": organization, "scm_type": "git", "scm_url": repository.url(),
+        "default_environment": environment,
+    });
+    let project = api.create("projects/", &body).await.unwrap();
+    assert_eq!(fetched(&api, &project).await.unwrap()["scm_revision"], json!(first));
+    let path = format!("projects/{}/update/", id(&project));
+    for point in ["tree-kept", "tree-noted"] {
+        let revision = repository.commit("main", point).unwrap();
+        cluster.controller.kill();
+        cluster.controller.set_env("PLEXUS_CRASH_AT", point);
+        cluster.controller.start().unwrap();
+        cluster.api_up().await.unwrap();
+        let started = api.post(&path, &json!({})).await.unwrap();
+        cluster.controller.exited(JOB).await.unwrap();
+        cluster.controller.unset_env("PLEXUS_CRASH_AT");
+        cluster.controller.start().unwrap();
+        cluster.api_up().await.unwrap();
+        let ended = over(&api, id(&started)).await.unwrap();
+        assert_eq!((&ended["status"], &ended["scm_revision"]), (&json!("successful"), &json!(revision)));
+    }
+    // The agent dies while the update runs; what it left is collected from the next one.
+    let revision = repository.commit("main", "node").unwrap();
+    let started = id(&api.post(&path, &json!({})).await.unwrap());
+    wait_for("the update to run", JOB, async || {
+        match api.get(&format!("project_updates/{started}/")).await {
+            Ok(shown) => Seen::when(shown["status"] == "running", || shown["status"].to_string()),
+            Err(error) => Seen::NotYet(format!("{error:#}")),
+        }
+    })
+    .await
+    .unwrap();
+    cluster.node.kill();
+    cluster.node.start().unwrap();
+    let ended = over(&api, started).await.unwrap();
+    assert_eq!((&ended["status"], &ended["scm_revision"]), (&json!("successful"), &json!(revision)));
+    cluster.finish().await.unwrap();
+}
+
+/// User that the set-up made, for logins by key.
+const LOGIN: &str = "plexus-ssh";
+const PASSPHRASE: &str = "canary-passphrase-5c0de117";
+
+fn run(program: &str, args: &[&str]) -> anyhow::Result<()> {
+    let output = Command::new(program).args(args).output().with_context(|| format!("no {program}"))?;
+    ensure!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// An ssh server on loopback that knows one key, which has a passphrase.
+struct SshServer {
+    dir: tempfile::TempDir,
+    port: ReservedPort,
+    server: Child,
+}
+
+impl SshServer {
+    async fn start() -> anyhow::Result<Self> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().context("no folder")?;
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))
+            .context("cannot open the folder")?;
+        fs::create_dir_all("/run/sshd").context("cannot make the folder of the server")?;
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        for (name, passphrase) in [("host", ""), ("key", PASSPHRASE), ("stranger", "")] {
+            run("ssh-keygen", &["-q", "-t", "ed25519", "-N", passphrase, "-f", &at(name)])?;
+        }
+        let port = ReservedPort::new()?;
+        let config = format!(
+            "Port {}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nStrictModes no\nUsePAM yes\n\
+             PasswordAuthentication no\nKbdInteractiveAuthentication no\nAllowUsers {LOGIN}\n",
+            port.port(),
+            at("host"),
+            at("key.pub")
+        );
+        fs::write(at("config"), config).context("cannot write the configuration")?;
+        let server = Command::new("/usr/sbin/sshd")
+            .args(["-D", "-e", "-f", &at("config")])
+            .stderr(Stdio::null())
+            .spawn()
+            .context("cannot start the ssh server; deploy/setup/setup.sh ssh installs it")?;
+        let server = Self { dir, port, server };
+        let address = format!("127.0.0.1:{}", server.port.port());
+        wait_for("the ssh server to listen", JOB, async || {
+            Seen::when(std::net::TcpStream::connect(&address).is_ok(), || "nobody listens".to_owned())
+        })
+        .await?;
+        Ok(server)
+    }
+
+    fn key(&self, name: &str) -> anyhow::Result<String> {
+        fs::read_to_string(self.dir.path().join(name)).context("no key")
+    }
+}
+
+impl Drop for SshServer {
+    fn drop(&mut self) {
+        self.server.kill().ok();
+        self.server.wait().ok();
+    }
+}
+
+#[tokio::test]
+async fn a_project_is_fetched_over_ssh_with_a_key_that_has_a_passphrase() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let repository = Repository::start(false).await.unwrap();
+    let revision = repository.commit("main", "ssh").unwrap();
+    // git serves a repository to its owner only.
+    fs::set_permissions(repository.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let bare = repository.dir.path().join("site.git").display().to_string();
+    run("chown", &["-R", LOGIN, &bare]).unwrap();
+    let server = SshServer::start().await.unwrap();
+    let cluster = Cluster::builder("projects-ssh").start().await.unwrap();
+    let Stage { organization, environment, .. } = stage(&cluster).await.unwrap();
+    let api = cluster.api();
+    let key =
+        json!({"username": LOGIN, "ssh_key_data": server.key("key").unwrap(), "ssh_key_unlock": PASSPHRASE});
+    let stranger = json!({"username": LOGIN, "ssh_key_data": server.key("stranger").unwrap()});
+    for (name, inputs, status) in [("key", key, "successful"), ("stranger", stranger, "failed")] {
+        let credential = credential(api, organization, name, inputs).await.unwrap();
+        let body = json!({
+            "name": name, "organization": organization, "scm_type": "git", "credential": credential,
+            "scm_url": format!("ssh://127.0.0.1:{}{bare}", server.port.port()), "default_environment": environment,
+        });
+        let project = api.create("projects/", &body).await.unwrap();
+        let update = project["summary_fields"]["current_update"]["id"].as_i64().unwrap();
+        let ended = over(api, update).await.unwrap();
+        let said = ended["job_explanation"].as_str().unwrap();
+        assert_eq!(ended["status"], status, "{name}: {said}");
+        match status {
+            "successful" => assert_eq!(ended["scm_revision"], json!(revision)),
+            _ => assert!(said.contains("refused the login"), "{said}"),
+        }
+    }
+    cluster.finish().await.unwrap();
+}
