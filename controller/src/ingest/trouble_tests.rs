@@ -273,14 +273,23 @@ async fn what_a_node_had_is_compared_with_what_is_stored(place: Place) {
     let mut session = open(&store, context(1, 1), 1).await;
     feed(&mut session, &records[..5]).await;
     let balance = async |attempt, sent| {
-        store.balance(job(1), attempt, sent).await.unwrap();
+        store.balance(job(1), attempt, sent, false).await.unwrap();
         (store.counts().units_balanced, store.counts().units_unbalanced)
     };
     assert_eq!(balance(attempt(1, 1), had).await, (0, 1), "only five are stored");
     feed(&mut session, &records).await;
     assert_eq!(balance(attempt(1, 1), had).await, (1, 1));
     assert_eq!(balance(attempt(1, 1), had + 1).await, (1, 2));
-    assert_eq!(balance(attempt(1, 2), 7).await, (1, 2), "nothing is known of this attempt");
+    assert_eq!(balance(attempt(1, 1), had - 1).await, (1, 3), "a whole spool does not shrink");
+    store.balance(job(1), attempt(1, 1), had - 1, true).await.unwrap();
+    store.balance(job(1), attempt(1, 1), had + 1, true).await.unwrap();
+    let counts = store.counts();
+    assert_eq!(
+        (counts.units_balanced, counts.units_unbalanced),
+        (2, 4),
+        "damage excuses what is stored, not what is not"
+    );
+    assert_eq!(balance(attempt(1, 2), 7).await, (2, 4), "nothing is known of this attempt");
     store.close().await;
 }
 

@@ -14,8 +14,8 @@ use plexus_proto::frame::WORK_FRAME_MAX;
 use plexus_proto::id::{Attempt, NodeId, OwnerEpoch};
 use plexus_proto::packet::Class;
 use plexus_proto::work::{
-    Ack, Attach, Finished, RecordMessage, RecordMessageKind, Refusal, RefusalCode, UnitSpec, UnitStatus,
-    UnitStatusState,
+    Ack, Attach, Finished, Outcome, RecordMessage, RecordMessageKind, Refusal, RefusalCode, UnitSpec,
+    UnitStatus, UnitStatusState,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
@@ -221,7 +221,9 @@ pub(super) async fn forget(context: &Context, unit: Unit, created: Timestamp) {
         };
         if let Some(last) = last {
             let key = JobKey { id: unit.job, created };
-            if let Err(error) = context.events.balance(key, unit.attempt, last.records).await {
+            let lost =
+                matches!(&last.state, Some(UnitStatusState::Finished(end)) if end.outcome() == Outcome::Lost);
+            if let Err(error) = context.events.balance(key, unit.attempt, last.records, lost).await {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     "cannot see whether the records of a unit balance"
