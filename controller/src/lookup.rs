@@ -1,7 +1,7 @@
 //! Secrets that are kept elsewhere: a credential names where, and a job that needs one gets it there when it is launched.
 //!
 //! Two kinds of place are spoken to: HashiCorp Vault's key-value engines, version 1 and 2, and any server that answers a GET
-//! over HTTPS. What is asked and how an answer is read is decided without a network ([`vault`], [`https`]); this module sends
+//! over HTTPS. What is asked and how an answer is read is decided without a network (`vault`, `https`); this module sends
 //! it. Answers are bounded in size and time, no redirect is followed, and no error quotes a secret.
 
 pub mod fill;

@@ -1,6 +1,6 @@
 //! Brings what a source has into its inventory.
 //!
-//! Much at once, in transactions so short that nobody else waits for long: each ends after [`BUDGET`], and whoever waits goes
+//! Much at once, in transactions so short that nobody else waits for long: each ends after `BUDGET`, and whoever waits goes
 //! first. What AWX does in one transaction is therefore seen bit by bit; the order sees to it that no host that stays is ever missing
 //! meanwhile, and that none leaves a group before it is in its new one. No job of the inventory starts while one of its updates runs, so none sees a half.
 //! Interrupted by a crash it is begun again, from what is there then: what was done needs not be done twice.

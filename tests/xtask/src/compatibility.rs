@@ -26,9 +26,10 @@ const UNPROVEN: [(&str, &str, &str); 4] = [
 ];
 
 /// Resources that the command and the collection have not been run against yet; the page says so.
-const UNTRIED: [&str; 5] = [
+const UNTRIED: [&str; 6] = [
     "applications",
     "credential_input_sources",
+    "host_metrics",
     "role_definitions",
     "role_team_assignments",
     "role_user_assignments",
