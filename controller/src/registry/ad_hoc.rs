@@ -1,11 +1,7 @@
 //! Commands that people run at once, on hosts of an inventory.
 
 use super::field::{Preset, choice, flag, id, int, int_choice, long_text, text};
-use super::jobs::{
-    CANCELED_ON, CONTROLLER_NODE, ELAPSED, EXECUTION_NODE, EXPLANATION, FAILED, FINISHED, IMAGE,
-    IMAGE_DIGEST, IMAGE_REASON, JOB_ARGS, JOB_CWD, JOB_ENV, LAUNCHED, LAUNCHED_BY, NAME, PROCESSED, STARTED,
-    STATUS, TRACEBACK, WORK_UNIT, organization,
-};
+use super::jobs::{LAUNCHED, NAME, STATUS, organization, ran};
 use super::templates::{JOB_TYPES, MAX_FORKS, VERBOSITY};
 use super::{
     Access, CREDENTIALS, Duplicate, EXECUTION_ENVIRONMENTS, INSTANCE_GROUPS, INVENTORIES, Owner, Resource,
@@ -20,43 +16,29 @@ pub static AD_HOC_COMMANDS: Resource = Resource {
     model: "AdHocCommand",
     label: "Ad Hoc Command",
     table: Table::own("unified_jobs").of_kind("ad_hoc_command"),
-    fields: &[
-        NAME,
-        LAUNCHED,
-        STATUS,
-        id("execution_environment", &EXECUTION_ENVIRONMENTS)
-            .help("The container image to be used for execution."),
-        FAILED,
-        STARTED,
-        FINISHED,
-        CANCELED_ON,
-        ELAPSED,
-        JOB_ARGS,
-        JOB_CWD,
-        JOB_ENV,
-        EXPLANATION,
-        EXECUTION_NODE,
-        CONTROLLER_NODE,
-        TRACEBACK,
-        PROCESSED,
-        LAUNCHED_BY,
-        WORK_UNIT,
-        IMAGE,
-        IMAGE_DIGEST,
-        IMAGE_REASON,
-        choice("job_type", JOB_TYPES).preset(Preset::Text("run")),
-        id("inventory", &INVENTORIES).required(),
-        long_text("limit"),
-        id("credential", &CREDENTIALS),
-        text("module_name").preset(Preset::Text("command")),
-        long_text("module_args"),
-        int("forks").range(0, MAX_FORKS),
-        int_choice("verbosity", VERBOSITY),
-        long_text("extra_vars").unfilterable(),
-        flag("become_enabled"),
-        flag("diff_mode"),
-        organization(),
-        id("instance_group", &INSTANCE_GROUPS).read_only(),
+    fields: ran![
+        [
+            NAME,
+            LAUNCHED,
+            STATUS,
+            id("execution_environment", &EXECUTION_ENVIRONMENTS)
+                .help("The container image to be used for execution."),
+        ],
+        [
+            choice("job_type", JOB_TYPES).preset(Preset::Text("run")),
+            id("inventory", &INVENTORIES).required(),
+            long_text("limit"),
+            id("credential", &CREDENTIALS),
+            text("module_name").preset(Preset::Text("command")),
+            long_text("module_args"),
+            int("forks").range(0, MAX_FORKS),
+            int_choice("verbosity", VERBOSITY),
+            long_text("extra_vars").unfilterable(),
+            flag("become_enabled"),
+            flag("diff_mode"),
+            organization(),
+            id("instance_group", &INSTANCE_GROUPS).read_only(),
+        ]
     ],
     lists: &[],
     actions: &["events", "stdout", "cancel", "relaunch", "why", "activity_stream"],

@@ -1,11 +1,7 @@
 //! Updates of projects: jobs that fetch what other jobs run.
 
 use super::field::{choice, flag, id, int, json, text};
-use super::jobs::{
-    CANCELED_ON, CONTROLLER_NODE, DESCRIPTION, ELAPSED, EXECUTION_NODE, EXPLANATION, FAILED, FINISHED, IMAGE,
-    IMAGE_DIGEST, IMAGE_REASON, JOB_ARGS, JOB_CWD, JOB_ENV, LAUNCHED, LAUNCHED_BY, NAME, PROCESSED, STARTED,
-    STATUS, TRACEBACK, WORK_UNIT, environment, organization, template,
-};
+use super::jobs::{DESCRIPTION, LAUNCHED, NAME, STATUS, environment, organization, ran, template};
 use super::templates::SCM_TYPES;
 use super::{Access, CREDENTIALS, Duplicate, INSTANCE_GROUPS, Owner, PROJECTS, Resource, Table, Verbs};
 
@@ -20,52 +16,31 @@ pub static PROJECT_UPDATES: Resource = Resource {
     model: "ProjectUpdate",
     label: "Project Update",
     table: Table::own("unified_jobs").of_kind("project_update"),
-    fields: &[
-        NAME,
-        DESCRIPTION,
-        template(),
-        LAUNCHED,
-        STATUS,
-        environment(),
-        FAILED,
-        STARTED,
-        FINISHED,
-        CANCELED_ON,
-        ELAPSED,
-        JOB_ARGS,
-        JOB_CWD,
-        JOB_ENV,
-        EXPLANATION,
-        EXECUTION_NODE,
-        CONTROLLER_NODE,
-        TRACEBACK,
-        PROCESSED,
-        LAUNCHED_BY,
-        WORK_UNIT,
-        IMAGE,
-        IMAGE_DIGEST,
-        IMAGE_REASON,
-        text("local_path").read_only(),
-        choice("scm_type", SCM_TYPES).read_only().label("SCM Type"),
-        text("scm_url").read_only().label("SCM URL"),
-        text("scm_branch").read_only().label("SCM Branch"),
-        text("scm_refspec").read_only().label("SCM refspec"),
-        flag("scm_clean").read_only().label("SCM Clean"),
-        flag("scm_track_submodules").read_only().label("SCM Track Submodules"),
-        flag("scm_delete_on_update").read_only().label("SCM Delete On Update"),
-        id("credential", &CREDENTIALS).read_only(),
-        int("timeout").read_only(),
-        text("scm_revision")
-            .read_only()
-            .label("SCM Revision")
-            .help("The SCM Revision discovered by this update."),
-        id("project", &PROJECTS).read_only(),
-        organization(),
-        id("instance_group", &INSTANCE_GROUPS).read_only(),
-        choice("job_type", JOB_TYPES).read_only(),
-        text("job_tags").read_only().help("Parts of the project update playbook that will be run."),
-        json("host_status_counts").null().read_only().detail().unfilterable(),
-        json("playbook_counts").computed().read_only().detail(),
+    fields: ran![
+        [NAME, DESCRIPTION, template(), LAUNCHED, STATUS, environment(),],
+        [
+            text("local_path").read_only(),
+            choice("scm_type", SCM_TYPES).read_only().label("SCM Type"),
+            text("scm_url").read_only().label("SCM URL"),
+            text("scm_branch").read_only().label("SCM Branch"),
+            text("scm_refspec").read_only().label("SCM refspec"),
+            flag("scm_clean").read_only().label("SCM Clean"),
+            flag("scm_track_submodules").read_only().label("SCM Track Submodules"),
+            flag("scm_delete_on_update").read_only().label("SCM Delete On Update"),
+            id("credential", &CREDENTIALS).read_only(),
+            int("timeout").read_only(),
+            text("scm_revision")
+                .read_only()
+                .label("SCM Revision")
+                .help("The SCM Revision discovered by this update."),
+            id("project", &PROJECTS).read_only(),
+            organization(),
+            id("instance_group", &INSTANCE_GROUPS).read_only(),
+            choice("job_type", JOB_TYPES).read_only(),
+            text("job_tags").read_only().help("Parts of the project update playbook that will be run."),
+            json("host_status_counts").null().read_only().detail().unfilterable(),
+            json("playbook_counts").computed().read_only().detail(),
+        ]
     ],
     lists: &[],
     actions: &["events", "stdout", "cancel", "why", "activity_stream"],
