@@ -250,8 +250,8 @@ fn enabled(variables: &Map<String, Value>, paths: &str, value: &str) -> Option<b
     })
 }
 
-/// A value as Python writes it.
-fn shown(value: &Value) -> String {
+/// A value as Python's `str` writes it.
+pub fn shown(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Bool(true) => "True".to_owned(),

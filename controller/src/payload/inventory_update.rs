@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::injectors::Injected;
 use super::private::{Run, file, quote, settings};
 use crate::facts;
-use crate::inventory::document::Reading;
+use crate::inventory::document::{Reading, shown};
 
 /// Variables that a source's own may not replace.
 const BLOCKED: &[&str] =
@@ -187,7 +187,7 @@ impl Update {
             None if matches!(self.source.as_str(), "scm" | "file") => {
                 for (name, value) in &self.source_vars {
                     if !env.contains_key(name) && !BLOCKED.contains(&name.as_str()) {
-                        env.insert(name.clone(), python(value));
+                        env.insert(name.clone(), shown(value));
                     }
                 }
                 let path = format!("/runner/project/{}", below_project(&self.source_path)?);
@@ -335,17 +335,6 @@ fn below_project(path: &str) -> Result<&str, Unusable> {
         return Err(Unusable::Outside(path.chars().take(80).collect()));
     }
     Ok(inside)
-}
-
-/// A value as Python's `str` writes it: so a variable of the environment was always read.
-fn python(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Bool(true) => "True".to_owned(),
-        Value::Bool(false) => "False".to_owned(),
-        Value::Null => "None".to_owned(),
-        other => other.to_string(),
-    }
 }
 
 #[cfg(test)]

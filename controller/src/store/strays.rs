@@ -12,7 +12,7 @@ use sea_query::{Expr, ExprTrait, Query, Value};
 use uuid::Uuid;
 
 use super::core::{Class, CoreDb, Error, Row};
-use super::units::{UnitState, incarnation};
+use super::units::{self, UnitState, incarnation};
 
 /// Units that one question names.
 const AT_ONCE: usize = 500;
@@ -198,32 +198,8 @@ pub async fn decide(core: &CoreDb, unit: Uuid, decision: Decision, who: &str) ->
             now.into(),
         ]);
     let job = tx.insert(&mut insert).await?;
-    let mut insert = Query::insert();
-    insert
-        .into_table("units")
-        .columns([
-            "unit_id",
-            "attempt",
-            "job_id",
-            "node",
-            "store_id",
-            "state",
-            "owner_incarnation",
-            "owner_counter",
-            "created",
-        ])
-        .values_panic([
-            Value::from(unit.as_bytes().to_vec()).into(),
-            i64::from(stray.attempt.number).into(),
-            job.into(),
-            stray.node.as_str().into(),
-            Value::from(stray.store.0.as_bytes().to_vec()).into(),
-            state.as_str().into(),
-            incarnation.into(),
-            stray.counter.into(),
-            now.into(),
-        ]);
-    tx.execute(insert).await?;
+    let (place, epoch) = ((&stray.node, stray.store), (incarnation, stray.counter));
+    units::insert(&mut tx, (stray.attempt, job), place, state, epoch).await?;
     tx.job_changed(job, status);
     tx.wake();
     tx.commit().await?;

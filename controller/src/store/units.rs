@@ -294,32 +294,9 @@ pub async fn place(
         if tx.execute(update).await? == 0 {
             continue;
         }
-        let mut insert = Query::insert();
-        insert
-            .into_table("units")
-            .columns([
-                "unit_id",
-                "attempt",
-                "job_id",
-                "node",
-                "store_id",
-                "state",
-                "owner_incarnation",
-                "owner_counter",
-                "created",
-            ])
-            .values_panic([
-                Value::from(placement.attempt.unit.0.as_bytes().to_vec()).into(),
-                i64::from(placement.attempt.number).into(),
-                placement.job.into(),
-                placement.node.as_str().into(),
-                Value::from(placement.store.0.as_bytes().to_vec()).into(),
-                UnitState::Placed.as_str().into(),
-                incarnation.into(),
-                FIRST.into(),
-                now().into(),
-            ]);
-        tx.execute(insert).await?;
+        let epoch = (incarnation, FIRST);
+        let Placement { attempt, job, ref node, store, .. } = *placement;
+        insert(&mut tx, (attempt, job), (node, store), UnitState::Placed, epoch).await?;
         updates::stamp(&mut tx, placement.job).await?;
         tx.job_changed(placement.job, "waiting");
         placed.push(placement.job);
@@ -327,6 +304,42 @@ pub async fn place(
     tx.commit().await?;
     let number = |value: i64| u64::try_from(value).unwrap_or(0);
     Ok((placed, OwnerEpoch { incarnation: number(incarnation), counter: number(FIRST) }))
+}
+
+/// Stores a unit of a job: where it is, how far it came, and the incarnation and counter of who owns it.
+pub(super) async fn insert(
+    tx: &mut super::core::WriteTx,
+    (attempt, job): (Attempt, i64),
+    (node, store): (&NodeId, StoreId),
+    state: UnitState,
+    (incarnation, counter): (i64, i64),
+) -> Result<(), Error> {
+    let mut insert = Query::insert();
+    insert
+        .into_table("units")
+        .columns([
+            "unit_id",
+            "attempt",
+            "job_id",
+            "node",
+            "store_id",
+            "state",
+            "owner_incarnation",
+            "owner_counter",
+            "created",
+        ])
+        .values_panic([
+            Value::from(attempt.unit.0.as_bytes().to_vec()).into(),
+            i64::from(attempt.number).into(),
+            job.into(),
+            node.as_str().into(),
+            Value::from(store.0.as_bytes().to_vec()).into(),
+            state.as_str().into(),
+            incarnation.into(),
+            counter.into(),
+            now().into(),
+        ]);
+    tx.execute(insert).await.map(drop)
 }
 
 /// Sets what people read on a job that waits. Nothing happens once it is over.
