@@ -72,8 +72,8 @@ pub struct Listed {
 /// The tree is not there, or does not read.
 pub fn listed(store: &Store, digest: &Digest) -> Result<Listed, store::Error> {
     let Some(manifest) = store.manifest(digest)? else { return Ok(Listed::default()) };
-    let mut listed = Listed { bytes: manifest.bytes, ..Listed::default() };
-    for file in &manifest.files {
+    let mut listed = Listed { bytes: manifest.files().map(|file| file.size).sum(), ..Listed::default() };
+    for file in manifest.files() {
         let mut parts: Vec<&str> = file.path.split('/').collect();
         let name = parts.pop().unwrap_or_default();
         let passed_over = parts.iter().any(|part| part.starts_with('.') || PARTS.contains(part));
@@ -90,10 +90,10 @@ pub fn listed(store: &Store, digest: &Digest) -> Result<Listed, store::Error> {
             false => String::new(),
         };
         if is_yaml && is_playbook(&text) {
-            listed.playbooks.push(file.path.clone());
+            listed.playbooks.push(file.path.to_owned());
         }
         if is_inventory(name, file.mode & 0o111 != 0, &text) && listed.inventories.len() < MAX_INVENTORIES {
-            listed.inventories.push(file.path.clone());
+            listed.inventories.push(file.path.to_owned());
         }
     }
     listed.playbooks.sort();

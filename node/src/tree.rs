@@ -1,13 +1,12 @@
 //! Project trees: kept by content, laid out as writable working copies.
 //!
 //! A tree is a manifest (paths, modes, symlinks, digests of chunks), named by the BLAKE3 digest of its encoding.
-//! Manifests come from a peer, so [`manifest`] refuses whatever could write outside the copy before a byte of it
+//! Manifests come from a peer, so [`plexus_tree::manifest`] refuses whatever could write outside the copy before a byte of it
 //! is on disk. [`cache`] keeps whole trees between units, read-only; [`filling`] makes a new one out of chunks that
 //! come and files that are there; [`working`] gives each unit a tree of its own over it.
 
 pub mod cache;
 pub mod filling;
-pub mod manifest;
 pub mod working;
 
 use std::io;
@@ -15,36 +14,15 @@ use std::path::{Path, PathBuf};
 
 pub use cache::Cache;
 pub use filling::Filling;
-pub use manifest::Tree;
-
-/// Bytes of every chunk of a file but the last.
-pub const CHUNK_BYTES: u64 = 1 << 20;
-
-/// BLAKE3 digest of a chunk or manifest.
-pub type Digest = [u8; 32];
+pub use plexus_tree::manifest::{self, Manifest};
+pub use plexus_tree::{CHUNK as CHUNK_BYTES, Digest};
 
 /// A tree that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Hostile or mistaken.
-    #[error("tree entry {path:?} {problem}")]
-    Entry {
-        /// Its path as sent, cut to 200 characters.
-        path: String,
-        /// What is wrong with it.
-        problem: &'static str,
-    },
-    /// Beyond what a node takes.
-    #[error("tree has more than {limit} {what}")]
-    TooLarge {
-        /// Of what.
-        what: &'static str,
-        /// The limit.
-        limit: u64,
-    },
-    /// Bytes that are no manifest.
-    #[error("manifest does not decode")]
-    Encoding,
+    /// What came is no manifest.
+    #[error(transparent)]
+    Manifest(#[from] manifest::Error),
     /// Not the bytes that were named.
     #[error("{what} does not have the digest it was sent for")]
     Digest {

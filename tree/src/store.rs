@@ -156,7 +156,7 @@ impl Store {
     ///
     /// # Errors
     /// The disk refuses.
-    pub fn beginning(&self, manifest: &Manifest, file: &manifest::File) -> Result<Vec<u8>, Error> {
+    pub fn beginning(&self, manifest: &Manifest, file: manifest::File<'_>) -> Result<Vec<u8>, Error> {
         let Some(chunk) = file.chunks.first().and_then(|&place| manifest.chunks.get(place as usize)) else {
             return Ok(Vec::new());
         };
@@ -347,7 +347,7 @@ mod tests {
         let next = Tree::read(files.path()).unwrap();
         assert_eq!(copy(&next, &store).len(), 2, "only what is new");
         let manifest = store.manifest(&digest(&next)).unwrap().unwrap();
-        let site = manifest.files.iter().find(|file| file.path == "site.yml").unwrap();
+        let site = manifest.files().find(|file| file.path == "site.yml").unwrap();
         assert_eq!(store.beginning(&manifest, site).unwrap(), b"- hosts: all\n");
     }
 

@@ -19,7 +19,7 @@ use std::time::SystemTime;
 
 use super::filling::{Filling, Found};
 use super::manifest::{self, EntryKind};
-use super::{Digest, Error, Tree, disk, hex, unhex, working};
+use super::{Digest, Error, Manifest, disk, hex, unhex, working};
 use crate::unit_dir;
 
 /// Trees that are looked through for files of a new one. The last few versions of its project are among them.
@@ -96,7 +96,7 @@ impl Cache {
     /// # Errors
     /// Another digest, a tree that is refused, or a disk that refuses.
     pub fn begin(&self, digest: &Digest, manifest: Vec<u8>) -> Result<Filling, Error> {
-        let tree = Tree::read(&manifest)?;
+        let tree = Manifest::read(&manifest)?;
         if tree.digest != *digest {
             return Err(Error::Digest { what: "manifest" });
         }
@@ -149,9 +149,9 @@ impl Cache {
         (mark == DURABLE || mark == self.boot).then(|| dir.join("tree"))
     }
 
-    fn read(&self, digest: &Digest) -> Option<Tree> {
+    fn read(&self, digest: &Digest) -> Option<Manifest> {
         let bytes = fs::read(self.tree_dir(digest).join("manifest")).ok()?;
-        (manifest::digest(&bytes) == *digest).then(|| Tree::read(&bytes).ok()).flatten()
+        (manifest::digest(&bytes) == *digest).then(|| Manifest::read(&bytes).ok()).flatten()
     }
 
     /// Digests of all trees, those used last at the end.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use plexus_proto::work::ChunkBatch;
 
 use super::manifest::{Chunk, EntryKind};
-use super::{CHUNK_BYTES, Digest, Error, Tree, disk};
+use super::{CHUNK_BYTES, Digest, Error, Manifest, disk};
 use crate::unit_dir;
 
 /// Most bytes of a batch once it is decompressed.
@@ -28,7 +28,7 @@ pub(super) struct Found {
 /// A tree that is being filled.
 #[derive(Debug)]
 pub struct Filling {
-    tree: Tree,
+    tree: Manifest,
     manifest: Vec<u8>,
     dir: PathBuf,
     /// Chunks that must come, ascending.
@@ -43,7 +43,7 @@ impl Filling {
     /// Makes directories and everything that `known` has. What an interrupted filling of the same tree had
     /// written is looked at again.
     pub(super) fn begin(
-        tree: Tree,
+        tree: Manifest,
         manifest: Vec<u8>,
         dir: PathBuf,
         known: &HashMap<Digest, Found>,

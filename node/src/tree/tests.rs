@@ -5,7 +5,7 @@ use plexus_proto::work::{ChunkBatch, Directory, FileContent, TreeEntry, TreeEntr
 use proptest::prelude::*;
 use prost::Message;
 
-use super::manifest::{BYTES_MAX, ENTRIES_MAX, digest};
+use super::manifest::{BYTES_MAX, digest};
 use super::*;
 
 fn entry(path: &str, mode: u32, kind: TreeEntryKind) -> TreeEntry {
@@ -35,12 +35,12 @@ fn manifest(entries: Vec<TreeEntry>) -> Vec<u8> {
 
 /// The refusal's text, or none.
 fn refusal(entries: Vec<TreeEntry>) -> Option<String> {
-    Tree::read(&manifest(entries)).err().map(|error| error.to_string())
+    Manifest::read(&manifest(entries)).err().map(|error| error.to_string())
 }
 
 /// Fills a tree from `contents`, which hold every file of it; how many bytes came.
 fn fetch(cache: &Cache, manifest: &[u8], contents: &[&[u8]]) -> (PathBuf, usize) {
-    let tree = Tree::read(manifest).unwrap();
+    let tree = Manifest::read(manifest).unwrap();
     let mut filling = cache.begin(&tree.digest, manifest.to_vec()).unwrap();
     let chunk = |place: u32| {
         let digest = tree.chunks[place as usize].digest;
@@ -220,24 +220,24 @@ fn a_name_that_differs_in_case_from_a_symlink_is_refused() {
 fn millions_of_entries_are_refused_before_they_cost_memory() {
     let one = manifest(vec![directory("d", 0o755)]);
     let mut bytes = Vec::new();
-    for number in 0..=ENTRIES_MAX {
+    for number in 0..=plexus_tree::MAX_ENTRIES {
         bytes.extend(manifest(vec![directory(&format!("d{number}"), 0o755)]));
     }
     bytes.extend(one.repeat(100_000));
-    assert!(Tree::read(&bytes).unwrap_err().to_string().contains("more than 500000 entries"));
+    assert!(Manifest::read(&bytes).unwrap_err().to_string().contains("more than 500000 entries"));
     for broken in
         [&[0xff][..], &[0x0a, 0x05, 1], &[0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]]
     {
-        assert!(Tree::read(broken).is_err(), "{broken:?}");
+        assert!(Manifest::read(broken).is_err(), "{broken:?}");
     }
 }
 
 #[test]
 fn what_a_newer_controller_adds_is_kept_with_the_name() {
     let mut bytes = manifest(vec![file("a", 0o644, b"x")]);
-    let old = Tree::read(&bytes).unwrap();
+    let old = Manifest::read(&bytes).unwrap();
     bytes.extend_from_slice(&[0xfa, 0x3f, 0x03, b'n', b'e', b'w']); // field 1023, three bytes
-    let new = Tree::read(&bytes).unwrap();
+    let new = Manifest::read(&bytes).unwrap();
     assert_eq!(new.entries, old.entries);
     assert_ne!(new.digest, old.digest);
     let dir = tempfile::tempdir().unwrap();
@@ -308,7 +308,7 @@ proptest! {
             };
             TreeEntry { path, mode, kind }
         });
-        if let Ok(tree) = Tree::read(&manifest(entries.collect())) {
+        if let Ok(tree) = Manifest::read(&manifest(entries.collect())) {
             for entry in &tree.entries {
                 prop_assert!(!entry.path.starts_with('/') && entry.path.split('/').all(|name| !matches!(name, "" | "." | "..")));
                 prop_assert_eq!(entry.mode & !0o777, 0);

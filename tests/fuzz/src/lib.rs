@@ -12,7 +12,7 @@ use plexus_mesh::enrol::{Request, Token};
 use plexus_mesh::identity;
 use plexus_mesh::testing::decoders;
 use plexus_node::spool::segment;
-use plexus_node::tree::Tree;
+use plexus_node::tree::Manifest;
 use plexus_proto::enrol::{EnrolAnswer, EnrolCall, Issue, Revocations};
 use plexus_proto::forward::{ForwardOpen, ForwardOpened};
 use plexus_proto::frame::{self, ENROL_CALL_MAX, LINK_FRAME_MAX, OPEN_FRAME_MAX, WORK_FRAME_MAX};
@@ -177,7 +177,7 @@ fn spool(data: &[u8]) {
 
 /// The list of a project's files.
 fn manifest(data: &[u8]) {
-    let _ = Tree::read(data);
+    let _ = Manifest::read(data);
 }
 
 /// Output of ansible-runner, whole and in pieces whose size the first byte tells: the same comes of both.

@@ -179,12 +179,12 @@ async fn stored(
     let (store, playbook) = (Arc::clone(&context.store), playbook.to_owned());
     let read = tokio::task::spawn_blocking(move || {
         let manifest = store.manifest(&digest)?.ok_or(Error::TreeGone)?;
-        if !manifest.files.iter().any(|file| file.path == playbook) {
+        if !manifest.files().any(|file| file.path == playbook) {
             return Err(Error::NoPlaybook { playbook });
         }
-        let own = manifest.files.iter().find(|file| file.path == "ansible.cfg");
+        let own = manifest.files().find(|file| file.path == "ansible.cfg");
         let own = own.map(|file| store.beginning(&manifest, file)).transpose()?.unwrap_or_default();
-        let holds = |dir: &str| manifest.files.iter().any(|file| file.path.starts_with(dir));
+        let holds = |dir: &str| manifest.files().any(|file| file.path.starts_with(dir));
         Ok(project_update::installed(holds, &String::from_utf8_lossy(&own)))
     });
     let installed = read.await.expect("reading a manifest does not panic")?;
