@@ -4,7 +4,7 @@
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Who did it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,10 +30,11 @@ impl Client {
 
 /// Where tests write what they have seen.
 pub fn recorded() -> PathBuf {
-    // Tests lie in `TARGET/debug/deps`, programs one folder higher.
-    let program = std::env::current_exe().unwrap_or_default();
-    let target = program.ancestors().find(|dir| dir.join("CACHEDIR.TAG").is_file());
-    target.unwrap_or(Path::new("target")).join("proofs.tsv")
+    // Tests lie in `TARGET/PROFILE/deps`, programs one folder higher.
+    let program = std::env::current_exe().expect("a program knows where it lies");
+    let mut folders = program.ancestors().skip(1).skip_while(|dir| dir.ends_with("deps"));
+    let target = folders.nth(1).expect("cargo puts programs into a folder of its target");
+    target.join("proofs.tsv")
 }
 
 /// Says that `client` did `verb` on `resource`, as `proof` (a file of this repository) tells.
