@@ -3,7 +3,7 @@
 //! A role's id is `object << 8 | family << 4 | place`; the low byte is its `code`. Objects and their ids are never used
 //! again, so what is left of a deleted object's roles means nothing.
 
-use sea_query::{Expr, ExprTrait, Query, SelectStatement, UnionType};
+use sea_query::{Expr, ExprTrait, JoinType, Query, SelectStatement, UnionType};
 
 use super::dsl::{Gone, Schema};
 
@@ -114,7 +114,8 @@ pub(super) fn build(schema: &mut Schema) {
     }
 }
 
-/// Every role there is.
+/// Every role there is: for each object with roles, those of its family. The objects are joined with the list of roles and
+/// not counted up role by role, for SQLite asks who may see a row once in every part of a union.
 fn roles() -> SelectStatement {
     let system = |id: i64, field: &str| {
         let mut one = Query::select();
@@ -122,21 +123,38 @@ fn roles() -> SelectStatement {
         one.expr_as(Expr::val(0_i64), "object_id").expr_as(Expr::val(field), "role_field");
         one.expr_as(Expr::val(""), "resource_name").take()
     };
-    let mut all = system(1, "system_administrator");
-    all.union(UnionType::All, system(2, "system_auditor"));
-    for (number, type_name, table, kind, fields) in FAMILIES {
-        for (place, field) in fields.iter().enumerate() {
-            let code = number << 4 | i64::try_from(place).unwrap_or_default();
-            let mut one = Query::select();
-            one.expr_as(Expr::col("id").mul(256).add(code), "id");
-            one.expr_as(Expr::val(*type_name), "content_type").expr_as(Expr::col("id"), "object_id");
-            one.expr_as(Expr::val(*field), "role_field").expr_as(Expr::col("name"), "resource_name");
-            one.from(*table);
-            if let Some(kind) = kind {
-                one.and_where(Expr::col("kind").eq(*kind));
-            }
-            all.union(UnionType::All, one);
+    let objects = union(FAMILIES.iter().map(|(_, type_name, table, kind, _)| {
+        let mut of_family = Query::select();
+        of_family.expr_as(Expr::val(*type_name), "content_type").columns(["id", "name"]).from(*table);
+        if let Some(kind) = kind {
+            of_family.and_where(Expr::col("kind").eq(*kind));
         }
+        of_family
+    }));
+    let fixed = union(FAMILIES.iter().flat_map(|(number, type_name, _, _, fields)| {
+        (0_i64..).zip(*fields).map(move |(place, field)| {
+            let mut role = Query::select();
+            role.expr_as(Expr::val(*type_name), "content_type");
+            role.expr_as(Expr::val(number << 4 | place), "code").expr_as(Expr::val(*field), "field").take()
+        })
+    }));
+    let mut of_objects = Query::select();
+    of_objects.expr_as(Expr::col(("o", "id")).mul(256).add(Expr::col(("r", "code"))), "id");
+    of_objects.expr_as(Expr::col(("o", "content_type")), "content_type");
+    of_objects.expr_as(Expr::col(("o", "id")), "object_id");
+    of_objects.expr_as(Expr::col(("r", "field")), "role_field");
+    of_objects.expr_as(Expr::col(("o", "name")), "resource_name");
+    of_objects.from_subquery(objects, "o");
+    let same = Expr::col(("r", "content_type")).equals(("o", "content_type"));
+    of_objects.join_subquery(JoinType::InnerJoin, fixed, "r", same);
+    union([system(1, "system_administrator"), system(2, "system_auditor"), of_objects])
+}
+
+fn union(parts: impl IntoIterator<Item = SelectStatement>) -> SelectStatement {
+    let mut parts = parts.into_iter();
+    let mut all = parts.next().unwrap_or_default();
+    for part in parts {
+        all.union(UnionType::All, part);
     }
     all
 }
