@@ -344,7 +344,7 @@ impl UnitFile {
                 label: spec.label.clone(),
                 image: spec.image.clone(),
                 pull: spec.pull,
-                tree_digest: spec.tree.as_ref().map(|tree| crate::tree::hex(&tree.digest)),
+                tree_digest: spec.tree.as_ref().map(|tree| plexus_tree::store::hex(&tree.digest)),
                 tree_size: spec.tree.as_ref().map_or(0, |tree| tree.size),
                 grace_seconds: spec.grace_seconds,
                 timeout_seconds: spec.timeout_seconds,
@@ -369,7 +369,7 @@ impl UnitFile {
             image: self.spec.image,
             pull: self.spec.pull,
             tree: self.spec.tree_digest.map(|digest| TreeRef {
-                digest: crate::tree::unhex(&digest).unwrap_or_default().into(),
+                digest: plexus_tree::store::unhex(&digest).map(Vec::from).unwrap_or_default().into(),
                 size,
             }),
             grace_seconds: self.spec.grace_seconds,

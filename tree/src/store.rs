@@ -17,11 +17,9 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use plexus_proto::work::ChunkBatch;
 
+use crate::due::{self, Due};
 use crate::manifest::{self, Manifest};
 use crate::tree::{Digest, Tree};
-
-/// Most bytes that a batch may come to; senders stop at less than half of it.
-const BATCH_MAX: usize = 8 << 20;
 
 /// A tree that cannot be kept.
 #[derive(Debug, thiserror::Error)]
@@ -30,14 +28,11 @@ pub enum Error {
     #[error(transparent)]
     Manifest(#[from] manifest::Error),
     /// Not the bytes that were named.
-    #[error("{what} does not have the digest it was sent for")]
-    Digest {
-        /// Chunk or manifest.
-        what: &'static str,
-    },
-    /// Something else than what was asked for.
-    #[error("chunks came that were not asked for, or do not decompress")]
-    Batch,
+    #[error("manifest does not have the digest it was sent for")]
+    Digest,
+    /// Something else than the chunks that were asked for.
+    #[error(transparent)]
+    Chunk(#[from] due::Error),
     /// The file system refused.
     #[error("cannot {what} {}", path.display())]
     Disk {
@@ -58,7 +53,8 @@ impl Error {
     }
 }
 
-fn disk(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+/// The file system refused to do this to that file.
+pub fn disk(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
     move |source| Error::Disk { what, path, source }
 }
@@ -70,14 +66,14 @@ pub(crate) fn chunk_path(dir: &Path, digest: &Digest) -> PathBuf {
 }
 
 /// Lower-case hexadecimal digits.
-pub fn hex(digest: &Digest) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Reads what [`hex`] wrote.
+/// Reads what [`hex`] wrote of a digest.
 pub fn unhex(text: &str) -> Option<Digest> {
     let mut digest = Digest::default();
-    if text.len() != 2 * digest.len() || !text.is_ascii() {
+    if text.len() != 2 * digest.len() || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return None;
     }
     for (at, byte) in digest.iter_mut().enumerate() {
@@ -98,9 +94,7 @@ pub struct Filling {
     digest: Digest,
     bytes: Bytes,
     manifest: Manifest,
-    /// Places of the chunks that must come, in order.
-    missing: Vec<u32>,
-    came: usize,
+    due: Due,
 }
 
 impl Store {
@@ -146,7 +140,7 @@ impl Store {
             read => Bytes::from(read.map_err(disk("read", &path))?),
         };
         if blake3::hash(&bytes).as_bytes() != digest {
-            return Err(Error::Digest { what: "manifest" });
+            return Err(Error::Digest);
         }
         let manifest = Manifest::read(&bytes)?;
         Ok(Some((bytes, manifest)))
@@ -171,7 +165,7 @@ impl Store {
     /// Another digest, bytes that are no manifest, or a disk that refuses.
     pub fn begin(&self, digest: &Digest, bytes: Vec<u8>) -> Result<Filling, Error> {
         if blake3::hash(&bytes).as_bytes() != digest {
-            return Err(Error::Digest { what: "manifest" });
+            return Err(Error::Digest);
         }
         let manifest = Manifest::read(&bytes)?;
         let (dir, now) = (self.chunks(), SystemTime::now());
@@ -184,8 +178,8 @@ impl Store {
         };
         let missing =
             (0..).zip(&manifest.chunks).filter(|(_, chunk)| !is_here(chunk)).map(|(place, _)| place);
-        let missing = missing.collect();
-        Ok(Filling { digest: *digest, bytes: bytes.into(), manifest, missing, came: 0 })
+        let due = Due::new(missing.collect());
+        Ok(Filling { digest: *digest, bytes: bytes.into(), manifest, due })
     }
 
     /// Checks the next chunks and writes them.
@@ -193,28 +187,10 @@ impl Store {
     /// # Errors
     /// Something else than the chunks that are due, or a disk that refuses.
     pub fn take(&self, filling: &mut Filling, batch: &ChunkBatch) -> Result<(), Error> {
-        let plain;
-        let mut data: &[u8] = match batch.plain_size as usize {
-            0 => &batch.data,
-            size if size <= BATCH_MAX => {
-                plain = zstd::bulk::decompress(&batch.data, size).map_err(|_| Error::Batch)?;
-                &plain
-            }
-            _ => return Err(Error::Batch),
-        };
         let dir = self.chunks();
-        while !data.is_empty() {
-            let place = *filling.missing.get(filling.came).ok_or(Error::Batch)?;
-            let chunk = filling.manifest.chunks[place as usize];
-            let (bytes, rest) = data.split_at_checked(chunk.length as usize).ok_or(Error::Batch)?;
-            if *blake3::hash(bytes).as_bytes() != chunk.digest {
-                return Err(Error::Digest { what: "chunk" });
-            }
-            write(&chunk_path(&dir, &chunk.digest), bytes)?;
-            filling.came += 1;
-            data = rest;
-        }
-        Ok(())
+        filling.due.take(&filling.manifest.chunks, batch, |_, chunk, bytes| {
+            write(&chunk_path(&dir, &chunk.digest), bytes)
+        })
     }
 
     /// Keeps a tree that is whole. What it names is on the disk when this returns.
@@ -266,21 +242,9 @@ impl Store {
 }
 
 impl Filling {
-    /// What must come, as pairs of first and count.
-    pub fn need(&self) -> Vec<u32> {
-        let mut pairs: Vec<u32> = Vec::new();
-        for &place in &self.missing[self.came..] {
-            match pairs.as_mut_slice() {
-                [.., first, count] if *first + *count == place => *count += 1,
-                _ => pairs.extend([place, 1]),
-            }
-        }
-        pairs
-    }
-
-    /// True when nothing more must come.
-    pub fn is_whole(&self) -> bool {
-        self.came == self.missing.len()
+    /// What must come.
+    pub fn due(&self) -> &Due {
+        &self.due
     }
 }
 
@@ -317,7 +281,7 @@ mod tests {
 
     fn copy(from: &Tree, to: &Store) -> Vec<u32> {
         let mut filling = to.begin(&digest(from), from.manifest().to_vec()).unwrap();
-        let need = filling.need();
+        let need = filling.due().need();
         let mut batches = Vec::new();
         from.chunks(&need, |batch| {
             batches.push(batch);
@@ -327,7 +291,7 @@ mod tests {
         for batch in &batches {
             to.take(&mut filling, batch).unwrap();
         }
-        assert!(filling.is_whole());
+        assert!(filling.due().is_whole());
         to.keep(&filling).unwrap();
         need
     }
@@ -376,8 +340,18 @@ mod tests {
         assert!(store.begin(&[1; 32], tree.manifest().to_vec()).is_err());
         let mut filling = store.begin(&digest(&tree), tree.manifest().to_vec()).unwrap();
         let batch = ChunkBatch { data: vec![1; 1 << 20].into(), plain_size: 0 };
-        assert!(matches!(store.take(&mut filling, &batch), Err(Error::Digest { what: "chunk" })));
+        assert!(matches!(store.take(&mut filling, &batch), Err(Error::Chunk(due::Error::Digest))));
         let bomb = ChunkBatch { data: vec![1; 9].into(), plain_size: u32::MAX };
-        assert!(matches!(store.take(&mut filling, &bomb), Err(Error::Batch)));
+        assert!(matches!(store.take(&mut filling, &bomb), Err(Error::Chunk(due::Error::Batch))));
+    }
+
+    #[test]
+    fn hexadecimal_goes_both_ways() {
+        let digest: Digest = std::array::from_fn(|at| 255 - 8 * u8::try_from(at).unwrap());
+        assert_eq!(unhex(&hex(&digest)), Some(digest));
+        assert_eq!(hex(&[0, 255, 16]), "00ff10");
+        for bad in ["00", &"z".repeat(64), &"+1".repeat(32), &"ä".repeat(32)] {
+            assert_eq!(unhex(bad), None, "{bad}");
+        }
     }
 }

@@ -13,7 +13,7 @@ use std::thread;
 
 use bytes::Bytes;
 use plexus_proto::work::{
-    ChunkBatch, Directory, FileContent, TreeEntry, TreeEntryKind, TreeManifest, TreeRef,
+    ChunkBatch, Directory, FileContent, ManifestPart, TreeEntry, TreeEntryKind, TreeManifest, TreeRef,
 };
 use prost::Message;
 
@@ -28,6 +28,8 @@ pub const CHUNK: u64 = 1024 * 1024;
 pub const MAX_ENTRIES: usize = 500_000;
 /// Bytes of chunks in one batch: with its frame well below the longest, and few enough to be on the way at once.
 const BATCH: usize = 2 << 20;
+/// Bytes of a manifest in one frame.
+const PART: usize = 1 << 20;
 /// What is tried before a batch is compressed as a whole.
 const SAMPLE: usize = 32 << 10;
 /// Trees kept in memory; a tree of 20,000 files takes about 8 MB.
@@ -262,6 +264,16 @@ impl Tree {
     /// The encoded manifest, for a node that lacks it.
     pub fn manifest(&self) -> &Bytes {
         &self.manifest
+    }
+
+    /// The encoded manifest in parts that fit a frame; an empty one is one empty part.
+    pub fn manifest_parts(&self) -> impl Iterator<Item = ManifestPart> + use<> {
+        let manifest = self.manifest.clone();
+        let last = manifest.len().saturating_sub(1) / PART;
+        (0..=last).map(move |part| ManifestPart {
+            data: manifest.slice(part * PART..manifest.len().min((part + 1) * PART)),
+            last: part == last,
+        })
     }
 
     /// Reads the chunks of `need` (pairs of first and count) and hands them over in batches until `send` says no.

@@ -91,15 +91,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
 
     /// Takes what is missing. A thread of its own checks and writes it while the next pieces come.
     async fn chunks(&mut self, mut filling: Filling, store: &Arc<Store>) -> Result<Filling, Error> {
-        if filling.is_whole() {
+        if filling.due().is_whole() {
             return Ok(filling);
         }
-        let need = PayloadNeed { chunks: filling.need(), ..PayloadNeed::default() };
+        let need = PayloadNeed { chunks: filling.due().need(), ..PayloadNeed::default() };
         self.say(CollectMessageKind::Need(need)).await?;
         let (batches, mut inbox) = mpsc::channel::<ChunkBatch>(BATCHES);
         let store = Arc::clone(store);
         let writer = tokio::task::spawn_blocking(move || {
-            while !filling.is_whole() {
+            while !filling.due().is_whole() {
                 let Some(batch) = inbox.blocking_recv() else { return Ok(None) };
                 store.take(&mut filling, &batch)?;
             }

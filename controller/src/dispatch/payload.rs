@@ -6,8 +6,8 @@ use plexus_mesh::framed::{self, FrameReader, FrameWriter};
 use plexus_proto::frame::WORK_FRAME_MAX;
 use plexus_proto::id::{Attempt, OwnerEpoch};
 use plexus_proto::work::{
-    ChunkBatch, ManifestPart, PayloadDone, PayloadMessage, PayloadMessageKind, PayloadNeed, PayloadOpen,
-    PrivateBlock, Refusal,
+    ChunkBatch, PayloadDone, PayloadMessage, PayloadMessageKind, PayloadNeed, PayloadOpen, PrivateBlock,
+    Refusal,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
@@ -16,8 +16,6 @@ use crate::payload::tree::{self, Tree};
 
 /// Most rounds of need and answer: manifest, chunks, private block, and room for a node that asks in parts.
 const ROUNDS: usize = 10_000;
-/// Bytes of a manifest in one frame.
-const PART: usize = 1 << 20;
 /// Batches that were read and wait for the stream.
 const BATCHES: usize = 4;
 
@@ -83,16 +81,8 @@ async fn answer<W: AsyncWrite + Unpin>(
     private: &mut Option<PrivateBlock>,
 ) -> Result<(), Error> {
     if need.manifest {
-        let manifest = tree.manifest();
-        let mut at = 0;
-        loop {
-            let end = manifest.len().min(at + PART);
-            let part = ManifestPart { data: manifest.slice(at..end), last: end == manifest.len() };
+        for part in tree.manifest_parts() {
             say(writer, PayloadMessageKind::Manifest(part)).await?;
-            if end == manifest.len() {
-                break;
-            }
-            at = end;
         }
     }
     if !need.chunks.is_empty() {

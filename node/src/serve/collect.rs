@@ -7,8 +7,7 @@ use plexus_mesh::framed::{FrameReader, FrameWriter};
 use plexus_proto::frame::WORK_FRAME_MAX;
 use plexus_proto::id::{Attempt, Identity, OwnerEpoch};
 use plexus_proto::work::{
-    ChunkBatch, CollectMessage, CollectMessageKind, CollectOpen, CollectTree, ManifestPart, PayloadNeed,
-    RefusalCode,
+    ChunkBatch, CollectMessage, CollectMessageKind, CollectOpen, CollectTree, PayloadNeed, RefusalCode,
 };
 use plexus_tree::Tree;
 use tokio::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf};
@@ -18,8 +17,6 @@ use super::Error;
 use crate::supervisor::Supervisor;
 use crate::work::{Caller, refusal};
 
-/// Bytes of a manifest in one frame.
-const PART: usize = 1 << 20;
 /// Batches that were read and wait for the stream.
 const BATCHES: usize = 4;
 
@@ -67,16 +64,8 @@ impl<S: AsyncRead + AsyncWrite + Send> Conversation<S> {
 
     async fn give(&mut self, tree: &Arc<Tree>, need: PayloadNeed) -> Result<(), Error> {
         if need.manifest {
-            let manifest = tree.manifest().clone();
-            let mut at = 0;
-            loop {
-                let end = manifest.len().min(at + PART);
-                let part = ManifestPart { data: manifest.slice(at..end), last: end == manifest.len() };
+            for part in tree.manifest_parts() {
                 self.say(CollectMessageKind::Manifest(part)).await?;
-                if end == manifest.len() {
-                    break;
-                }
-                at = end;
             }
         }
         if need.chunks.is_empty() {

@@ -162,8 +162,8 @@ impl<S: AsyncRead + AsyncWrite + Send> Conversation<S> {
         let manifest = self.manifest(size).await?;
         let cache = supervisor.cache().clone();
         let mut filling = on_disk(move || cache.begin(&digest, manifest)).await?;
-        if !filling.is_whole() {
-            let need = PayloadNeed { chunks: filling.need(), ..PayloadNeed::default() };
+        if !filling.due().is_whole() {
+            let need = PayloadNeed { chunks: filling.due().need(), ..PayloadNeed::default() };
             self.say(PayloadMessageKind::Need(need)).await?;
             filling = self.chunks(filling).await?;
         }
@@ -191,7 +191,7 @@ impl<S: AsyncRead + AsyncWrite + Send> Conversation<S> {
     async fn chunks(&mut self, mut filling: Filling) -> Result<Filling, Error> {
         let (batches, mut inbox) = mpsc::channel::<ChunkBatch>(BATCHES);
         let writer = tokio::task::spawn_blocking(move || {
-            while !filling.is_whole() {
+            while !filling.due().is_whole() {
                 let Some(batch) = inbox.blocking_recv() else { return Ok(None) };
                 filling.take(&batch)?;
             }

@@ -17,9 +17,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
+use plexus_tree::store::{disk, hex, unhex};
+
 use super::filling::{Filling, Found};
 use super::manifest::{self, EntryKind};
-use super::{Digest, Error, Manifest, disk, hex, unhex, working};
+use super::{Digest, Error, Manifest, working};
 use crate::unit_dir;
 
 /// Trees that are looked through for files of a new one. The last few versions of its project are among them.
@@ -98,7 +100,7 @@ impl Cache {
     pub fn begin(&self, digest: &Digest, manifest: Vec<u8>) -> Result<Filling, Error> {
         let tree = Manifest::read(&manifest)?;
         if tree.digest != *digest {
-            return Err(Error::Digest { what: "manifest" });
+            return Err(Error::Digest);
         }
         let wanted: HashSet<Digest> = tree.chunks.iter().map(|chunk| chunk.digest).collect();
         let known = self.known(&wanted);
@@ -158,7 +160,7 @@ impl Cache {
     fn by_use(&self) -> Vec<(Digest, SystemTime)> {
         let mut trees = Vec::new();
         for entry in fs::read_dir(self.dir.join("trees")).into_iter().flatten().flatten() {
-            let digest = entry.file_name().to_str().and_then(unhex).and_then(|bytes| digest_of(&bytes));
+            let digest = entry.file_name().to_str().and_then(unhex);
             let used = fs::metadata(entry.path().join("manifest")).and_then(|file| file.modified());
             if let Some(digest) = digest {
                 trees.push((digest, used.unwrap_or(SystemTime::UNIX_EPOCH)));

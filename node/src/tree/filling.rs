@@ -7,13 +7,12 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use plexus_proto::work::ChunkBatch;
+use plexus_tree::Due;
+use plexus_tree::store::disk;
 
 use super::manifest::{Chunk, EntryKind};
-use super::{CHUNK_BYTES, Digest, Error, Manifest, disk};
+use super::{CHUNK_BYTES, Digest, Error, Manifest};
 use crate::unit_dir;
-
-/// Most bytes of a batch once it is decompressed.
-pub const BATCH_MAX: usize = 4 << 20;
 
 /// A chunk that some tree of the cache has.
 #[derive(Debug, Clone)]
@@ -31,11 +30,8 @@ pub struct Filling {
     tree: Manifest,
     manifest: Vec<u8>,
     dir: PathBuf,
-    /// Chunks that must come, ascending.
-    missing: Vec<u32>,
-    /// How many of them came.
-    came: usize,
-    /// Where each of them goes: entry and index in its file.
+    due: Due,
+    /// Where each chunk that is due goes: entry and index in its file.
     wanted: HashMap<u32, Vec<(u32, u32)>>,
 }
 
@@ -53,7 +49,7 @@ impl Filling {
         if dir.exists() {
             fs::rename(&dir, &before).map_err(disk("move", &dir))?;
         }
-        let mut filling = Self { tree, manifest, dir, missing: Vec::new(), came: 0, wanted: HashMap::new() };
+        let mut filling = Self { tree, manifest, dir, due: Due::default(), wanted: HashMap::new() };
         let filled = filling.fill(known, &before.join("tree"));
         unit_dir::remove_tree(&before).map_err(|error| disk("remove", &before)(io::Error::other(error)))?;
         filled?;
@@ -107,26 +103,13 @@ impl Filling {
                 EntryKind::Symlink(_) => {}
             }
         }
-        self.missing = self.wanted.keys().copied().collect();
-        self.missing.sort_unstable();
+        self.due = Due::new(self.wanted.keys().copied().collect());
         Ok(())
     }
 
-    /// What must come, as pairs of first and count.
-    pub fn need(&self) -> Vec<u32> {
-        let mut pairs: Vec<u32> = Vec::new();
-        for &place in &self.missing[self.came..] {
-            match pairs.as_mut_slice() {
-                [.., first, count] if *first + *count == place => *count += 1,
-                _ => pairs.extend([place, 1]),
-            }
-        }
-        pairs
-    }
-
-    /// True when nothing more must come.
-    pub fn is_whole(&self) -> bool {
-        self.came == self.missing.len()
+    /// What must come.
+    pub fn due(&self) -> &Due {
+        &self.due
     }
 
     /// Checks the next chunks and writes them to their places.
@@ -134,23 +117,8 @@ impl Filling {
     /// # Errors
     /// Something else than the chunks that are due, or a disk that refuses.
     pub fn take(&mut self, batch: &ChunkBatch) -> Result<(), Error> {
-        let plain;
-        let mut data: &[u8] = match batch.plain_size as usize {
-            0 => &batch.data,
-            size if size <= BATCH_MAX => {
-                plain = zstd::bulk::decompress(&batch.data, size).map_err(|_| Error::Batch)?;
-                &plain
-            }
-            _ => return Err(Error::Batch),
-        };
         let root = self.root();
-        while !data.is_empty() {
-            let place = *self.missing.get(self.came).ok_or(Error::Batch)?;
-            let Chunk { digest, length } = self.tree.chunks[place as usize];
-            let (chunk, rest) = data.split_at_checked(length as usize).ok_or(Error::Batch)?;
-            if *blake3::hash(chunk).as_bytes() != digest {
-                return Err(Error::Digest { what: "chunk" });
-            }
+        self.due.take(&self.tree.chunks, batch, |place, _, bytes| {
             for &(entry, index) in self.wanted.get(&place).into_iter().flatten() {
                 let entry = &self.tree.entries[entry as usize];
                 let path = root.join(&entry.path);
@@ -159,12 +127,10 @@ impl Filling {
                     // Made in this directory a moment ago, and no link is here yet.
                     opened => opened.map_err(disk("open", &path)),
                 };
-                file?.write_all_at(chunk, u64::from(index) * CHUNK_BYTES).map_err(disk("write", &path))?;
+                file?.write_all_at(bytes, u64::from(index) * CHUNK_BYTES).map_err(disk("write", &path))?;
             }
-            self.came += 1;
-            data = rest;
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Makes what must come last: symlinks, so that nothing can be written through one even if the check of the

@@ -22,7 +22,9 @@ use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, unmount,
 };
 
-use super::{Error, disk};
+use plexus_tree::store::disk;
+
+use super::Error;
 
 /// Prepares a working tree over `files` in `dir`, which must not exist. Blocks.
 ///
