@@ -247,9 +247,9 @@ async fn limits_hold_jobs_back_and_let_them_go() {
     // What somebody decides about a node's capacity counts at once.
     let node = api.get("instances/?hostname=node-3").await.unwrap()["results"][0].clone();
     let (cpu, memory) = (node["cpu_capacity"].as_i64().unwrap(), node["mem_capacity"].as_i64().unwrap());
-    assert_eq!(node["capacity"], cpu.min(memory), "{node}");
+    assert_eq!(node["capacity"], cpu.max(memory), "{node}");
     let path = format!("instances/{}/", node["id"]);
-    let changed = api.change(&path, &json!({"capacity_adjustment": 1})).await.unwrap();
-    assert_eq!(changed["capacity"], cpu.max(memory), "{changed}");
+    let changed = api.change(&path, &json!({"capacity_adjustment": 0})).await.unwrap();
+    assert_eq!(changed["capacity"], cpu.min(memory), "{changed}");
     world.finish().await;
 }

@@ -337,6 +337,81 @@ async fn an_update_survives_the_death_of_its_controller_and_of_its_node() {
     cluster.finish().await.unwrap();
 }
 
+/// Waits for an update of an inventory source to end.
+async fn imported(api: &Api, source: i64) -> anyhow::Result<Value> {
+    let started = api.post(&format!("inventory_sources/{source}/update/"), &json!({})).await?;
+    let path = format!("inventory_updates/{}/", started["inventory_update"]);
+    wait_for("the import to end", JOB, async || match api.get(&path).await {
+        Ok(shown) => match shown["status"].as_str() {
+            Some("successful" | "failed" | "error" | "canceled") => Seen::Yes(shown),
+            _ => Seen::NotYet(format!("{} {}", shown["status"], shown["job_explanation"])),
+        },
+        Err(error) => Seen::NotYet(format!("{error:#}")),
+    })
+    .await
+}
+
+#[tokio::test]
+async fn tags_commits_refspecs_submodules_and_inventories_are_fetched_as_git_names_them() {
+    if !is_verify() {
+        return; // it takes more than 20 s
+    }
+    let repository = Repository::start(false).await.unwrap();
+    let first = repository.commit("main", "one").unwrap();
+    repository.git(&["tag", "v1"]).unwrap();
+    repository.git(&["push", "--quiet", "origin", "v1"]).unwrap();
+    let asked = repository.commit("asked", "asked").unwrap();
+    repository.git(&["push", "--quiet", "origin", "asked:refs/pull/7/head", ":asked"]).unwrap();
+    repository.git(&["init", "--quiet", "--bare", "--initial-branch=main", "../lib.git"]).unwrap();
+    repository.git(&["push", "--quiet", "../lib.git", "main"]).unwrap();
+    repository.git(&["checkout", "--quiet", "-B", "whole", "main"]).unwrap();
+    let lib = repository.url().replace("site.git", "lib.git");
+    repository.git(&["submodule", "--quiet", "add", &lib, "lib"]).unwrap();
+    let whole = repository.commit("whole", "whole").unwrap();
+    repository.git(&["checkout", "--quiet", "main"]).unwrap();
+    let last = repository.commit("main", "two").unwrap();
+    let cluster = Cluster::builder("projects-git").start().await.unwrap();
+    let Stage { organization, environment, .. } = stage(&cluster).await.unwrap();
+    let api = cluster.api();
+    let pulls = "refs/pull/*:refs/remotes/origin/pull/*";
+    let mut numbers = Vec::new();
+    for (name, branch, refspec, revision, playbooks) in [
+        ("default", "", "", &last, json!(["site.yml"])),
+        ("tag", "v1", "", &first, json!(["site.yml"])),
+        ("commit", first.as_str(), "", &first, json!(["site.yml"])),
+        ("refspec", "pull/7/head", pulls, &asked, json!(["site.yml"])),
+        ("submodule", "whole", "", &whole, json!(["lib/site.yml", "site.yml"])),
+    ] {
+        let body = json!({
+            "name": name, "organization": organization, "scm_type": "git", "scm_url": repository.url(),
+            "scm_branch": branch, "scm_refspec": refspec, "default_environment": environment,
+            "allow_override": true,
+        });
+        let project = api.create("projects/", &body).await.unwrap();
+        numbers.push(id(&project));
+        assert_eq!(fetched(api, &project).await.unwrap()["scm_revision"], json!(revision), "{name}");
+        let listed = api.get(&format!("projects/{}/playbooks/", id(&project))).await.unwrap();
+        assert_eq!(listed, playbooks, "{name}");
+    }
+
+    // An inventory that lies in a project: of the revision that the project is at, or of a branch of its own.
+    let owned = json!({"name": "imported", "organization": organization});
+    let inventory = id(&api.create("inventories/", &owned).await.unwrap());
+    let source = json!({
+        "name": "own", "inventory": inventory, "source": "scm", "source_project": numbers[0],
+        "source_path": "inventories/all.ini",
+    });
+    let source = id(&api.create("inventory_sources/", &source).await.unwrap());
+    let done = imported(api, source).await.unwrap();
+    assert_eq!((&done["status"], &done["scm_revision"]), (&json!("successful"), &json!(last)), "{done}");
+    api.change(&format!("inventory_sources/{source}/"), &json!({"scm_branch": "v1"})).await.unwrap();
+    let done = imported(api, source).await.unwrap();
+    assert_eq!((&done["status"], &done["scm_revision"]), (&json!("successful"), &json!(first)), "{done}");
+    let hosts = api.get(&format!("inventories/{inventory}/hosts/")).await.unwrap();
+    assert_eq!((&hosts["count"], &hosts["results"][0]["name"]), (&json!(1), &json!("one")), "{hosts}");
+    cluster.finish().await.unwrap();
+}
+
 /// User that the set-up made, for logins by key.
 const LOGIN: &str = "plexus-ssh";
 const PASSPHRASE: &str = "canary-passphrase-5c0de117";

@@ -11,7 +11,7 @@ use super::error::{ApiError, json_response};
 use super::launch::{EnvironmentOf, stamped};
 use super::rules::{Rule, Rules};
 use super::templates::known;
-use super::{Answer, access, generic, ok};
+use super::{Answer, access, generic, ok, updates};
 use crate::inventory::members::CONSTRUCTED;
 use crate::registry::read::{BASE, Record};
 use crate::registry::roles::{ADMIN, UPDATE, USE};
@@ -391,6 +391,7 @@ async fn keep(call: &Call, tx: &mut WriteTx, planned: Planned) -> Result<i64, Ap
     let mut entry = Entry::of("create", (INVENTORY_UPDATES.type_name, Some(id)), changes);
     entry.organization = activity::organization_of(&INVENTORIES, planned.inventory);
     activity::note(call, tx, entry).await?;
+    updates::before(call, tx, id).await?;
     tx.wake();
     tx.job_changed(id, "pending");
     Ok(id)

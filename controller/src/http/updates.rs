@@ -166,15 +166,16 @@ async fn galaxy(tx: &mut WriteTx, organization: i64) -> Result<Vec<i64>, ApiErro
     Ok(tx.all(&query).await?.iter().map(|row| row.at(0)).collect::<Result<_, _>>()?)
 }
 
-/// Starts what a job needs first, in the transaction that stores the job: the update of another branch, or one of the
-/// project when it is to be updated for each launch and was not lately. One that is under way is shared.
+/// Starts what a job, or an update of an inventory that lies in a project, needs first, in the transaction that stores it: the
+/// update of another branch, or one of the project when it is to be updated for each launch and was not lately. One that is
+/// under way is shared.
 pub(super) async fn before(call: &Call, tx: &mut WriteTx, job: i64) -> Result<(), ApiError> {
     let mut query = Query::select();
     query.columns([("p", "id"), ("p", "scm_type"), ("p", "scm_branch"), ("j", "scm_branch")]);
     query.columns([("p", "scm_update_on_launch"), ("p", "scm_update_cache_timeout"), ("p", "last_updated")]);
     query.columns([("p", "last_update_failed"), ("p", "tree")]).from_as("unified_jobs", "j");
-    let of = Expr::col(("p", "id")).equals(("j", "project_id"));
-    query.join_as(JoinType::InnerJoin, "projects", "p", of).and_where(Expr::col(("j", "id")).eq(job));
+    query.join_as(JoinType::InnerJoin, "projects", "p", updates::runs_from("p", "j"));
+    query.and_where(Expr::col(("j", "id")).eq(job));
     let Some(row) = tx.optional(&query).await? else { return Ok(()) };
     if Scm::parse(&row.at::<String>(1)?).is_none() {
         return Ok(());

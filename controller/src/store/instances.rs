@@ -54,7 +54,7 @@ pub struct Decided {
 
 impl Default for Decided {
     fn default() -> Self {
-        Self { enabled: true, adjustment: 0.0 }
+        Self { enabled: true, adjustment: 1.0 }
     }
 }
 
@@ -75,7 +75,7 @@ pub async fn record(core: &CoreDb, nodes: &[Seen]) -> Result<(), Error> {
         let adjustment = decided.get(&node.identity.node).copied().unwrap_or_default().adjustment;
         let state = if node.reachable { "ready" } else { "unavailable" };
         let mut columns = vec!["hostname", "node_type", "node_state", "version", "created", "modified"];
-        // What a new node has until somebody decides: no more than both its cores and its memory allow.
+        // What a new node has until somebody decides, as AWX has it: the larger of what its cores and its memory allow.
         columns.push("capacity_adjustment");
         let mut values = vec![
             node.identity.node.as_str().into(),

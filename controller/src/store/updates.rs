@@ -104,6 +104,12 @@ pub async fn concluded(tx: &mut WriteTx, job: i64) -> Result<bool, Error> {
     Ok(true)
 }
 
+/// That a project (`p`, say) is the one that a job runs from, or that an update of an inventory finds its files in.
+pub fn runs_from(project: &'static str, job: &'static str) -> Expr {
+    let is = |column: &'static str| Expr::col((project, "id")).equals((job, column));
+    is("project_id").or(is("source_project_id"))
+}
+
 /// Gives a job that is being placed the revision it runs: that of the update that it alone waited for, else that of its
 /// project now. What updates bring later changes nothing for it. A manual project has none: its directory is what it is.
 ///
@@ -112,9 +118,9 @@ pub async fn concluded(tx: &mut WriteTx, job: i64) -> Result<bool, Error> {
 pub async fn stamp(tx: &mut WriteTx, job: i64) -> Result<(), Error> {
     let mut query = Query::select();
     query.columns([("p", "scm_type"), ("p", "scm_revision"), ("p", "tree")]).from_as("unified_jobs", "j");
-    let of = Expr::col(("p", "id")).equals(("j", "project_id"));
-    query.join_as(JoinType::InnerJoin, "projects", "p", of);
-    query.and_where(Expr::col(("j", "id")).eq(job)).and_where(Expr::col(("j", "kind")).eq("job"));
+    query.join_as(JoinType::InnerJoin, "projects", "p", runs_from("p", "j"));
+    query.and_where(Expr::col(("j", "id")).eq(job));
+    query.and_where(Expr::col(("j", "kind")).is_in(["job", "inventory_update"]));
     let Some(row) = tx.optional(&query).await? else { return Ok(()) };
     if row.at::<String>(0)?.is_empty() {
         return Ok(());

@@ -1,5 +1,7 @@
 //! Projects that are fetched, as far as the API decides alone: nobody runs the updates here.
 
+use sea_query::{Expr, ExprTrait, Query};
+
 use super::*;
 use crate::store::core::Class;
 use crate::store::{dependencies, units, updates};
@@ -140,4 +142,40 @@ async fn a_job_waits_for_the_update_that_it_needs_and_ends_with_it() {
         panic!("it ends")
     };
     assert!(status == "failed" && explanation.contains(&update.to_string()), "{explanation}");
+}
+
+#[tokio::test]
+async fn an_inventory_that_lies_in_a_project_waits_for_it_and_is_read_from_the_revision_it_was_given() {
+    let api = Api::new().await;
+    let project = site(&api, json!({"scm_update_on_launch": true, "allow_override": true})).await;
+    let first = project["summary_fields"]["current_update"]["id"].as_i64().unwrap();
+    let inventory = api.make("inventories", json!({"name": "i", "organization": 1})).await;
+    let update = async |name: &str, branch: &str| {
+        let source = json!({"name": name, "inventory": inventory, "source": "scm", "source_project": project["id"],
+                            "source_path": "hosts", "scm_branch": branch});
+        let source = api.make("inventory_sources", source).await;
+        let reply = api.post(&format!("/api/v2/inventory_sources/{source}/update/"), json!({})).await;
+        assert_eq!(reply.status, 202, "{}", reply.text);
+        reply.json["id"].as_i64().unwrap()
+    };
+    let (shared, own) = (update("shared", "").await, update("own", "other").await);
+    let unmet = dependencies::unmet(&api.app.db).await.unwrap();
+    assert_eq!(unmet[&shared].iter().map(|unmet| unmet.id).collect::<Vec<_>>(), [first]);
+    let branch = unmet[&own][0].id;
+    let shown = api.get(&format!("/api/v2/project_updates/{branch}/")).await.json;
+    assert_eq!((&shown["scm_branch"], &shown["launch_type"]), (&json!("other"), &json!("sync")));
+    end(&api, first, Some(&"ab".repeat(32))).await;
+    end(&api, branch, Some(&"cd".repeat(32))).await;
+    assert!(dependencies::unmet(&api.app.db).await.unwrap().is_empty());
+    let mut tx = api.app.db.begin(Class::Bulk).await.unwrap();
+    for (job, tree) in [(shared, "ab"), (own, "cd")] {
+        updates::stamp(&mut tx, job).await.unwrap();
+        let query =
+            Query::select().column("tree").from("unified_jobs").and_where(Expr::col("id").eq(job)).take();
+        let row = tx.optional(&query).await.unwrap().unwrap();
+        assert_eq!(row.at::<Option<String>>(0).unwrap(), Some(tree.repeat(32)), "{job}");
+    }
+    tx.commit().await.unwrap();
+    let shown = api.get(&format!("/api/v2/inventory_updates/{own}/")).await.json;
+    assert_eq!(shown["scm_revision"], "abc");
 }

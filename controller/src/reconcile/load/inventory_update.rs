@@ -20,7 +20,7 @@ use crate::vault::Secret;
 pub(super) async fn load(context: &Context, id: i64) -> Result<Made, Error> {
     let mut select = Query::select();
     select.columns(["inventory_source_id", "source", "source_path", "source_vars", "limit", "verbosity"]);
-    select.columns(["timeout", "inventory_id", "source_project_id"]);
+    select.columns(["timeout", "inventory_id", "source_project_id", "tree"]);
     select.from("unified_jobs").and_where(Expr::col("id").eq(id));
     let row = context.core.optional(select).await?.ok_or(StoreError::Reference)?;
     let source: String = row.value("source")?;
@@ -33,7 +33,9 @@ pub(super) async fn load(context: &Context, id: i64) -> Result<Made, Error> {
         None => Default::default(),
     };
     let tree = match row.value::<Option<i64>>("source_project_id")? {
-        Some(project) if matches!(source.as_str(), "scm" | "file") => source_tree(context, project).await?,
+        Some(project) if matches!(source.as_str(), "scm" | "file") => {
+            source_tree(context, project, row.value("tree")?).await?
+        }
         _ => Source::Empty,
     };
     let update = Update {

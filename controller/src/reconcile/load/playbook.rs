@@ -136,14 +136,16 @@ fn options(id: i64, row: &Row) -> Result<JobOptions, StoreError> {
     })
 }
 
-/// The tree of a project, whatever is taken from it.
-pub(super) async fn source_tree(context: &Context, project: i64) -> Result<Source, Error> {
+/// The tree of a project, whatever is taken from it: the one that was given when what runs was placed, or a directory.
+pub(super) async fn source_tree(
+    context: &Context,
+    project: i64,
+    tree: Option<String>,
+) -> Result<Source, Error> {
     let mut select = Query::select();
-    select.columns(["local_path", "scm_type", "tree"]).from("projects");
-    select.and_where(Expr::col("id").eq(project));
+    select.columns(["local_path", "scm_type"]).from("projects").and_where(Expr::col("id").eq(project));
     let row = context.core.optional(select).await?.ok_or(Error::NoProject)?;
     if !row.at::<String>(1)?.is_empty() {
-        let tree: Option<String> = row.at(2)?;
         return Ok(Source::Stored(tree.as_deref().and_then(unhex).ok_or(Error::NoRevision)?));
     }
     Ok(Source::Directory(directory(context, row.at(0)?)?.1))

@@ -7,6 +7,7 @@ mod http;
 mod launch;
 mod million;
 
+use std::ffi::OsStr;
 use std::process::Command;
 
 use anyhow::{Context as _, bail, ensure};
@@ -17,7 +18,7 @@ use super::machine::conditions;
 use super::{Better, Row, median};
 
 /// Rows in the order of the table: name, unit, which way is good, bar.
-const ROWS: [(&str, &str, Better, f64); 9] = [
+const ROWS: [(&str, &str, Better, f64); 12] = [
     ("api.list_p50_ms", "ms", Better::Lower, 5.0),
     ("api.list_p99_ms", "ms", Better::Lower, 20.0),
     ("api.detail_s", "1/s", Better::Higher, 2000.0),
@@ -27,6 +28,9 @@ const ROWS: [(&str, &str, Better, f64); 9] = [
     ("api.launch_p99_ms", "ms", Better::Lower, 100.0),
     ("api.eligible_to_dispatch_ms", "ms", Better::Lower, 3.0),
     ("api.planner_s", "1/s", Better::Higher, 50_000.0),
+    ("api.inventory_100k_list_ms", "ms", Better::Lower, 20.0),
+    ("api.inventory_100k_script_s", "s", Better::Lower, 2.0),
+    ("api.inventory_100k_import_s", "s", Better::Lower, 20.0),
 ];
 
 /// What was measured for one row.
@@ -75,6 +79,7 @@ pub(super) async fn run(only: Option<&str>) -> Vec<Row> {
 struct Shared {
     million: Option<million::Million>,
     launches: Option<launch::Launches>,
+    inventory: Option<Value>,
 }
 
 impl Shared {
@@ -102,20 +107,68 @@ async fn measure(name: &str, shared: &mut Shared) -> anyhow::Result<Measured> {
         }
         "eligible_to_dispatch_ms" => launch::dispatch().await,
         "planner_s" => planner(),
+        "inventory_100k_list_ms" | "inventory_100k_script_s" | "inventory_100k_import_s" => {
+            if shared.inventory.is_none() {
+                shared.inventory = Some(inventory()?);
+            }
+            inventory_row(shared.inventory.as_ref().context("no inventory")?, short)
+        }
         other => bail!("no such row: {other}"),
     }
 }
 
-/// The planner alone, in the controller's own program.
-fn planner() -> anyhow::Result<Measured> {
+/// What one of the controller's own measurements reports.
+fn of_controller(args: &[&OsStr]) -> anyhow::Result<Value> {
     let mut command = Command::new(Binaries::of_this_build()?.controller());
-    let output = command.args(["debug", "planner-bench"]).output().context("cannot run the controller")?;
+    let output = command.arg("debug").args(args).output().context("cannot run the controller")?;
     ensure!(
         output.status.success(),
-        "planner-bench failed: {}",
+        "{command:?} failed: {}",
         String::from_utf8_lossy(&output.stderr).trim()
     );
-    let report: Value = serde_json::from_slice(&output.stdout).context("planner-bench printed no JSON")?;
+    serde_json::from_slice(&output.stdout).with_context(|| format!("{command:?} printed no JSON"))
+}
+
+/// An inventory of 100,000 hosts.
+fn inventory() -> anyhow::Result<Value> {
+    let dir = tempfile::Builder::new().prefix("plexus-bench-inventory-").tempdir()?;
+    of_controller(&["inventory-bench".as_ref(), "--dir".as_ref(), dir.path().as_os_str()])
+}
+
+fn inventory_row(report: &Value, row: &str) -> anyhow::Result<Measured> {
+    let number =
+        |name: &str| report[name].as_f64().with_context(|| format!("no {name} in what was told: {report}"));
+    let (value, conditions) = match row {
+        "inventory_100k_list_ms" => (
+            number("list_p99_ms")?,
+            format!("p99 of 200 pages of 25 hosts all over the list; p50 {:.1} ms", number("list_p50_ms")?),
+        ),
+        "inventory_100k_script_s" => (
+            number("script_s")?,
+            format!(
+                "{:.0} MB with all variables; its first piece after {:.0} ms",
+                number("script_bytes")? / 1e6,
+                number("script_first_s")? * 1e3
+            ),
+        ),
+        _ => (
+            number("import_s")?,
+            format!(
+                "{:.0} MB of ansible-inventory's output, parsed and stored; again, unchanged, {:.1} s; of {} writes of somebody \
+                 else meanwhile the slowest took {:.0} ms from asking to the disk",
+                number("document_bytes")? / 1e6,
+                number("import_again_s")?,
+                number("writes_meanwhile")?,
+                number("write_longest_ms")?
+            ),
+        ),
+    };
+    Ok(Measured { value, samples: vec![value], conditions })
+}
+
+/// The planner alone, in the controller's own program.
+fn planner() -> anyhow::Result<Measured> {
+    let report = of_controller(&["planner-bench".as_ref()])?;
     let numbers = |name: &str| -> Vec<f64> {
         report[name].as_array().into_iter().flatten().filter_map(Value::as_f64).collect()
     };
