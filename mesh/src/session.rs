@@ -25,7 +25,7 @@ use crate::error::SessionError;
 use crate::forward::Overlay;
 use crate::identity::{self, Credentials, Verifier, peer_chain, peer_identity};
 use crate::service::Services;
-use crate::settings::{self, SERVER_NAME, SESSION_ALPN};
+use crate::settings::{self, SERVER_NAME, SESSION_ALPN, SESSION_STREAMS, SESSION_STREAMS_MAX};
 use crate::socket::{VirtualSocket, socket_address};
 use crate::stream;
 use crate::view::Directory;
@@ -465,12 +465,19 @@ async fn accept(sessions: Weak<Sessions>, session: Arc<Session>) {
 /// Gives the peer's streams to their services until the connection ends.
 async fn serve(services: Arc<Services>, session: Arc<Session>, established: Established, tasks: TaskTracker) {
     let Established { connection, peer } = established;
+    // Each open stream holds a clone.
+    let places = Arc::new(());
+    let mut permitted = SESSION_STREAMS;
     let lost = loop {
         match connection.accept_bi().await {
             Ok((send, receive)) => {
-                let (services, peer) = (services.clone(), peer.clone());
+                let (services, peer, place) = (services.clone(), peer.clone(), places.clone());
+                if let Some(more) = room(permitted, Arc::strong_count(&places)) {
+                    permitted = more;
+                    connection.set_max_concurrent_bi_streams(VarInt::from_u32(more));
+                }
                 // Bounded by the streams that the transport permits.
-                tasks.spawn(admit(services, peer, send, receive));
+                tasks.spawn(admit(services, peer, send, receive, place));
             }
             Err(lost) => break lost,
         }
@@ -479,11 +486,18 @@ async fn serve(services: Arc<Services>, session: Arc<Session>, established: Esta
     session.forget(&connection);
 }
 
+/// How many streams a session permits from now on; `None` while half of those it permits are free.
+fn room(permitted: u32, open: usize) -> Option<u32> {
+    let is_enough = open <= permitted as usize / 2 || permitted >= SESSION_STREAMS_MAX;
+    (!is_enough).then(|| (2 * permitted).min(SESSION_STREAMS_MAX))
+}
+
 async fn admit(
     services: Arc<Services>,
     peer: Arc<Identity>,
     send: quinn::SendStream,
     mut receive: quinn::RecvStream,
+    place: Arc<()>,
 ) {
     let permit = match stream::read_open(&mut receive).await {
         Ok(open) => services.admit(&open.service, &peer).map_err(|refusal| (refusal, Some(open.service))),
@@ -491,7 +505,7 @@ async fn admit(
     };
     match permit {
         Ok(permit) => {
-            permit.send(stream::MeshStream::new(send, receive, peer));
+            permit.send(stream::MeshStream::new(send, receive, peer, Some(place)));
         }
         Err((refusal, service)) => {
             debug!(peer = %peer.node, service, %refusal, "stream refused");

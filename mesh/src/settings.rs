@@ -54,6 +54,11 @@ pub(crate) const TCP_UNSENT: u32 = 64 * 1024;
 /// Kernel buffers of an outer socket; larger ones are standing queues for a few per cent more peak.
 pub(crate) const SOCKET_BUFFER: usize = 1024 * 1024;
 
+/// Streams that a session permits its peer at first; quinn allocates for each that it permits.
+pub(crate) const SESSION_STREAMS: u32 = 64;
+/// Streams that it permits at most: a node's running units have one each, and a job is a fork at least.
+pub(crate) const SESSION_STREAMS_MAX: u32 = 4096;
+
 /// Transport of a link on which UDP payloads of up to `mtu` bytes are tried.
 pub(crate) fn link(mtu: u16) -> TransportConfig {
     let mut config = TransportConfig::default();
@@ -86,7 +91,7 @@ pub(crate) fn session(class: Class, kick: &Kick) -> TransportConfig {
     };
     let mut config = TransportConfig::default();
     config
-        .max_concurrent_bidi_streams(VarInt::from_u32(256))
+        .max_concurrent_bidi_streams(VarInt::from_u32(SESSION_STREAMS))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .max_idle_timeout(Some(idle(SESSION_IDLE)))
         .keep_alive_interval(Some(SESSION_KEEPALIVE))

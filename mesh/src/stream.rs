@@ -48,12 +48,19 @@ pub struct MeshWriter {
     stream: SendStream,
     peer: Arc<Identity>,
     finished: bool,
+    /// Its place among the peer's streams, where the peer opened it.
+    _place: Option<Arc<()>>,
 }
 
 impl MeshStream {
-    pub(crate) fn new(send: SendStream, receive: RecvStream, peer: Arc<Identity>) -> Self {
+    pub(crate) fn new(
+        send: SendStream,
+        receive: RecvStream,
+        peer: Arc<Identity>,
+        place: Option<Arc<()>>,
+    ) -> Self {
         let reader = MeshReader { stream: receive, peer: peer.clone() };
-        Self { reader, writer: MeshWriter { stream: send, peer, finished: false } }
+        Self { reader, writer: MeshWriter { stream: send, peer, finished: false, _place: place } }
     }
 
     /// Certified identity of the node at the other end.
@@ -185,7 +192,7 @@ pub(crate) async fn open(
         // The peer may refuse before it has read all; whoever reads the stream learns why.
         Err(WriteError::Stopped(_) | WriteError::ClosedStream | WriteError::ZeroRttRejected) => {}
     }
-    Ok(MeshStream::new(send, receive, peer))
+    Ok(MeshStream::new(send, receive, peer, None))
 }
 
 /// Reads what a peer's stream is for.

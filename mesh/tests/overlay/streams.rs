@@ -248,3 +248,30 @@ async fn a_grpc_channel_finds_a_service_that_started_again() {
     reachable(&controller, "node-1", true).await;
     within("call again", client.query(LocalQuery { kind: None })).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_thousand_streams_stand_open_at_once_and_each_is_its_own() {
+    const STREAMS: u32 = 1000;
+    let world = World::new();
+    let (controller, _hop, node) = world.line().await;
+    let mut listener = node.listen("echo", ANYONE).unwrap();
+    let echo = tokio::spawn(async move {
+        for _ in 0..STREAMS {
+            let (mut reader, mut writer) = accept(&mut listener).await.into_split();
+            tokio::spawn(async move { tokio::io::copy(&mut reader, &mut writer).await });
+        }
+    });
+    let mut open = Vec::new();
+    for number in 0..STREAMS {
+        let stream = within("connect", controller.connect(&id("node-1"), "echo", Class::Bulk)).await;
+        let mut stream = stream.unwrap();
+        stream.write_u32(number).await.unwrap();
+        assert_eq!(within("echo", stream.read_u32()).await.unwrap(), number);
+        open.push(stream);
+    }
+    echo.await.unwrap();
+    for (number, stream) in (1_000_000..).zip(&mut open) {
+        stream.write_u32(number).await.unwrap();
+        assert_eq!(within("echo", stream.read_u32()).await.unwrap(), number);
+    }
+}
