@@ -71,16 +71,12 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
             // The agent quotes the last line of this log when it reports the unit as lost.
             eprintln!("{error:#}");
             let give_up = Instant::now() + ABORT_LIMIT;
-            while processes::kill_below(own_pid()) > 0 && Instant::now() < give_up {
+            while processes::kill_descendants() > 0 && Instant::now() < give_up {
                 std::thread::sleep(WALK_PAUSE);
             }
             ExitCode::FAILURE
         }
     }
-}
-
-fn own_pid() -> i32 {
-    rustix::process::getpid().as_raw_nonzero().get()
 }
 
 fn run(group: Option<&str>) -> anyhow::Result<()> {

@@ -23,7 +23,7 @@ use super::memory::Kills;
 use super::protocol::{Ended, Launch, Order, Report, Started, Written};
 use super::syncer::Syncer;
 use super::worker::{Got, Process, Worker};
-use super::{MARKER, WALK_PAUSE, own_pid, processes};
+use super::{MARKER, WALK_PAUSE, processes};
 use crate::cgroup;
 use crate::crash::Point;
 use crate::runtime::{Kind, explain};
@@ -188,7 +188,7 @@ impl Shim {
             gone.send(()).ok();
         });
         if told.recv_timeout(LINGER_LIMIT).is_err() {
-            processes::kill_below(own_pid());
+            processes::kill_descendants();
         }
     }
 
@@ -359,7 +359,7 @@ impl Shim {
             }
             Killing::Walk { next } if *next <= now => {
                 self.collect();
-                self.killing = if processes::kill_below(own_pid()) == 0 {
+                self.killing = if processes::kill_descendants() == 0 {
                     Point::TreeGone.hit();
                     Killing::Done
                 } else {

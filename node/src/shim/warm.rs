@@ -13,7 +13,7 @@ use rustix::process::{WaitOptions, wait as wait_child};
 use super::link::Link;
 use super::protocol::{Launch, Order, Ready, Report, Warm};
 use super::worker::{Got, Worker};
-use super::{ABORT_LIMIT, READY, WALK_PAUSE, own_pid, processes};
+use super::{ABORT_LIMIT, READY, WALK_PAUSE, processes};
 
 /// Longest wait for the engine to remove the container of a worker that nobody wants.
 const END_LIMIT: Duration = Duration::from_secs(20);
@@ -123,7 +123,7 @@ fn end(end_argv: &[String]) {
         }
     }
     let give_up = Instant::now() + ABORT_LIMIT;
-    while processes::kill_below(own_pid()) > 0 && Instant::now() < give_up {
+    while processes::kill_descendants() > 0 && Instant::now() < give_up {
         while let Ok(Some(_)) = wait_child(WaitOptions::NOHANG) {}
         std::thread::sleep(WALK_PAUSE);
     }
