@@ -3,7 +3,7 @@
 use sea_query::{Expr, ExprTrait, Query};
 
 use super::*;
-use crate::store::testing::Place;
+use crate::store::testing::{Place, cut};
 
 /// Opens an empty database of each engine there is, and runs the check on it.
 async fn on_each_engine<F: Future<Output = ()>>(check: impl Fn(CoreDb) -> F) {
@@ -99,6 +99,16 @@ async fn a_commit_wakes_the_reconciler_only_when_asked() {
         assert_eq!(db.setting("unset").await.unwrap(), None);
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_is_committed_here_is_on_the_disk() {
+    let place = Place::new(Engine::Sqlite);
+    let db = place.core().await;
+    let mut tx = db.begin(Class::Intent).await.unwrap();
+    tx.insert(&mut insert_user("ada")).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(cut(&place.dir().join("core.sqlite-wal")), 0, "a loss of power would have taken it");
 }
 
 #[tokio::test]

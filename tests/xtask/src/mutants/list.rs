@@ -185,8 +185,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "end of the whole tree",
         file: "node/src/shim/drive.rs",
-        old: "if processes::kill_below(own_pid()) == 0 {",
-        new: "if own_pid() > 0 {",
+        old: "if processes::kill_descendants() == 0 {",
+        new: "if std::process::id() > 0 {",
         tests: file("trouble", "cancel_ends_setsid_children_that_ignore_sigterm_once_the_grace_is_over"),
     },
     Mutant {
@@ -265,5 +265,12 @@ pub(super) const MUTANTS: &[Mutant] = &[
         old: ".synchronous(SqliteSynchronous::Full)",
         new: ".synchronous(SqliteSynchronous::Off)",
         tests: lib("what_is_committed_is_on_the_disk"),
+    },
+    Mutant {
+        name: "sync of a commit of the core",
+        file: "controller/src/store/core.rs",
+        old: "        CoreDb { shared: self.shared.clone() }.settle().await?;\n",
+        new: "",
+        tests: lib("what_is_committed_here_is_on_the_disk"),
     },
 ];
