@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use axum::body::Body;
 use axum::http::{Method, StatusCode};
 use axum::response::Response;
-use sea_query::{Expr, ExprTrait, Query};
+use sea_query::{Expr, ExprTrait, JoinType, Query};
 use serde_json::{Value, json};
 
 use super::call::Call;
@@ -28,11 +28,10 @@ impl Rules for Jobs {
             let db = &call.app.db;
             let ids: Vec<i64> = records.iter().map(|record| record.id).collect();
             // All at once: on a busy machine a query is mostly a wait for its turn.
-            let (mut credentials, mut worn, mut units, counts) = tokio::try_join!(
+            let (mut credentials, mut worn, mut work) = tokio::try_join!(
                 attached(db, "unified_job_credentials", "unified_job_id", &ids),
                 labels::worn(db, &labels::JOBS, &ids),
-                units(db, &ids),
-                counts(db, if detail { &ids } else { &[] }),
+                work(db, &ids),
             )?;
             for record in records {
                 if *record.resource == JOBS {
@@ -42,12 +41,12 @@ impl Rules for Jobs {
                     record.summary.insert("labels".to_owned(), labels::shown(worn.remove(&record.id)));
                 }
                 record.set("launched_by", launched_by(record));
-                record.set("work_unit_id", units.remove(&record.id));
+                let Work { unit, plays, tasks } = work.remove(&record.id).unwrap_or_default();
+                record.set("work_unit_id", unit);
                 if record.fields.contains_key("passwords_needed_to_start") {
                     record.set("passwords_needed_to_start", json!([]));
                 }
                 if detail {
-                    let (plays, tasks) = counts.get(&record.id).copied().unwrap_or_default();
                     record.set("playbook_counts", json!({"play_count": plays, "task_count": tasks}));
                     if record.fields.get("host_status_counts").is_some_and(Value::is_null) {
                         record.set("host_status_counts", json!({}));
@@ -69,37 +68,31 @@ impl Rules for Jobs {
     }
 }
 
-/// Units of jobs.
-async fn units(db: &CoreDb, ids: &[i64]) -> Result<HashMap<i64, String>, StoreError> {
-    let mut units = HashMap::new();
-    if ids.is_empty() {
-        return Ok(units);
-    }
-    let mut query = Query::select();
-    query.columns(["job_id", "unit_id"]).from("units");
-    query.and_where(Expr::col("job_id").is_in(ids.iter().copied()));
-    for row in db.all(&query).await? {
-        let unit: Vec<u8> = row.at(1)?;
-        if let Ok(unit) = uuid::Uuid::from_slice(&unit) {
-            units.insert(row.at(0)?, unit.to_string());
-        }
-    }
-    Ok(units)
+/// What a job has done so far, and by which unit.
+#[derive(Default)]
+struct Work {
+    unit: Option<String>,
+    plays: i64,
+    tasks: i64,
 }
 
-/// Plays and tasks of jobs.
-async fn counts(db: &CoreDb, ids: &[i64]) -> Result<HashMap<i64, (i64, i64)>, StoreError> {
-    let mut counts = HashMap::new();
+async fn work(db: &CoreDb, ids: &[i64]) -> Result<HashMap<i64, Work>, StoreError> {
+    let mut work = HashMap::new();
     if ids.is_empty() {
-        return Ok(counts);
+        return Ok(work);
     }
     let mut query = Query::select();
-    query.columns(["id", "play_count", "task_count"]).from("unified_jobs");
-    query.and_where(Expr::col("id").is_in(ids.iter().copied()));
+    query.columns([("j", "id"), ("j", "play_count"), ("j", "task_count"), ("u", "unit_id")]);
+    query.from_as("unified_jobs", "j");
+    let of = Expr::col(("u", "job_id")).equals(("j", "id"));
+    query.join_as(JoinType::LeftJoin, "units", "u", of);
+    query.and_where(Expr::col(("j", "id")).is_in(ids.iter().copied()));
     for row in db.all(&query).await? {
-        counts.insert(row.at(0)?, (row.at(1)?, row.at(2)?));
+        let unit: Option<Vec<u8>> = row.at(3)?;
+        let unit = unit.and_then(|unit| uuid::Uuid::from_slice(&unit).ok()).map(|unit| unit.to_string());
+        work.insert(row.at(0)?, Work { unit, plays: row.at(1)?, tasks: row.at(2)? });
     }
-    Ok(counts)
+    Ok(work)
 }
 
 fn launched_by(record: &Record) -> Value {
