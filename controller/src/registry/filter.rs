@@ -39,6 +39,8 @@ const RESERVED: &[&str] = &[
     "type",
     "role_level",
     "validate",
+    // awxkit 24.6.1 sends its own option along when it lists host metrics.
+    "all_pages",
     // Its own language; see `hosts`.
     "host_filter",
 ];
