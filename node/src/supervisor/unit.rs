@@ -31,6 +31,8 @@ use crate::{cgroup, kept};
 pub(super) const ERASED: &str = ".gone-";
 /// Shortest time between two words to a shim that its owner lives. Deadlines count minutes.
 const HEARD_PERIOD: Duration = Duration::from_secs(1);
+/// How long until a spool that could not be closed is tried again.
+const CLOSE_AGAIN: Duration = Duration::from_secs(1);
 
 /// What others ask of the task.
 #[derive(Debug)]
@@ -142,6 +144,23 @@ pub(super) struct Task {
     attachment: u64,
     /// The owner was stored at least once in this life, or read from disk.
     persisted: bool,
+    /// A spool that could not be closed when its shim was gone: the disk was full, say.
+    unclosed: Option<Unclosed>,
+}
+
+/// What is tried again.
+struct Unclosed {
+    at: Instant,
+    reason: String,
+    replace: bool,
+}
+
+/// Waits until there is something to try again; with nothing, for ever.
+async fn due(unclosed: Option<&Unclosed>) {
+    match unclosed {
+        Some(unclosed) => tokio::time::sleep_until(unclosed.at.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Reads a unit from disk; `None` when nothing was promised about it.
@@ -200,6 +219,7 @@ impl Task {
             ticket: 0,
             attachment: 0,
             persisted,
+            unclosed: None,
         };
         (task, seen)
     }
@@ -216,8 +236,17 @@ impl Task {
             State::Pending | State::Running { .. } | State::Finished(_) => {}
         }
         while !self.unit.is_erased() {
-            let Some(request) = inbox.recv().await else { return };
-            self.handle(*request).await;
+            tokio::select! {
+                request = inbox.recv() => match request {
+                    Some(request) => self.handle(*request).await,
+                    None => return,
+                },
+                () = due(self.unclosed.as_ref()) => {
+                    if let Some(Unclosed { reason, replace, .. }) = self.unclosed.take() {
+                        self.close_lost(reason, replace).await;
+                    }
+                }
+            }
             self.publish();
         }
     }
@@ -508,12 +537,13 @@ impl Task {
     async fn close_lost(&mut self, reason: String, replace: bool) {
         let (runtime, attempt) = (self.inner.runtime.clone(), self.unit.attempt());
         let (runtime_dir, spool) = (self.runtime_dir.clone(), self.dir.spool());
+        let why = reason.clone();
         let closed = self.inner.blocking(move || {
             if let Err(error) = runtime.end(attempt, &runtime_dir) {
                 // The reaper tries again; the outcome is lost either way.
                 warn!(error = &error as &dyn std::error::Error, "what the shim left cannot be ended yet");
             }
-            spool::close_lost(&spool, attempt, &reason)
+            spool::close_lost(&spool, attempt, &why)
         });
         match closed.await {
             Ok((records, Closing::End(finished))) => self.finish(finished, records).await,
@@ -525,8 +555,9 @@ impl Task {
                 self.finish(finished, records).await;
             }
             Err(error) => {
-                // Without a closed spool nothing can be concluded; the next agent, or the next look, tries again.
-                warn!(error = &error as &dyn std::error::Error, "spool of a dead shim cannot be closed");
+                // Without a closed spool nothing can be concluded.
+                warn!(error = &error as &dyn std::error::Error, "spool of a dead shim cannot be closed yet");
+                self.unclosed = Some(Unclosed { at: Instant::now() + CLOSE_AGAIN, reason, replace });
             }
         }
     }
