@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use axum::http::{Method, StatusCode};
 use sea_query::{Expr, ExprTrait, Query};
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use super::call::Call;
 use super::error::ApiError;
@@ -31,6 +31,12 @@ impl Rules for Definitions {
             if before.is_some_and(|before| before.flag("managed")) {
                 return Err(managed());
             }
+            // The awx command sends every list as text.
+            let text = draft.value("permissions").and_then(Value::as_str);
+            let list = text.map(|text| text.split([',', ' ']).filter(|word| !word.is_empty()).collect());
+            if let Some(list) = list.map(|list: Vec<&str>| json!(list)) {
+                draft.set("permissions", list);
+            }
             let changed = |name: &str| {
                 before.is_some_and(|before| {
                     draft.value(name).is_some_and(|new| Some(new) != before.fields.get(name))
@@ -56,6 +62,12 @@ impl Rules for Definitions {
             draft.set("content_type", definitions::content_type(family));
             Ok(())
         })
+    }
+
+    fn options(&self, fields: &mut Map<String, Value>) {
+        if let Some(field) = fields.get_mut("permissions") {
+            field["type"] = "list".into();
+        }
     }
 
     fn may_delete<'a>(&'a self, call: &'a Call, record: &'a Record) -> Rule<'a> {
