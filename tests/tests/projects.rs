@@ -80,6 +80,30 @@ impl Repository {
     }
 }
 
+impl Repository {
+    /// Another repository beside this one, with these files and nothing else; its address.
+    fn beside(&self, name: &str, files: &[(&str, &str)]) -> anyhow::Result<String> {
+        let bare = format!("../{name}.git");
+        self.git(&["init", "--quiet", "--bare", "--initial-branch=main", &bare])?;
+        self.git(&["checkout", "--quiet", "--orphan", name])?;
+        self.git(&["rm", "-r", "--quiet", "--force", "--ignore-unmatch", "."])?;
+        self.put(files)?;
+        self.git(&["add", "--all"])?;
+        self.git(&["commit", "--quiet", "--message", name])?;
+        self.git(&["push", "--quiet", &bare, &format!("{name}:main")])?;
+        Ok(self.url().replace("site.git", &format!("{name}.git")))
+    }
+
+    fn put(&self, files: &[(&str, &str)]) -> anyhow::Result<()> {
+        for (path, content) in files {
+            let path = self.work().join(path);
+            fs::create_dir_all(path.parent().context("no folder")?).context("cannot make")?;
+            fs::write(path, content).context("cannot write")?;
+        }
+        Ok(())
+    }
+}
+
 impl Drop for Repository {
     fn drop(&mut self) {
         self.server.kill().ok();
@@ -399,7 +423,7 @@ async fn tags_commits_refspecs_submodules_and_inventories_are_fetched_as_git_nam
     let inventory = id(&api.create("inventories/", &owned).await.unwrap());
     let source = json!({
         "name": "own", "inventory": inventory, "source": "scm", "source_project": numbers[0],
-        "source_path": "inventories/all.ini",
+        "source_path": "inventories/all.ini", "execution_environment": environment,
     });
     let source = id(&api.create("inventory_sources/", &source).await.unwrap());
     let done = imported(api, source).await.unwrap();
@@ -409,6 +433,59 @@ async fn tags_commits_refspecs_submodules_and_inventories_are_fetched_as_git_nam
     assert_eq!((&done["status"], &done["scm_revision"]), (&json!("successful"), &json!(first)), "{done}");
     let hosts = api.get(&format!("inventories/{inventory}/hosts/")).await.unwrap();
     assert_eq!((&hosts["count"], &hosts["results"][0]["name"]), (&json!(1), &json!("one")), "{hosts}");
+    cluster.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn roles_and_collections_that_a_project_requires_come_with_its_tree() {
+    if !is_verify() {
+        return; // it takes more than 20 s
+    }
+    let repository = Repository::start(false).await.unwrap();
+    let says = |who: &str| format!("- ansible.builtin.debug:\n    msg: says-{who}\n");
+    let files = [("meta/main.yml", "galaxy_info: {}\ndependencies: []\n"), ("tasks/main.yml", &says("role"))];
+    let role = repository.beside("hello", &files).unwrap();
+    let about = "namespace: plexus\nname: demo\nversion: 1.0.0\nreadme: README.md\nauthors: [t]\n";
+    let files =
+        [("galaxy.yml", about), ("README.md", "demo"), ("roles/greet/tasks/main.yml", &says("collection"))];
+    let collection = repository.beside("demo", &files).unwrap();
+    repository.git(&["checkout", "--quiet", "--orphan", "main"]).unwrap();
+    repository.git(&["rm", "-r", "--quiet", "--force", "."]).unwrap();
+    let playbook = "- hosts: all\n  gather_facts: false\n  roles: [hello, plexus.demo.greet]\n";
+    let roles = format!("- src: {role}\n  scm: git\n  name: hello\n  version: main\n");
+    let collections = format!("collections:\n  - name: {collection}\n    type: git\n    version: main\n");
+    repository
+        .put(&[
+            ("uses.yml", playbook),
+            ("roles/requirements.yml", &roles),
+            ("collections/requirements.yml", &collections),
+        ])
+        .unwrap();
+    repository.commit("main", "nothing").unwrap();
+    let cluster = Cluster::builder("projects-galaxy").start().await.unwrap();
+    let Stage { organization, inventory, environment } = stage(&cluster).await.unwrap();
+    let api = cluster.api();
+    let kind = api.get("credential_types/?namespace=galaxy_api_token").await.unwrap();
+    // Nobody is asked there: what is required names its own addresses.
+    let galaxy = json!({
+        "name": "galaxy", "organization": organization, "credential_type": kind["results"][0]["id"],
+        "inputs": {"url": "http://127.0.0.1:9/"},
+    });
+    let galaxy = id(&api.create("credentials/", &galaxy).await.unwrap());
+    let own = format!("organizations/{organization}/galaxy_credentials/");
+    api.post(&own, &json!({"id": galaxy})).await.unwrap();
+    let body = json!({
+        "name": "site", "organization": organization, "scm_type": "git", "scm_url": repository.url(),
+        "scm_branch": "main", "default_environment": environment,
+    });
+    let project = api.create("projects/", &body).await.unwrap();
+    fetched(api, &project).await.unwrap();
+    let template =
+        json!({"name": "uses", "project": project["id"], "inventory": inventory, "playbook": "uses.yml"});
+    let template = id(&api.create("job_templates/", &template).await.unwrap());
+    let (done, output) = ran(api, template, json!({})).await.unwrap();
+    assert_eq!(done["status"], "successful", "{output}");
+    assert!(output.contains("says-role") && output.contains("says-collection"), "{output}");
     cluster.finish().await.unwrap();
 }
 
