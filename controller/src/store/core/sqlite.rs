@@ -16,8 +16,14 @@ use super::{Error, OpenError, Trouble};
 /// Takes the write lock at once: a read transaction that wants to write later fails whatever the timeout.
 pub(super) const BEGIN: &str = "BEGIN IMMEDIATE";
 
-/// Readers: as many as the API reads at a time. Reads are short, so a few threads are enough for many clients.
-const READERS: usize = 8;
+/// Pages that a reader keeps, in KiB; the kernel has the rest. Each has its own, and there are several.
+const CACHE: &str = "-1024";
+
+/// Readers: as many as the API reads at a time. Reads are short, so two for each core are enough for many clients.
+fn readers() -> usize {
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    (2 * cores).clamp(4, 32)
+}
 
 /// Bounded waiting for the write lock; only a backup tool could hold it, for we have one writer.
 const BUSY: Duration = Duration::from_secs(5);
@@ -80,12 +86,13 @@ pub(super) struct Readers {
 impl Readers {
     /// Opens all of them: their threads run at the priority of the caller.
     pub(super) async fn open(path: &Path) -> Result<Self, sqlx::Error> {
-        let options = options(path).read_only(true);
+        let options = options(path).read_only(true).pragma("cache_size", CACHE);
         let mut idle = Vec::new();
-        for _ in 0..READERS {
+        for _ in 0..readers() {
             idle.push(options.connect().await?);
         }
-        Ok(Self { options, idle: Mutex::new(idle), places: Semaphore::new(READERS) })
+        let places = Semaphore::new(idle.len());
+        Ok(Self { options, idle: Mutex::new(idle), places })
     }
 
     pub(super) async fn all(&self, query: Query<'_>) -> Result<Vec<SqliteRow>, sqlx::Error> {
@@ -106,7 +113,7 @@ impl Readers {
 
     /// Closes all of them, once nobody reads.
     pub(super) async fn close(&self) {
-        let all = self.places.acquire_many(READERS as u32).await;
+        let all = self.places.acquire_many(readers() as u32).await;
         self.places.close();
         drop(all);
         let idle = std::mem::take(&mut *self.idle());
