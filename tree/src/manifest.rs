@@ -126,7 +126,7 @@ impl Manifest {
                     reader.add(TreeEntry::decode(entry).map_err(broken)?)?;
                     rest = after;
                 }
-                // A newer controller's word.
+                // A newer peer's word.
                 (tag, wire) => skip_field(wire, tag, &mut rest, DecodeContext::default()).map_err(broken)?,
             }
         }
