@@ -148,13 +148,17 @@ async fn many_units_wait_for_one_pull_and_hear_how_it_goes() {
         job.submit(&node).await;
         jobs.push(job);
     }
-    // The last of them is canceled while it waits; the others do not feel it.
-    let node_ref = &node;
+    // The last of them is canceled while it waits; the others do not feel it. The pull ends once each has heard of it.
+    let (node_ref, told) = (&node, std::sync::Mutex::new(std::collections::HashSet::new()));
     let canceled = jobs.pop().unwrap();
-    let waiting = jobs.iter().map(|job| async move { job.payload(node_ref).await });
+    let waiting = jobs.iter().map(|job| {
+        job.payload_hearing(node_ref, |_| {
+            told.lock().unwrap().insert(job.attempt.unit);
+        })
+    });
     let others = futures_util::future::join_all(waiting);
     let (others, (_, last), ()) = tokio::join!(others, canceled.payload(&node), async {
-        wait_for(|| async { pulls() }, |pulls| !pulls.is_empty()).await;
+        wait_for(|| async { told.lock().unwrap().len() }, |told| *told == 4).await;
         let status = canceled.cancel(&node).await;
         assert_eq!(finished(&status).unwrap().outcome(), Outcome::Canceled);
         std::fs::write(place.data.path().join("go"), "").unwrap();

@@ -5,7 +5,7 @@ mod tidy;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use plexus_proto::work::{ImageInfo, ImageReply, PullPolicy, RegistryAuth};
@@ -14,7 +14,7 @@ use serde::Deserialize;
 use super::engine::{Engine, Problem};
 use super::{Error, Kind};
 use crate::config::ImagesSection;
-use pull::Pull;
+use pull::{Pull, Pulls};
 
 /// Age from which what is known of an image is looked up again, beside its use, even where the engine's store seems
 /// unchanged.
@@ -40,7 +40,7 @@ struct Inner {
     /// The store as it was when all of its images were read.
     read: Mutex<Option<Stamp>>,
     store: std::sync::OnceLock<Option<PathBuf>>,
-    pulls: Mutex<HashMap<pull::Key, Weak<Pull>>>,
+    pulls: Mutex<Pulls>,
 }
 
 #[derive(Debug, Clone)]
@@ -98,16 +98,35 @@ impl Images {
         auth: Option<&RegistryAuth>,
         progress: impl FnMut(String),
     ) -> Result<ImageInfo, NotReady> {
-        let here = if policy == PullPolicy::Always { None } else { self.find(name).await };
-        let image = match here {
-            Some(image) => image,
-            None if policy == PullPolicy::Never => {
-                return Err(NotReady(Problem::Absent.tell(name, policy, None)));
-            }
-            None => self.pull(name, auth, progress).await?,
+        let image = match policy {
+            PullPolicy::Always => self.pull(name, auth, progress).await?,
+            PullPolicy::Never => match self.find(name).await {
+                Some(image) => image,
+                None => return Err(NotReady(Problem::Absent.tell(name, policy, None))),
+            },
+            PullPolicy::Missing | PullPolicy::Unspecified => self.missing(name, auth, progress).await?,
         };
         self.0.used(name);
         Ok(image)
+    }
+
+    /// The image that is here, or else a pull of it.
+    async fn missing(
+        &self,
+        name: &str,
+        auth: Option<&RegistryAuth>,
+        mut progress: impl FnMut(String),
+    ) -> Result<ImageInfo, NotReady> {
+        loop {
+            let looked = self.0.pulls.lock().expect("no code panics under this lock").succeeded;
+            if let Some(image) = self.find(name).await {
+                return Ok(image);
+            }
+            check_name(name)?;
+            if let Some(pull) = pull::join_since(&self.0, name, auth, looked) {
+                return self.wait(name, &pull, &mut progress).await;
+            }
+        }
     }
 
     /// Pulls an image, or waits for a pull of it that is under way.
@@ -120,10 +139,17 @@ impl Images {
         auth: Option<&RegistryAuth>,
         mut progress: impl FnMut(String),
     ) -> Result<ImageInfo, NotReady> {
-        if name.starts_with('-') || name.is_empty() {
-            return Err(NotReady(Problem::Name.tell(name, PullPolicy::Always, None)));
-        }
+        check_name(name)?;
         let pull = pull::join(&self.0, name, auth);
+        self.wait(name, &pull, &mut progress).await
+    }
+
+    async fn wait(
+        &self,
+        name: &str,
+        pull: &Pull,
+        progress: &mut impl FnMut(String),
+    ) -> Result<ImageInfo, NotReady> {
         let mut seen = pull.watch();
         loop {
             let state = seen.borrow_and_update().clone();
@@ -367,6 +393,13 @@ impl From<Inspected> for ImageInfo {
     }
 }
 
+fn check_name(name: &str) -> Result<(), NotReady> {
+    match name.starts_with('-') || name.is_empty() {
+        true => Err(NotReady(Problem::Name.tell(name, PullPolicy::Always, None))),
+        false => Ok(()),
+    }
+}
+
 /// An id without its algorithm.
 fn bare(id: &str) -> &str {
     id.strip_prefix("sha256:").unwrap_or(id)
@@ -427,6 +460,33 @@ mod tests {
         assert_eq!(fake.asked(), 2, "something came or went");
         assert!(images.0.find("gone:1").is_none() && images.0.find("gone:1").is_none());
         assert_eq!(fake.asked(), 4, "what is missing may come");
+    }
+
+    #[tokio::test]
+    async fn a_pull_that_ended_while_one_looked_is_not_made_again() {
+        let fake = Fake::new();
+        // The second question is answered from before the pull, and only once whoever pulled has asked for the third time.
+        let script = r#"#!/bin/sh
+            at=$(dirname "$0")
+            until_asked() { until [ "$(wc -l <"$at/asked")" -ge "$1" ]; do sleep 0.01; done; }
+            case "$1 $2" in
+            'image inspect')
+                [ -e "$at/here" ] && here=1
+                mkdir "$at/first" && first=1
+                echo x >>"$at/asked"
+                [ "$here$first" ] || until_asked 3
+                [ "$here" ] && cat "$at/image" ;;
+            'pull here:1')
+                echo x >>"$at/pulls"
+                until_asked 2
+                touch "$at/here" ;;
+            esac"#;
+        fs::write(fake.0.path().join("podman"), script).unwrap();
+        let images = fake.images(Kind::Docker);
+        let ready = || images.ready("here:1", PullPolicy::Missing, None, |_| {});
+        let (first, second) = tokio::join!(ready(), ready());
+        assert_eq!((first.unwrap().size, second.unwrap().size), (7, 7));
+        assert_eq!(fs::read_to_string(fake.0.path().join("pulls")).unwrap(), "x\n");
     }
 
     #[test]

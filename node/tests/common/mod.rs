@@ -177,6 +177,15 @@ impl Job {
 
     /// Plays the controller's part of a payload stream; the messages the node sent, and its last word.
     pub async fn payload(&self, supervisor: &Supervisor) -> (Vec<PayloadMessageKind>, PayloadMessageKind) {
+        self.payload_hearing(supervisor, |_| {}).await
+    }
+
+    /// The same; `hear` is shown each message of progress as it comes.
+    pub async fn payload_hearing(
+        &self,
+        supervisor: &Supervisor,
+        mut hear: impl FnMut(&PayloadMessageKind),
+    ) -> (Vec<PayloadMessageKind>, PayloadMessageKind) {
         let mut talk = Talk::payload(supervisor);
         let open = PayloadOpen { unit: Some(self.attempt.into()), epoch: Some(self.epoch.into()) };
         talk.say(&PayloadMessage { kind: Some(PayloadMessageKind::Open(open)) }).await;
@@ -184,6 +193,7 @@ impl Job {
         loop {
             let kind = talk.hear::<PayloadMessage>().await.expect("a last word").kind.unwrap();
             if matches!(kind, PayloadMessageKind::Progress(_)) {
+                hear(&kind);
                 heard.push(kind);
                 continue;
             }

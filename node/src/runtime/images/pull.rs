@@ -1,11 +1,12 @@
 //! One pull for all who wait for the same image with the same credential.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -30,7 +31,15 @@ const LINE: usize = 500;
 const STOP: Duration = Duration::from_secs(3);
 
 /// Which pulls are the same: image, and a digest of the credential.
-pub(super) type Key = (String, [u8; 32]);
+type Key = (String, [u8; 32]);
+
+/// The pulls of one engine.
+#[derive(Debug, Default)]
+pub(super) struct Pulls {
+    under_way: HashMap<Key, Weak<Pull>>,
+    /// How many ended well, of any image.
+    pub(super) succeeded: u64,
+}
 
 /// A pull that somebody waits for. It ends with the last of these.
 #[derive(Debug)]
@@ -60,28 +69,51 @@ impl Drop for Pull {
 
 /// Joins a pull that is under way, or starts one.
 pub(super) fn join(inner: &Arc<Inner>, name: &str, auth: Option<&RegistryAuth>) -> Arc<Pull> {
-    let mut hasher = blake3::Hasher::new();
-    for part in auth.iter().flat_map(|auth| [&auth.host, &auth.username, &auth.password]) {
-        hasher.update(&(part.len() as u64).to_be_bytes()).update(part.as_bytes());
-    }
-    hasher.update(&[u8::from(auth.is_some_and(|auth| auth.insecure))]);
-    let key = (name.to_owned(), *hasher.finalize().as_bytes());
     let mut pulls = inner.pulls.lock().expect("no code panics under this lock");
-    pulls.retain(|_, pull| pull.strong_count() > 0);
-    let under_way = pulls.get(&key).and_then(std::sync::Weak::upgrade);
+    join_in(&mut pulls, inner, name, auth)
+}
+
+/// The same for who found the image missing when `looked` pulls had succeeded: none where one more has by now, as it may
+/// have brought the image.
+pub(super) fn join_since(
+    inner: &Arc<Inner>,
+    name: &str,
+    auth: Option<&RegistryAuth>,
+    looked: u64,
+) -> Option<Arc<Pull>> {
+    let mut pulls = inner.pulls.lock().expect("no code panics under this lock");
+    (pulls.succeeded == looked).then(|| join_in(&mut pulls, inner, name, auth))
+}
+
+fn join_in(pulls: &mut Pulls, inner: &Arc<Inner>, name: &str, auth: Option<&RegistryAuth>) -> Arc<Pull> {
+    let key = (name.to_owned(), digest(auth));
+    pulls.under_way.retain(|_, pull| pull.strong_count() > 0);
+    let under_way = pulls.under_way.get(&key).and_then(Weak::upgrade);
     if let Some(pull) = under_way.filter(|pull| pull.state.borrow().done.is_none()) {
         return pull;
     }
     let (report, state) = watch::channel(State::default());
     let cancel = CancellationToken::new();
     let pull = Arc::new(Pull { state, cancel: cancel.clone() });
-    pulls.insert(key, Arc::downgrade(&pull));
+    pulls.under_way.insert(key, Arc::downgrade(&pull));
     let (inner, name, auth) = (inner.clone(), name.to_owned(), auth.cloned());
     tokio::spawn(async move {
         let done = run(&inner, &name, auth.as_ref(), &report, &cancel).await;
+        // Under the lock: whoever looks for this pull finds it under way, or counted.
+        let mut pulls = inner.pulls.lock().expect("no code panics under this lock");
+        pulls.succeeded += u64::from(done.is_ok());
         report.send_modify(|state| state.done = Some(done));
     });
     pull
+}
+
+fn digest(auth: Option<&RegistryAuth>) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    for part in auth.iter().flat_map(|auth| [&auth.host, &auth.username, &auth.password]) {
+        hasher.update(&(part.len() as u64).to_be_bytes()).update(part.as_bytes());
+    }
+    hasher.update(&[u8::from(auth.is_some_and(|auth| auth.insecure))]);
+    *hasher.finalize().as_bytes()
 }
 
 async fn run(
