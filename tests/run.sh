@@ -54,7 +54,7 @@ test)
 verify)
     # Tests that can go further do: more passages of the crash sweep, the playbooks that run for minutes.
     export PLEXUS_VERIFY=1
-    step "set-up, for the longer proofs" deploy/setup/setup.sh schemathesis
+    step "set-up, for the longer proofs" deploy/setup/setup.sh schemathesis scm
     step "build" build
     step "tests, at length" tests
     ;;
