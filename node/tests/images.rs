@@ -27,6 +27,16 @@ fn auth(registry: &Registry, password: &str) -> RegistryAuth {
     }
 }
 
+/// An image with an id of its own: nobody else has a container of it.
+fn own(label: &str) -> Image {
+    let image = Image(format!("localhost/plexus-{label}-{}:test", std::process::id()));
+    let container = run("podman", &["create", TINY, "true"]);
+    let change = format!("LABEL {label}={}", std::process::id());
+    run("podman", &["commit", "--quiet", "--change", &change, container.trim(), &image.0]);
+    run("podman", &["rm", container.trim()]);
+    image
+}
+
 /// Runs a unit in `image` and says how it ended: what it printed, or why it did not start.
 async fn end(
     node: &Supervisor,
@@ -106,10 +116,7 @@ async fn pull_policies_do_what_their_names_say() {
     let reason = end(&node, &image.0, PullPolicy::Always, Some(none)).await.unwrap_err();
     assert!(reason.contains("has none"), "{reason}");
     // A rolling tag: another image under the same name.
-    let changed = Image(format!("localhost/plexus-policy-{}:test", std::process::id()));
-    let container = run("podman", &["create", TINY, "true"]);
-    run("podman", &["commit", "--quiet", "--change", "LABEL new=1", container.trim(), &changed.0]);
-    run("podman", &["rm", container.trim()]);
+    let changed = own("policy");
     registry.push(&changed.0, "policy:1");
     assert_eq!(end(&node, &image.0, PullPolicy::Missing, Some(right.clone())).await, Ok(first.clone()));
     let second = end(&node, &image.0, PullPolicy::Always, Some(right)).await.unwrap();
@@ -209,7 +216,8 @@ async fn a_pull_ends_with_the_last_unit_that_waits_for_it() {
 #[tokio::test]
 async fn images_are_listed_checked_and_only_unwanted_ones_of_ours_go() {
     let registry = Registry::start();
-    let (ours, wanted) = (Image(registry.push(TINY, "ours:1")), Image(registry.push(TINY, "wanted:1")));
+    let source = own("ours");
+    let (ours, wanted) = (Image(registry.push(&source.0, "ours:1")), Image(registry.push(TINY, "wanted:1")));
     let mut place = place();
     place.work.images.prune_dangling = false; // other tests' images are nobody's to remove
     let node = place.start().await;
@@ -231,10 +239,11 @@ async fn images_are_listed_checked_and_only_unwanted_ones_of_ours_go() {
 
     // In use: it stays.
     let container = run("podman", &["create", &ours.0, "true"]);
-    assert_eq!(node.images().tidy(vec![wanted.0.clone()]).await.removed, Vec::<String>::new());
+    let nothing = TidyImagesReply::default();
+    assert_eq!(node.images().tidy(vec![wanted.0.clone()]).await, nothing);
     run("podman", &["rm", container.trim()]);
-    let removed = node.images().tidy(vec![wanted.0.clone()]).await.removed;
-    assert_eq!(removed, std::slice::from_ref(&ours.0));
+    let ours_alone = TidyImagesReply { removed: vec![ours.0.clone()], ..nothing };
+    assert_eq!(node.images().tidy(vec![wanted.0.clone()]).await, ours_alone);
     assert!(images.find(&ours.0).await.is_none());
     for kept in [&wanted.0, ee, TINY] {
         assert!(images.find(kept).await.is_some(), "{kept}");

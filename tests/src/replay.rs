@@ -201,13 +201,19 @@ impl Replay {
     /// # Errors
     /// When they do not come.
     pub async fn at_gate(&self, job: i64) -> anyhow::Result<()> {
-        wait_for("the events before the gate", JOB, async || match self.api().event_count(job).await {
-            Ok(count) => {
-                Seen::when(count >= self.before_gate, || format!("{count} of {} events", self.before_gate))
-            }
-            Err(error) => Seen::NotYet(format!("{error:#}")),
-        })
-        .await
+        self.before_gate(job).await
+    }
+
+    /// The same, borrowing nothing: the controller may be watched or killed meanwhile.
+    pub fn before_gate(&self, job: i64) -> impl Future<Output = anyhow::Result<()>> + use<> {
+        let (api, wanted) = (self.api().clone(), self.before_gate);
+        async move {
+            wait_for("the events before the gate", JOB, async || match api.event_count(job).await {
+                Ok(count) => Seen::when(count >= wanted, || format!("{count} of {wanted} events")),
+                Err(error) => Seen::NotYet(format!("{error:#}")),
+            })
+            .await
+        }
     }
 
     /// Runs a job with nothing in its way and gives what it stored.

@@ -133,12 +133,20 @@ async fn crash_at(replay: &mut Replay, point: &str) -> anyhow::Result<(bool, Vec
     replay.cluster.api_up().await?;
     replay.cluster.node_ready().await?;
     let job = replay.launch().await?;
+    let (api, half) = (replay.api().clone(), replay.before_gate(job));
+    // Half of the job is stored before the rest comes, so that it takes two transactions at least.
+    let early = tokio::select! {
+        status = replay.cluster.controller.exited(CRASH) => Some(status?),
+        stored = half => stored.map(|()| None)?,
+    };
     // Points of the end come only when the job may end.
     replay.open_gate()?;
-    let api = replay.api().clone();
-    let exited = tokio::select! {
-        status = replay.cluster.controller.exited(CRASH) => Some(status?),
-        _ = api.finished(job, CRASH) => replay.cluster.controller.exited(LATE).await.ok(),
+    let exited = match early {
+        Some(status) => Some(status),
+        None => tokio::select! {
+            status = replay.cluster.controller.exited(CRASH) => Some(status?),
+            _ = api.finished(job, CRASH) => replay.cluster.controller.exited(LATE).await.ok(),
+        },
     };
     let crashed = exited.is_some();
     anyhow::ensure!(exited.is_none_or(|status| !status.success()), "the controller ended in order");

@@ -187,7 +187,8 @@ async fn command_line(awx: &Awx) {
     awx.json(&[&["credentials", "create"], &machine[..]].concat()).await;
     let ping = ["--inventory", "cli smart", "--credential", "cli", "--module_name", "ping", "--forks", "2"];
     let command = awx.json(&[&["ad_hoc_commands", "create"], &ping[..]].concat()).await;
-    assert_eq!((&command["module_name"], &command["status"]), (&json!("ping"), &json!("pending")));
+    assert_eq!(command["module_name"], "ping", "{command}");
+    assert!(["pending", "waiting", "running"].iter().any(|status| command["status"] == *status), "{command}");
     let id = command["id"].to_string();
     assert_eq!(awx.json(&["ad_hoc_commands", "get", &id]).await["forks"], 2);
     let deleted = awx.run(&["inventory_sources", "delete", "cloud"]).await;

@@ -3,7 +3,7 @@
 
 mod walk;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
@@ -104,7 +104,7 @@ struct Content {
 #[derive(Debug)]
 struct Snapshot {
     tree: Arc<Tree>,
-    seen: BTreeMap<String, Seen>,
+    seen: walk::Found,
     contents: HashMap<String, Content>,
 }
 
@@ -122,14 +122,14 @@ impl Trees {
             let kept = self.0.lock().expect("no code panics under this lock");
             kept.iter().find(|(path, _)| path == root).map(|(_, snapshot)| Arc::clone(snapshot))
         };
-        let walk = walk::walk(root)?;
+        let seen = walk::walk(root)?;
         if let Some(before) = &before
-            && before.seen == walk.seen
+            && before.seen == seen
             && before.contents.values().all(|content| content.stamp.is_settled())
         {
             return Ok(Arc::clone(&before.tree));
         }
-        let snapshot = Arc::new(snapshot(root, walk, before.as_deref())?);
+        let snapshot = Arc::new(snapshot(root, seen, before.as_deref())?);
         let mut kept = self.0.lock().expect("no code panics under this lock");
         kept.retain(|(path, _)| path != root);
         let surplus = (kept.len() + 1).saturating_sub(KEPT);
@@ -139,7 +139,7 @@ impl Trees {
     }
 }
 
-fn snapshot(root: &Path, walk: walk::Walk, before: Option<&Snapshot>) -> Result<Snapshot, Error> {
+fn snapshot(root: &Path, seen: walk::Found, before: Option<&Snapshot>) -> Result<Snapshot, Error> {
     let known = |path: &str, stamp: &Stamp| {
         let content = before?.contents.get(path)?;
         let chunks = content.chunks.clone();
@@ -147,7 +147,7 @@ fn snapshot(root: &Path, walk: walk::Walk, before: Option<&Snapshot>) -> Result<
         (content.stamp == *stamp && content.stamp.is_settled()).then_some(Content { stamp: *stamp, chunks })
     };
     let (mut contents, mut unknown) = (HashMap::new(), Vec::new());
-    for (path, seen) in &walk.seen {
+    for (path, seen) in &seen {
         if let Kind::File(stamp) = &seen.kind {
             match known(path, stamp) {
                 Some(content) => drop(contents.insert(path.clone(), content)),
@@ -156,8 +156,8 @@ fn snapshot(root: &Path, walk: walk::Walk, before: Option<&Snapshot>) -> Result<
         }
     }
     contents.extend(hash_all(root, &unknown)?);
-    let tree = Arc::new(Tree::new(root, &walk.seen, &contents));
-    Ok(Snapshot { tree, seen: walk.seen, contents })
+    let tree = Arc::new(Tree::new(root, &seen, &contents));
+    Ok(Snapshot { tree, seen, contents })
 }
 
 /// Hashes files on all cores.
@@ -211,10 +211,10 @@ impl Tree {
 
     /// A tree of nothing: what a unit begins with that makes its tree itself.
     pub fn empty() -> Self {
-        Self::new(Path::new(""), &BTreeMap::new(), &HashMap::new())
+        Self::new(Path::new(""), &[], &HashMap::new())
     }
 
-    fn new(root: &Path, seen: &BTreeMap<String, Seen>, contents: &HashMap<String, Content>) -> Self {
+    fn new(root: &Path, seen: &[(String, Seen)], contents: &HashMap<String, Content>) -> Self {
         let (mut files, mut chunks): (Vec<String>, Vec<Source>) = (Vec::new(), Vec::new());
         let mut places: HashMap<Digest, ()> = HashMap::new();
         let mut entries = Vec::with_capacity(seen.len());

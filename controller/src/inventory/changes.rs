@@ -121,10 +121,10 @@ pub struct Changes {
     pub left: Vec<(i64, i64)>,
     /// Groups to take out of groups, by id.
     pub unnested: Vec<(i64, i64)>,
-    /// Hosts to note as this source's, by name.
-    pub our_hosts: Vec<String>,
-    /// Groups to note as this source's, by name.
-    pub our_groups: Vec<String>,
+    /// Hosts of before to note as this source's; new ones are from the start.
+    pub our_hosts: Vec<i64>,
+    /// Groups of before to note as this source's.
+    pub our_groups: Vec<i64>,
     /// Children that would have made a circle: group and child. They are left out.
     pub circles: Vec<(String, String)>,
 }
@@ -232,7 +232,6 @@ fn hosts(stored: &Stored, wanted: &Document, policy: Policy, changes: &mut Chang
                 enabled: host.enabled.unwrap_or(true),
                 variables: host.variables.clone(),
             });
-            changes.our_hosts.push(name.clone());
             continue;
         };
         let mut change = HostChange { id: row.id, ..HostChange::default() };
@@ -251,7 +250,7 @@ fn hosts(stored: &Stored, wanted: &Document, policy: Policy, changes: &mut Chang
             changes.hosts.push(change);
         }
         if !row.ours {
-            changes.our_hosts.push(name.clone());
+            changes.our_hosts.push(row.id);
         }
     }
 }
@@ -264,14 +263,13 @@ fn groups(stored: &Stored, wanted: &Document, policy: Policy, changes: &mut Chan
             None => {
                 let variables = Value::Object(group.variables.clone()).to_string();
                 changes.new_groups.push((name.clone(), variables));
-                changes.our_groups.push(name.clone());
             }
             Some(row) => {
                 if let Some(variables) = changed(&row.variables, &group.variables, policy) {
                     changes.groups.push((row.id, variables));
                 }
                 if !row.ours {
-                    changes.our_groups.push(name.clone());
+                    changes.our_groups.push(row.id);
                 }
             }
         }

@@ -193,16 +193,13 @@ impl Writer<'_> {
         self.insert_pairs("group_children", ["group_id", "child_id"], &nested).await?;
         self.delete_pairs("group_hosts", "host_id", &changes.left).await?;
         self.delete_pairs("group_children", "child_id", &changes.unnested).await?;
-        if let Some(source) = self.source {
-            let ours = |names: &[String], ids: &HashMap<String, i64>| -> Vec<(i64, i64)> {
-                names.iter().filter_map(|name| Some((source, *ids.get(name)?))).collect()
-            };
-            let (our_hosts, our_groups) =
-                (ours(&changes.our_hosts, &hosts), ours(&changes.our_groups, &groups));
-            let columns = ["inventory_source_id", "host_id"];
-            self.insert_pairs("inventory_source_hosts", columns, &our_hosts).await?;
-            let columns = ["inventory_source_id", "group_id"];
-            self.insert_pairs("inventory_source_groups", columns, &our_groups).await?;
+        for ids in changes.our_hosts.chunks(ROWS) {
+            self.claim("inventory_source_hosts", "host_id", ids).await?;
+            self.breathe().await?;
+        }
+        for ids in changes.our_groups.chunks(ROWS) {
+            self.claim("inventory_source_groups", "group_id", ids).await?;
+            self.breathe().await?;
         }
         self.commit().await
     }
@@ -269,6 +266,24 @@ impl Writer<'_> {
         Ok(())
     }
 
+    /// Notes rows as the source's. New ones in the transaction that makes them: one that nobody owns would stay for ever
+    /// when the import breaks off after it, and the source does not name it any more.
+    async fn claim(&mut self, table: &'static str, column: &'static str, ids: &[i64]) -> Result<(), Error> {
+        let Some(source) = self.source else { return Ok(()) };
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let columns = ["inventory_source_id", column];
+        let mut insert = Query::insert();
+        insert.into_table(table).columns(columns);
+        for id in ids {
+            insert.values_panic([source.into(), (*id).into()]);
+        }
+        insert.on_conflict(OnConflict::columns(columns).do_nothing().to_owned());
+        self.tx().await?.execute(&insert).await?;
+        Ok(())
+    }
+
     /// Rows that are new, and their ids.
     async fn make(
         &mut self,
@@ -300,9 +315,13 @@ impl Writer<'_> {
                 insert.values_panic(cells);
             }
             insert.returning(Query::returning().columns(["name", "id"]));
-            for row in self.tx().await?.all(&insert).await? {
+            let made = self.tx().await?.all(&insert).await?;
+            let mut ids = Vec::with_capacity(made.len());
+            for row in made {
+                ids.push(row.at(1)?);
                 groups.insert(row.at(0)?, row.at(1)?);
             }
+            self.claim("inventory_source_groups", "group_id", &ids).await?;
             self.breathe().await?;
         }
         for new in changes.new_hosts.chunks(ROWS) {
@@ -331,9 +350,13 @@ impl Writer<'_> {
                 insert.values_panic(cells);
             }
             insert.returning(Query::returning().columns(["name", "id"]));
-            for row in self.tx().await?.all(&insert).await? {
+            let made = self.tx().await?.all(&insert).await?;
+            let mut ids = Vec::with_capacity(made.len());
+            for row in made {
+                ids.push(row.at(1)?);
                 hosts.insert(row.at(0)?, row.at(1)?);
             }
+            self.claim("inventory_source_hosts", "host_id", &ids).await?;
             self.breathe().await?;
         }
         Ok(())

@@ -24,6 +24,9 @@ const BLIND: Duration = Duration::from_secs(10);
 /// Pause between two looks at the engine's store. A look is one system call while nothing changed.
 const WATCH: Duration = Duration::from_secs(5);
 
+/// How often all images are asked for while they come and go.
+const TRIES: u32 = 5;
+
 /// The images of one engine. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Images(Arc<Inner>);
@@ -258,11 +261,7 @@ impl Inner {
         if read == Some(stamp) {
             return true;
         }
-        let listed = self.ids().and_then(|ids| match ids.is_empty() {
-            true => Ok(Vec::new()),
-            false => self.inspect(&ids.iter().map(String::as_str).collect::<Vec<_>>()),
-        });
-        if let Ok(images) = listed {
+        if let Ok(images) = self.all() {
             let named = images.into_iter().flat_map(|image| {
                 let found = Found { image, stamp: Some(stamp), at: Instant::now() };
                 found.image.names.clone().into_iter().map(move |name| (name, found.clone()))
@@ -271,7 +270,7 @@ impl Inner {
             *self.found.lock().expect("no code panics under this lock") = all;
             *self.read.lock().expect("no code panics under this lock") = Some(stamp);
         }
-        true // one that was removed between the two questions fails them; the next round asks again
+        true
     }
 
     /// Ids of all images.
@@ -295,12 +294,24 @@ impl Inner {
         Ok(inspected.into_iter().map(ImageInfo::from).collect())
     }
 
-    fn list(&self) -> Result<Vec<ImageInfo>, Error> {
-        let ids = self.ids()?;
-        if ids.is_empty() {
-            return Ok(Vec::new());
+    /// All images. One that is removed between the two questions fails the second, which is then asked anew.
+    fn all(&self) -> Result<Vec<ImageInfo>, Error> {
+        let mut tries = 0;
+        loop {
+            let ids = self.ids()?;
+            if ids.is_empty() {
+                return Ok(Vec::new());
+            }
+            tries += 1;
+            match self.inspect(&ids.iter().map(String::as_str).collect::<Vec<_>>()) {
+                Err(_) if tries < TRIES => {}
+                answer => return answer,
+            }
         }
-        let mut images = self.inspect(&ids.iter().map(String::as_str).collect::<Vec<_>>())?;
+    }
+
+    fn list(&self) -> Result<Vec<ImageInfo>, Error> {
+        let mut images = self.all()?;
         let used = self.in_use()?;
         for image in &mut images {
             let id = bare(&image.id);

@@ -34,6 +34,10 @@ pub(super) struct Tombstones {
     dir: PathBuf,
     /// 20 bytes an attempt: 90 days of 10,000 units a day are some 40 MB with the tree around them.
     names: Mutex<BTreeSet<Attempt>>,
+    /// To be written by whoever writes next.
+    waiting: Mutex<Vec<Attempt>>,
+    /// Held by the one that writes.
+    writing: Mutex<()>,
 }
 
 impl Tombstones {
@@ -60,7 +64,7 @@ impl Tombstones {
                 .map_err(failed(&entry.path()))?;
             names.extend(bytes.chunks_exact(ENTRY).filter_map(parse));
         }
-        Ok(Self { dir, names: Mutex::new(names) })
+        Ok(Self { dir, names: Mutex::new(names), waiting: Mutex::default(), writing: Mutex::default() })
     }
 
     /// True for an attempt that must not start.
@@ -68,12 +72,31 @@ impl Tombstones {
         self.names.lock().expect("no code panics under this lock").contains(&attempt)
     }
 
-    /// Stores a name, synced. Again changes nothing. Blocks for the disk.
+    /// Stores a name, synced; with it all that came while another was being synced. Again changes nothing. Blocks for the
+    /// disk.
     pub(super) fn bury(&self, attempt: Attempt, today: u64) -> io::Result<()> {
-        let mut names = self.names.lock().expect("no code panics under this lock");
-        if names.contains(&attempt) {
+        self.waiting.lock().expect("no code panics under this lock").push(attempt);
+        let _writing = self.writing.lock().expect("no code panics under this lock");
+        let mut batch = std::mem::take(&mut *self.waiting.lock().expect("no code panics under this lock"));
+        if self.holds(attempt) && batch.is_empty() {
             return Ok(());
         }
+        // Taken by one that could not write it: then it is this one's.
+        batch.push(attempt);
+        {
+            let names = self.names.lock().expect("no code panics under this lock");
+            batch.sort_unstable();
+            batch.dedup();
+            batch.retain(|attempt| !names.contains(attempt));
+        }
+        if !batch.is_empty() {
+            self.write(&batch, today)?;
+            self.names.lock().expect("no code panics under this lock").extend(batch);
+        }
+        Ok(())
+    }
+
+    fn write(&self, batch: &[Attempt], today: u64) -> io::Result<()> {
         let path = self.dir.join(today.to_string());
         let fresh = !path.exists();
         let mut file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path)?;
@@ -82,12 +105,11 @@ impl Tombstones {
         if torn != 0 {
             file.set_len(file.metadata()?.len() - torn)?;
         }
-        file.write_all(&entry(attempt))?;
+        file.write_all(&batch.iter().flat_map(|attempt| entry(*attempt)).collect::<Vec<u8>>())?;
         file.sync_data()?;
         if fresh {
             File::open(&self.dir)?.sync_all()?;
         }
-        names.insert(attempt);
         Ok(())
     }
 }
@@ -143,6 +165,31 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         Tombstones::open(dir.path(), 7).unwrap().bury(attempt(1), 7).unwrap();
         assert_eq!(unsynced_bytes(&dir.path().join("tombstones/7")), 0);
+    }
+
+    #[test]
+    fn names_that_come_together_are_all_on_the_disk_when_each_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = Tombstones::open(dir.path(), 7).unwrap();
+        let path = dir.path().join("tombstones/7");
+        std::thread::scope(|scope| {
+            for thread in 0..8 {
+                let (names, path) = (&names, &path);
+                scope.spawn(move || {
+                    for number in 0..50 {
+                        // Some come twice, from two at once.
+                        let attempt = attempt(1 + (thread / 2) * 1000 + number * (1 + thread % 2));
+                        names.bury(attempt, 7).unwrap();
+                        let told = fs::read(path).unwrap();
+                        assert!(told.chunks_exact(ENTRY).any(|bytes| parse(bytes) == Some(attempt)));
+                    }
+                });
+            }
+        });
+        let written = fs::read(&path).unwrap();
+        let all: BTreeSet<_> = written.chunks_exact(ENTRY).filter_map(parse).collect();
+        assert_eq!(written.len(), all.len() * ENTRY, "none is written twice");
+        assert_eq!(unsynced_bytes(&path), 0);
     }
 
     #[test]

@@ -189,7 +189,7 @@ impl Task {
         spec: UnitSpec,
         dir: UnitDir,
         requests: mpsc::WeakSender<Box<Request>>,
-    ) -> (Self, watch::Receiver<View>) {
+    ) -> (Box<Self>, watch::Receiver<View>) {
         let runtime_dir = inner.runtime_units().join(unit.attempt().to_string());
         let kept = inner.kept().join(unit.attempt().to_string());
         let cluster = unit.owner().cluster.clone();
@@ -202,7 +202,8 @@ impl Task {
         let stored = matches!(unit.state(), State::Finished(_));
         let launched = matches!(unit.state(), State::Preparing { .. });
         let persisted = dir.path().exists();
-        let task = Self {
+        // A future keeps its arguments twice, so this one is a pointer.
+        let task = Box::new(Self {
             inner,
             unit,
             spec,
@@ -220,12 +221,32 @@ impl Task {
             attachment: 0,
             persisted,
             unclosed: None,
-        };
+        });
         (task, seen)
     }
 
-    /// Serves requests until the unit is forgotten.
-    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Box<Request>>) {
+    /// Serves requests until the unit is forgotten. What it does in answer is in memory of its own (`Box::pin`): a unit that
+    /// waits, as most do, holds none for that.
+    pub(super) async fn run(mut self: Box<Self>, mut inbox: mpsc::Receiver<Box<Request>>) {
+        Box::pin(self.take_up()).await;
+        while !self.unit.is_erased() {
+            let request = tokio::select! {
+                request = inbox.recv() => match request {
+                    Some(request) => Some(request),
+                    None => return,
+                },
+                () = due(self.unclosed.as_ref()) => None,
+            };
+            match request {
+                Some(request) => Box::pin(self.handle(*request)).await,
+                None => Box::pin(self.close_again()).await,
+            }
+            self.publish();
+        }
+    }
+
+    /// What an earlier life of the agent left to do.
+    async fn take_up(&mut self) {
         match self.unit.state() {
             State::Preparing { .. } => self.find_shim().await,
             // Private data of an earlier life: the key to it is gone, so it comes again.
@@ -235,19 +256,11 @@ impl Task {
             }
             State::Pending | State::Running { .. } | State::Finished(_) => {}
         }
-        while !self.unit.is_erased() {
-            tokio::select! {
-                request = inbox.recv() => match request {
-                    Some(request) => self.handle(*request).await,
-                    None => return,
-                },
-                () = due(self.unclosed.as_ref()) => {
-                    if let Some(Unclosed { reason, replace, .. }) = self.unclosed.take() {
-                        self.close_lost(reason, replace).await;
-                    }
-                }
-            }
-            self.publish();
+    }
+
+    async fn close_again(&mut self) {
+        if let Some(Unclosed { reason, replace, .. }) = self.unclosed.take() {
+            self.close_lost(reason, replace).await;
         }
     }
 

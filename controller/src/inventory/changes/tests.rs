@@ -34,7 +34,7 @@ fn apply(stored: &Stored, changes: &Changes) -> Stored {
             id: next,
             name: name.clone(),
             variables: variables.clone(),
-            ours: false,
+            ours: true,
         });
         next += 1;
     }
@@ -57,7 +57,7 @@ fn apply(stored: &Stored, changes: &Changes) -> Stored {
     }
     for new in &changes.new_hosts {
         let NewHost { name, instance_id, enabled, variables } = new.clone();
-        after.hosts.push(StoredHost { id: next, name, instance_id, enabled, variables, ours: false });
+        after.hosts.push(StoredHost { id: next, name, instance_id, enabled, variables, ours: true });
         next += 1;
         unique(&after);
     }
@@ -78,11 +78,11 @@ fn apply(stored: &Stored, changes: &Changes) -> Stored {
     for pair in &changes.unnested {
         assert!(after.children.remove(pair));
     }
-    for name in &changes.our_hosts {
-        after.hosts.iter_mut().find(|host| host.name == *name).unwrap().ours = true;
+    for id in &changes.our_hosts {
+        after.hosts.iter_mut().find(|host| host.id == *id).unwrap().ours = true;
     }
-    for name in &changes.our_groups {
-        after.groups.iter_mut().find(|group| group.name == *name).unwrap().ours = true;
+    for id in &changes.our_groups {
+        after.groups.iter_mut().find(|group| group.id == *id).unwrap().ours = true;
     }
     after
 }
