@@ -35,6 +35,14 @@ tests() {
         cargo test --workspace --all-targets --no-fail-fast "$@"
     fi
 }
+# The API's own tests once more, each on the other engine.
+on_postgres() {
+    if cargo nextest --version >/dev/null 2>&1; then
+        PLEXUS_TEST_ENGINE=postgres cargo nextest run --workspace --lib -E 'test(http::tests)'
+    else
+        PLEXUS_TEST_ENGINE=postgres cargo test --workspace --lib --no-fail-fast http::tests
+    fi
+}
 doc_tests() { cargo test --workspace --doc; }
 
 mkdir -p "$TARGET"
@@ -54,9 +62,10 @@ test)
 verify)
     # Tests that can go further do: more passages of the crash sweep, the playbooks that run for minutes.
     export PLEXUS_VERIFY=1
-    step "set-up, for the longer proofs" deploy/setup/setup.sh schemathesis
+    step "set-up, for the longer proofs" deploy/setup/setup.sh schemathesis scm
     step "build" build
     step "tests, at length" tests
+    step "tests of the API on PostgreSQL" on_postgres
     ;;
 *)
     echo "usage: tests/run.sh test|verify" >&2

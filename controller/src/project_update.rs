@@ -23,6 +23,10 @@ use crate::payload::private::{Run, file, settings, ssh_key, unlock};
 /// The playbook, shipped in this program.
 const PLAYBOOK: &str = include_str!("project_update/playbook.yml");
 
+/// What the playbook has done by Python itself, which every execution environment has.
+const UNPACK: &str = include_str!("project_update/unpack.py");
+const SIGNATURE: &str = include_str!("project_update/signature.py");
+
 /// The private directory, as the worker sees it.
 const PRIVATE: &str = "/runner";
 
@@ -220,7 +224,11 @@ impl Update {
         if let Some(store) = address.git_store(self.scm) {
             files.push(secret("update/git-credentials", store));
         }
+        if self.scm == Scm::Archive {
+            files.push(file("update/unpack.py", UNPACK.to_owned()));
+        }
         if let Some(key) = &self.signed_by {
+            files.push(file("update/signature.py", SIGNATURE.to_owned()));
             files.push(file("update/gpg.pub", key.clone()));
         }
         let mut passwords = Map::new();

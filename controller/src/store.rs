@@ -18,4 +18,4 @@ pub(crate) mod testing;
 pub mod units;
 pub mod updates;
 
-pub use self::sql::Engine;
+pub use self::sql::{Engine, spelled};

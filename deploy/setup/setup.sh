@@ -13,6 +13,9 @@
 #     ssh      an ssh server and sshpass, for jobs that reach a real host
 #     rootless user plexus with sub-ids, for podman without root
 #     postgres PostgreSQL's programs, for the tests; no server is started
+#   only for the longer proofs, when named:
+#     schemathesis  requests made up from the OpenAPI document, in a virtual environment below the cache directory
+#     scm      Subversion, gpg and ansible-sign, and the image localhost/plexus-ee:scm (see ee/scm.sh)
 #   setup.sh --print-cache  prints the cache directory
 #   setup.sh --print-awx    prints the directory of the `awx` command
 #
@@ -37,6 +40,8 @@ COLLECTION_BUNDLE=11.0.0
 COLLECTION_DIR=$CACHE/awx-collection-$AWXKIT_VERSION
 SCHEMATHESIS_VERSION=4.32.5
 SCHEMATHESIS_DIR=$CACHE/schemathesis-$SCHEMATHESIS_VERSION
+ANSIBLE_SIGN_VERSION=0.1.6
+ANSIBLE_SIGN_DIR=$CACHE/ansible-sign-$ANSIBLE_SIGN_VERSION
 RUST_VERSION=1.89
 RECIPE_LABEL=plexus.recipe
 # How long to wait for another apt or dpkg to finish, in seconds.
@@ -301,6 +306,39 @@ PY
     say "installed the collection in $(seconds_since "$start")"
 }
 
+# For `make verify` only: servers, keys and signatures for projects that do not come from git, and the image that fetches them.
+part_scm() {
+    local want="ansible-sign $ANSIBLE_SIGN_VERSION, recipe 1" recipe start
+    apt_need subversion gnupg
+    if [ "$(cat "$ANSIBLE_SIGN_DIR/.complete" 2>/dev/null)" != "$want" ]; then
+        lock
+        say "installing ansible-sign $ANSIBLE_SIGN_VERSION below $ANSIBLE_SIGN_DIR ..."
+        python3 -c 'import ensurepip, venv' 2>/dev/null || apt_need python3 python3-venv
+        rm -rf "$ANSIBLE_SIGN_DIR"
+        quietly python3 -m venv "$ANSIBLE_SIGN_DIR" || die "python3 could not make a virtual environment"
+        quietly "$ANSIBLE_SIGN_DIR/bin/python" -m pip install --quiet --disable-pip-version-check \
+            "ansible-sign==$ANSIBLE_SIGN_VERSION" || die "pip could not install ansible-sign"
+        echo "$want" >"$ANSIBLE_SIGN_DIR/.complete"
+    fi
+    # shellcheck source=deploy/setup/ee/image.sh
+    . "$HERE/ee/image.sh"
+    # shellcheck source=deploy/setup/ee/scm.sh
+    . "$HERE/ee/scm.sh"
+    recipe=$(cat "$HERE/ee/image.sh" "$HERE/ee/scm.sh" "$HERE/ee/requirements.txt" | sha256sum | cut -c1-16)
+    [ "$(as_root podman image inspect --format "{{index .Labels \"$RECIPE_LABEL\"}}" "$SCM_IMAGE" 2>/dev/null || true)" != "$recipe" ] ||
+        return 0
+    lock
+    start=$(date +%s.%N)
+    say "building the image $SCM_IMAGE, once (about a minute) ..."
+    apt_need mmdebstrap ca-certificates python3
+    python3 -m pip --version >/dev/null 2>&1 || apt_need python3-pip
+    WORK=$(mktemp -d); chmod 755 "$WORK"
+    trap 'as_root rm -rf "$WORK"' EXIT
+    quietly scm_build "$WORK" "$HERE/ee/requirements.txt" "$RECIPE_LABEL=$recipe" || die "the image $SCM_IMAGE could not be built"
+    as_root rm -rf "$WORK"
+    say "built $SCM_IMAGE in $(seconds_since "$start")"
+}
+
 # For `make verify` only: requests made up from the OpenAPI document.
 part_schemathesis() {
     local want="schemathesis $SCHEMATHESIS_VERSION, recipe 1" start
@@ -340,7 +378,7 @@ main() {
     esac
     [ $# -gt 0 ] || set -- rust podman ee awx collection images registry ssh rootless postgres
     for part in "$@"; do
-        declare -F "part_$part" >/dev/null || die "no such part: $part (parts: rust podman ee awx collection images registry ssh rootless postgres schemathesis)"
+        declare -F "part_$part" >/dev/null || die "no such part: $part (parts: rust podman ee awx collection images registry ssh rootless postgres schemathesis scm)"
     done
     for part in "$@"; do "part_$part"; done
 }

@@ -216,6 +216,21 @@ impl Api {
         .await
     }
 
+    /// Waits until what runs at `path` (`project_updates/7/`) is over, however it ended, and gives it.
+    ///
+    /// # Errors
+    /// When it is not over by `deadline`.
+    pub async fn over(&self, path: &str, deadline: Duration) -> anyhow::Result<Value> {
+        wait_for(&format!("{path} to end"), deadline, async || match self.get(path).await {
+            Ok(shown) => match shown["status"].as_str() {
+                Some("successful" | "failed" | "error" | "canceled") => Seen::Yes(shown),
+                _ => Seen::NotYet(format!("{} {}", shown["status"], shown["job_explanation"])),
+            },
+            Err(error) => Seen::NotYet(format!("{error:#}")),
+        })
+        .await
+    }
+
     /// Waits until a job has the wanted status.
     ///
     /// # Errors

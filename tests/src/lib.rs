@@ -22,6 +22,7 @@ mod postgres;
 pub mod proofs;
 mod recap;
 mod replay;
+mod repository;
 mod samples;
 mod wait;
 pub mod wire;
@@ -39,6 +40,7 @@ pub use ports::ReservedPort;
 pub use postgres::Postgres;
 pub use recap::{HostRecap, Recap, plain};
 pub use replay::{Replay, essence};
+pub use repository::Repository;
 pub use samples::{JobOptions, Loaded, Samples, cache_dir, demo_image};
 pub use wait::{Seen, wait_for};
 

@@ -15,13 +15,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Starts the server and waits on standard input; at its end, stops the server and removes the directory. `restart` on a
 /// line stops it as a power cut would and starts it again.
 const KEEPER: &str = r#"
-dir=$1; bin=$2; shift 2
+dir=$1; bin=$2; locale=$3; shift 3
 trap '' INT TERM HUP
 as() { if [ "$(id -u)" = 0 ]; then runuser -u postgres -- "$@"; else "$@"; fi; }
 start() { as "$bin/pg_ctl" -D "$dir/data" -l "$dir/log" -w -t 60 -o "-k $dir -c listen_addresses='' $options" start >/dev/null 2>&1; }
 options="$*"
 cd /
-as "$bin/initdb" -D "$dir/data" -U plexus -A trust -E UTF8 --locale=C --no-sync >"$dir/initdb" 2>&1 && start \
+as "$bin/initdb" -D "$dir/data" -U plexus -A trust -E UTF8 --locale=C $locale --no-sync >"$dir/initdb" 2>&1 && start \
     && echo ready || { cat "$dir/initdb" "$dir/log" 2>/dev/null; echo failed; }
 while read -r word; do
     as "$bin/pg_ctl" -D "$dir/data" -m immediate -w stop >/dev/null 2>&1
@@ -43,19 +43,25 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Starts a server that does not sync: for tests whose subject is not a power cut.
+    /// Starts a server that does not sync: for tests whose subject is not a power cut. It sorts as people do, not by bytes: what it is
+    /// asked must not depend on that.
     ///
     /// # Panics
     /// Where PostgreSQL is not installed (`deploy/setup/setup.sh postgres` does that) or does not start.
     pub fn start() -> Self {
-        Self::start_in(
+        Self::launch(
             Path::new("/dev/shm"),
+            "--locale-provider=icu --icu-locale=en-US",
             "-c fsync=off -c synchronous_commit=off -c full_page_writes=off -c max_connections=300",
         )
     }
 
     /// Starts a server below `parent`, which user `postgres` must be able to reach, with these options.
     pub fn start_in(parent: &Path, options: &str) -> Self {
+        Self::launch(parent, "", options)
+    }
+
+    fn launch(parent: &Path, locale: &str, options: &str) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         // Short: a socket's path has at most 107 bytes.
@@ -74,7 +80,7 @@ impl Postgres {
         let mut keeper = Command::new("bash")
             .args(["-c", KEEPER, "keeper"])
             .args([&dir, &bin])
-            .arg(options)
+            .args([locale, options])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

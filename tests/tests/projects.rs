@@ -6,110 +6,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use plexus_tests::{Api, Cluster, ReservedPort, Samples, Seen, demo_image, is_verify, wait_for};
+use plexus_tests::{Api, Cluster, Repository, ReservedPort, Samples, Seen, demo_image, is_verify, wait_for};
 use serde_json::{Value, json};
 
 const JOB: Duration = Duration::from_secs(180);
 const USER: &str = "ann";
 /// Found nowhere else in the world.
 const PASSWORD: &str = "canary-git-4e91c07a";
-
-/// A repository behind HTTP, and the working copy that commits go in by.
-struct Repository {
-    dir: tempfile::TempDir,
-    port: ReservedPort,
-    server: Child,
-}
-
-impl Repository {
-    async fn start(login: bool) -> anyhow::Result<Self> {
-        let dir = tempfile::tempdir().context("no folder")?;
-        let port = ReservedPort::new()?;
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/git_http.py");
-        let mut command = Command::new("python3");
-        command.arg(script).arg(dir.path()).arg(port.port().to_string());
-        if login {
-            command.args([USER, PASSWORD]);
-        }
-        let server = command.stderr(Stdio::null()).spawn().context("cannot start the server")?;
-        let repository = Self { dir, port, server };
-        repository.git(&["init", "--quiet", "--bare", "--initial-branch=main", "../site.git"])?;
-        repository.git(&["init", "--quiet", "--initial-branch=main"])?;
-        repository.git(&["remote", "add", "origin", "../site.git"])?;
-        let address = format!("127.0.0.1:{}", repository.port.port());
-        wait_for("the git server to listen", JOB, async || {
-            Seen::when(std::net::TcpStream::connect(&address).is_ok(), || "nobody listens".to_owned())
-        })
-        .await?;
-        Ok(repository)
-    }
-
-    fn url(&self) -> String {
-        format!("http://127.0.0.1:{}/site.git", self.port.port())
-    }
-
-    fn work(&self) -> PathBuf {
-        self.dir.path().join("work")
-    }
-
-    fn git(&self, args: &[&str]) -> anyhow::Result<String> {
-        fs::create_dir_all(self.work()).context("no folder")?;
-        let output = Command::new("git")
-            .args(["-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "protocol.file.allow=always"])
-            .args(args)
-            .current_dir(self.work())
-            .output()
-            .context("no git")?;
-        ensure!(output.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-    }
-
-    /// Commits a playbook that prints `says`; its revision.
-    fn commit(&self, branch: &str, says: &str) -> anyhow::Result<String> {
-        self.git(&["checkout", "--quiet", "-B", branch])?;
-        let playbook = format!(
-            "- hosts: all\n  gather_facts: false\n  tasks:\n    - debug:\n        msg: says-{says}\n"
-        );
-        fs::write(self.work().join("site.yml"), playbook).context("cannot write")?;
-        fs::create_dir_all(self.work().join("inventories")).context("cannot make")?;
-        fs::write(self.work().join("inventories/all.ini"), "[web]\none\n").context("cannot write")?;
-        self.git(&["add", "--all"])?;
-        self.git(&["commit", "--quiet", "--message", says])?;
-        self.git(&["push", "--quiet", "--force", "origin", branch])?;
-        self.git(&["rev-parse", "HEAD"])
-    }
-}
-
-impl Repository {
-    /// Another repository beside this one, with these files and nothing else; its address.
-    fn beside(&self, name: &str, files: &[(&str, &str)]) -> anyhow::Result<String> {
-        let bare = format!("../{name}.git");
-        self.git(&["init", "--quiet", "--bare", "--initial-branch=main", &bare])?;
-        self.git(&["checkout", "--quiet", "--orphan", name])?;
-        self.git(&["rm", "-r", "--quiet", "--force", "--ignore-unmatch", "."])?;
-        self.put(files)?;
-        self.git(&["add", "--all"])?;
-        self.git(&["commit", "--quiet", "--message", name])?;
-        self.git(&["push", "--quiet", &bare, &format!("{name}:main")])?;
-        Ok(self.url().replace("site.git", &format!("{name}.git")))
-    }
-
-    fn put(&self, files: &[(&str, &str)]) -> anyhow::Result<()> {
-        for (path, content) in files {
-            let path = self.work().join(path);
-            fs::create_dir_all(path.parent().context("no folder")?).context("cannot make")?;
-            fs::write(path, content).context("cannot write")?;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Repository {
-    fn drop(&mut self) {
-        self.server.kill().ok();
-        self.server.wait().ok();
-    }
-}
 
 fn id(object: &Value) -> i64 {
     object["id"].as_i64().unwrap_or_else(|| panic!("no id in {object}"))
@@ -146,14 +49,7 @@ async fn credential(api: &Api, organization: i64, name: &str, inputs: Value) -> 
 
 /// Waits for an update to end.
 async fn over(api: &Api, update: i64) -> anyhow::Result<Value> {
-    wait_for("the update to end", JOB, async || match api.get(&format!("project_updates/{update}/")).await {
-        Ok(shown) => match shown["status"].as_str() {
-            Some("successful" | "failed" | "error" | "canceled") => Seen::Yes(shown),
-            _ => Seen::NotYet(format!("{} {}", shown["status"], shown["job_explanation"])),
-        },
-        Err(error) => Seen::NotYet(format!("{error:#}")),
-    })
-    .await
+    api.over(&format!("project_updates/{update}/"), JOB).await
 }
 
 /// The update that making a project starts, over and successful.
@@ -198,7 +94,7 @@ async fn a_project_is_fetched_on_a_node_and_jobs_run_its_revision() {
     if !is_verify() {
         return; // it takes more than 20 s
     }
-    let repository = Repository::start(true).await.unwrap();
+    let repository = Repository::start(Some((USER, PASSWORD))).await.unwrap();
     let first = repository.commit("main", "one").unwrap();
     let cluster = Cluster::builder("projects").start().await.unwrap();
     let Stage { organization, inventory, environment } = stage(&cluster).await.unwrap();
@@ -269,7 +165,7 @@ async fn a_project_is_fetched_on_a_node_and_jobs_run_its_revision() {
 
 #[tokio::test]
 async fn each_trouble_of_an_update_has_its_own_words_and_fails_the_jobs_that_wait() {
-    let repository = Repository::start(true).await.unwrap();
+    let repository = Repository::start(Some((USER, PASSWORD))).await.unwrap();
     repository.commit("main", "one").unwrap();
     let cluster = Cluster::builder("projects-trouble").start().await.unwrap();
     let Stage { organization, inventory, environment } = stage(&cluster).await.unwrap();
@@ -317,7 +213,7 @@ async fn an_update_survives_the_death_of_its_controller_and_of_its_node() {
     if !is_verify() {
         return; // it takes more than 20 s
     }
-    let repository = Repository::start(false).await.unwrap();
+    let repository = Repository::start(None).await.unwrap();
     let first = repository.commit("main", "one").unwrap();
     let mut cluster = Cluster::builder("projects-crash").start().await.unwrap();
     let Stage { organization, environment, .. } = stage(&cluster).await.unwrap();
@@ -364,15 +260,7 @@ async fn an_update_survives_the_death_of_its_controller_and_of_its_node() {
 /// Waits for an update of an inventory source to end.
 async fn imported(api: &Api, source: i64) -> anyhow::Result<Value> {
     let started = api.post(&format!("inventory_sources/{source}/update/"), &json!({})).await?;
-    let path = format!("inventory_updates/{}/", started["inventory_update"]);
-    wait_for("the import to end", JOB, async || match api.get(&path).await {
-        Ok(shown) => match shown["status"].as_str() {
-            Some("successful" | "failed" | "error" | "canceled") => Seen::Yes(shown),
-            _ => Seen::NotYet(format!("{} {}", shown["status"], shown["job_explanation"])),
-        },
-        Err(error) => Seen::NotYet(format!("{error:#}")),
-    })
-    .await
+    api.over(&format!("inventory_updates/{}/", started["inventory_update"]), JOB).await
 }
 
 #[tokio::test]
@@ -380,7 +268,7 @@ async fn tags_commits_refspecs_submodules_and_inventories_are_fetched_as_git_nam
     if !is_verify() {
         return; // it takes more than 20 s
     }
-    let repository = Repository::start(false).await.unwrap();
+    let repository = Repository::start(None).await.unwrap();
     let first = repository.commit("main", "one").unwrap();
     repository.git(&["tag", "v1"]).unwrap();
     repository.git(&["push", "--quiet", "origin", "v1"]).unwrap();
@@ -441,7 +329,7 @@ async fn roles_and_collections_that_a_project_requires_come_with_its_tree() {
     if !is_verify() {
         return; // it takes more than 20 s
     }
-    let repository = Repository::start(false).await.unwrap();
+    let repository = Repository::start(None).await.unwrap();
     let says = |who: &str| format!("- ansible.builtin.debug:\n    msg: says-{who}\n");
     let files = [("meta/main.yml", "galaxy_info: {}\ndependencies: []\n"), ("tasks/main.yml", &says("role"))];
     let role = repository.beside("hello", &files).unwrap();
@@ -555,11 +443,11 @@ impl Drop for SshServer {
 #[tokio::test]
 async fn a_project_is_fetched_over_ssh_with_a_key_that_has_a_passphrase() {
     use std::os::unix::fs::PermissionsExt as _;
-    let repository = Repository::start(false).await.unwrap();
+    let repository = Repository::start(None).await.unwrap();
     let revision = repository.commit("main", "ssh").unwrap();
     // git serves a repository to its owner only.
-    fs::set_permissions(repository.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let bare = repository.dir.path().join("site.git").display().to_string();
+    fs::set_permissions(repository.dir(), fs::Permissions::from_mode(0o755)).unwrap();
+    let bare = repository.dir().join("site.git").display().to_string();
     run("chown", &["-R", LOGIN, &bare]).unwrap();
     let server = SshServer::start().await.unwrap();
     let cluster = Cluster::builder("projects-ssh").start().await.unwrap();

@@ -5,13 +5,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sea_query::{Asterisk, Condition, Expr, Func, Query, SelectStatement, SqliteQueryBuilder};
+use sea_query::{Asterisk, Condition, Expr, Func, Query, SelectStatement};
 
 use super::call::Call;
 use super::error::ApiError;
 use crate::registry::Resource;
 use crate::registry::read::{self, BASE};
 use crate::store::core::{CoreDb, Error as StoreError};
+use crate::store::spelled;
 
 /// Largest count that is always exact.
 const EXACT: i64 = 10_000;
@@ -98,7 +99,7 @@ pub(super) async fn of(
     let (db, counts) = (&call.app.db, &call.app.counts);
     let mut ids = read::source(resource, BASE);
     ids.column((BASE, "id")).cond_where(condition);
-    let question = ids.to_string(SqliteQueryBuilder);
+    let question = spelled(&ids, db.engine());
     if let Some((count, renew)) = counts.kept(&question) {
         if renew {
             let (counts, db) = (counts.clone(), db.clone());

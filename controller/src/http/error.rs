@@ -70,6 +70,9 @@ impl From<core::Error> for ApiError {
             core::Error::Closed => {
                 Self::Detail(StatusCode::SERVICE_UNAVAILABLE, "The controller is stopping.".to_owned())
             }
+            core::Error::Pattern => {
+                Self::Detail(StatusCode::BAD_REQUEST, "Invalid regular expression.".to_owned())
+            }
             core::Error::Unavailable { trouble, .. } => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "a request was put off");
                 let detail = format!("The database {trouble}. Try again later.");

@@ -36,6 +36,37 @@ use crate::auth;
 use crate::store::Engine;
 use crate::store::testing::Place;
 
+std::thread_local! {
+    /// What the test of this thread runs on, if it was chosen for it.
+    static ENGINE: std::cell::Cell<Option<Engine>> = const { std::cell::Cell::new(None) };
+}
+
+/// Runs a test of this thread on an engine.
+fn on(engine: Engine, test: fn()) {
+    struct Reset;
+    impl Drop for Reset {
+        fn drop(&mut self) {
+            ENGINE.set(None);
+        }
+    }
+    let _reset = Reset;
+    ENGINE.set(Some(engine));
+    test();
+}
+
+/// Makes tests run on PostgreSQL too: those in which engines differ. All of them do with `PLEXUS_TEST_ENGINE=postgres`.
+macro_rules! on_postgres_too {
+    ($($name:ident,)*) => {
+        mod on_postgres {
+            $(#[test]
+            fn $name() {
+                crate::http::tests::on(crate::store::Engine::Postgres, super::$name);
+            })*
+        }
+    };
+}
+use on_postgres_too;
+
 /// An API of its own, with an admin whose password is `pw`.
 struct Api {
     app: App,
@@ -59,11 +90,10 @@ fn basic(user: &str, password: &str) -> String {
 
 impl Api {
     async fn new() -> Self {
-        // The whole API on the other engine: PLEXUS_TEST_ENGINE=postgres.
-        let engine = match std::env::var("PLEXUS_TEST_ENGINE").as_deref() {
+        let engine = ENGINE.get().unwrap_or(match std::env::var("PLEXUS_TEST_ENGINE").as_deref() {
             Ok("postgres") => Engine::Postgres,
             _ => Engine::Sqlite,
-        };
+        });
         let dir = Place::new(engine);
         let db = dir.core().await;
         let vault = Vault::open(&dir.dir().join("secret")).unwrap();

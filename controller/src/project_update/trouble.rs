@@ -2,28 +2,49 @@
 
 use serde_json::Value;
 
-/// What went wrong in one sentence, from the data of the task that failed; empty when nothing is known that the output does
-/// not say better. What git, svn and curl say in a hundred ways comes to few reasons that people can act on.
-pub fn explain(event_data: &str) -> String {
+/// Exit codes of our own programs: what they were given is not acceptable, and gpg is missing.
+const REFUSED: i64 = 3;
+const LACKS_GPG: i64 = 4;
+
+const NOTHING_THERE: &str =
+    "there is no such repository or file at this address, or the credential may not see it";
+
+/// What went wrong in one sentence, from the data of the task that failed in `image`; empty when nothing is known that the
+/// output does not say better. What git, svn and curl say in a hundred ways comes to few reasons that people can act on.
+pub fn explain(event_data: &str, image: &str) -> String {
     let data: Value = serde_json::from_str(event_data).unwrap_or_default();
     let text = |name: &str| data["res"][name].as_str().unwrap_or_default().to_owned();
-    let said = [text("msg"), text("stderr"), text("stdout")].join("\n");
+    // Where get_url says why is `response`.
+    let said = [text("msg"), text("response"), text("stderr"), text("stdout")].join("\n");
     let low = said.to_lowercase();
     let has = |words: &[&str]| words.iter().any(|word| low.contains(word));
     let task = data["task"].as_str().unwrap_or_default();
-    let words = if task == "Look for gpg" {
-        "the execution environment lacks gpg, which checks the signature of the content; choose another one for the project"
-    } else if task.starts_with("Check ") || task == "Read what is signed" {
-        "its content is not signed by the key of its signature validation credential"
-    } else if task.starts_with("Install ") {
-        "roles or collections that it requires cannot be installed"
-    } else if has(&[
-        "no such file or directory: b'git'",
-        "no such file or directory: b'svn'",
-        "failed to find required executable",
-    ]) || task.starts_with("Look for ") && has(&["no such file"])
+    let exit = data["res"]["rc"].as_i64().unwrap_or_default();
+    // Our own programs say in one line what is wrong and what to do.
+    match (task, exit) {
+        ("Check the signature of the content", LACKS_GPG) => {
+            return lacks(image, "gpg", "checks the signature of its content");
+        }
+        ("Check the signature of the content", REFUSED) => {
+            return format!("The project was fetched and not accepted: {}.", text("stderr").trim());
+        }
+        ("Unpack", REFUSED) => return format!("The project was not fetched: {}.", text("stderr").trim()),
+        _ => {}
+    }
+    if let Some(tool) = task.strip_prefix("Look for ")
+        // What exactly went wrong, a newer Ansible keeps to itself.
+        && has(&["no such file", "not found", "error executing command"])
     {
-        "the execution environment lacks the program that fetches this kind of project; choose another one for the project"
+        return lacks(image, tool, "fetches it");
+    }
+    if let Some(tool) = low.split("could not find/use ").nth(1).and_then(|rest| rest.split([',', ' ']).next())
+    {
+        return lacks(image, tool, "fetches roles or collections that it requires");
+    }
+    let words = if task.starts_with("Install ") {
+        "roles or collections that it requires cannot be installed"
+    } else if has(&["e210005", "e170000", "w170000", "e160013", "url non-existent"]) {
+        NOTHING_THERE
     } else if has(&[
         "authentication failed",
         "could not read username",
@@ -72,11 +93,10 @@ pub fn explain(event_data: &str) -> String {
         "repository not found",
         "does not appear to be a git repository",
         "' not found",
-        "e160013",
         "http error 404",
         "404 not found",
     ]) {
-        "there is no such repository at this address, or the credential may not see it"
+        NOTHING_THERE
     } else if has(&["no space left on device"]) {
         "a disk of the node was full"
     } else {
@@ -90,11 +110,48 @@ pub fn explain(event_data: &str) -> String {
     sentence
 }
 
+/// Which tool, which image, and what to do.
+fn lacks(image: &str, tool: &str, does: &str) -> String {
+    format!(
+        "The project was not fetched: execution environment {image} lacks {tool}, which {does}: add {tool} to the image, or \
+         choose one that has it as the project's default environment."
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_missing_tool_is_named_with_its_image_and_what_to_do() {
+        let older = json!({"task": "Look for svn", "res": {"msg": "[Errno 2] No such file or directory: b'svn'", "rc": 2}});
+        let newer = json!({"task": "Look for svn", "res": {"msg": "Error executing command.", "rc": 2, "stderr": ""}});
+        for data in [older, newer] {
+            let sentence = explain(&data.to_string(), "ee:1");
+            assert!(
+                sentence.contains("execution environment ee:1 lacks svn, which fetches it: add svn"),
+                "{sentence}"
+            );
+        }
+        let gpg = json!({"task": "Check the signature of the content", "res": {"rc": 4, "stderr": "gpg is missing"}});
+        assert!(explain(&gpg.to_string(), "ee:1").contains("execution environment ee:1 lacks gpg"));
+        let words =
+            "ERROR! could not find/use git, it is required to continue with installing http://h/a.git";
+        let role = json!({"task": "Install roles", "res": {"msg": "non-zero return code", "stderr": words, "rc": 1}});
+        assert!(explain(&role.to_string(), "ee:1").contains("lacks git, which fetches roles"));
+    }
+
+    #[test]
+    fn our_own_programs_are_quoted() {
+        let said = |task: &str, stderr: &str| {
+            explain(&json!({"task": task, "res": {"rc": 3, "stderr": stderr}}).to_string(), "ee:1")
+        };
+        let sentence = said("Check the signature of the content", "files are not signed: a.yml");
+        assert_eq!(sentence, "The project was fetched and not accepted: files are not signed: a.yml.");
+        assert_eq!(said("Unpack", "it is no archive"), "The project was not fetched: it is no archive.");
+    }
 
     #[test]
     fn each_trouble_is_told_from_the_others() {
@@ -107,12 +164,19 @@ mod tests {
             ("fatal: unable to access 'http://h/': Failed to connect to h port 1", "cannot be reached"),
             ("ssh: Could not resolve hostname h: Name or service not known", "cannot be reached"),
             ("Failed to checkout nosuch", "no such branch"),
+            ("svn: E170013: Unable to connect\nsvn: E000111: Can't connect", "cannot be reached"),
+            ("svn: E170013: Unable to connect\nsvn: E170001: Authentication error", "refused the login"),
+            (
+                "svn: E170013: Unable to connect\nsvn: E210005: No repository found in 'svn://h/a'",
+                "no such repository",
+            ),
+            ("svn: E160006: No such revision 99", "no such branch"),
             ("fatal: repository 'http://h/b.git/' not found", "no such repository"),
         ] {
             let data = json!({"task": "Fetch and check out", "res": {"msg": said}}).to_string();
-            let sentence = explain(&data);
+            let sentence = explain(&data, "ee:1");
             assert!(sentence.contains(words), "{said}: {sentence}");
         }
-        assert_eq!(explain("{}"), "");
+        assert_eq!(explain("{}", "ee:1"), "");
     }
 }

@@ -454,7 +454,9 @@ impl Driver {
         let page = self.context.events.events(self.job, query).await;
         let page = page.map_err(|error| Trouble::Passing(chain(&error)))?;
         let said = page.events.first().map(|event| event.event_data.get().to_owned());
-        Ok(said.map(|said| project_update::explain(&said)).unwrap_or_default())
+        let Some(said) = said else { return Ok(String::new()) };
+        let image = load::shown(&self.context, self.unit.job).await?.image.unwrap_or_default();
+        Ok(project_update::explain(&said, &image))
     }
 
     /// Where the node keeps the unit's private directory. It moves it when the unit has ended, a moment after the last record.

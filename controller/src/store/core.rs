@@ -112,6 +112,9 @@ pub enum Error {
     /// The row points to one that does not exist, or is pointed to and may not go.
     #[error("a referenced row is missing, or this row is still referenced")]
     Reference,
+    /// A regular expression that this engine does not take: each has its own.
+    #[error("the database does not take this regular expression")]
+    Pattern,
     /// A column that is missing or of another type than asked for.
     #[error("column {column} is not readable")]
     Column {
@@ -167,6 +170,7 @@ impl From<sqlx::Error> for Error {
                 Self::Duplicate { columns: postgres::duplicate_columns(&**db).unwrap_or_else(of_message) }
             }
             sqlx::Error::Database(db) if db.is_foreign_key_violation() => Self::Reference,
+            sqlx::Error::Database(db) if postgres::is_bad_pattern(&**db) => Self::Pattern,
             sqlx::Error::PoolClosed => Self::Closed,
             _ => match sqlite::trouble(&error).or_else(|| postgres::trouble(&error)) {
                 Some(trouble) => Self::Unavailable { trouble, source: Box::new(error) },

@@ -60,6 +60,14 @@ fn build(statement: &impl SqlxBinder, engine: Engine) -> Built {
     Built { sql, values }
 }
 
+/// A statement with its values in it, to tell it from others; never to be run.
+pub fn spelled(statement: &SelectStatement, engine: Engine) -> String {
+    match engine {
+        Engine::Sqlite => statement.to_string(SqliteQueryBuilder),
+        Engine::Postgres => statement.to_string(PostgresQueryBuilder),
+    }
+}
+
 /// PostgreSQL's texts cannot hold a NUL, and a statement with one fails as a whole: the mark of a character that could
 /// not be kept stands in its place.
 fn make_storable(value: &mut Value) {

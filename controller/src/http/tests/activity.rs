@@ -144,3 +144,7 @@ async fn a_tenant_reads_of_what_is_theirs() {
     let of = format!("/api/v2/organizations/{mine}/activity_stream/");
     assert_eq!(api.by(&bob, "GET", &of, json!(null)).await.status, 404);
 }
+
+on_postgres_too! {
+    every_change_is_told_with_before_and_after,
+}

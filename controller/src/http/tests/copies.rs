@@ -192,3 +192,7 @@ async fn groups_know_what_is_above_and_what_could_be_below() {
     let told = api.get(&format!("{path}activity_stream/?order_by=-id")).await.json;
     assert_eq!(told["results"][0]["changes"], json!({"variables": ["", "{\"a\":1}"]}), "{told}");
 }
+
+on_postgres_too! {
+    hosts_come_and_go_many_at_once_or_not_at_all,
+}

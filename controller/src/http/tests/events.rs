@@ -331,3 +331,7 @@ async fn metrics_count_what_came_and_balance() {
     let refused = api.by(&other, "GET", "/metrics", serde_json::Value::Null).await;
     assert_eq!(refused.status, StatusCode::FORBIDDEN);
 }
+
+on_postgres_too! {
+    events_are_paged_and_filtered,
+}

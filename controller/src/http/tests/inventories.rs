@@ -130,3 +130,8 @@ async fn the_document_is_sent_in_pieces_and_is_whole() {
     let one = api.get(&format!("{url}?host=web1")).await;
     assert_eq!(one.json, json!({"x": 1}));
 }
+
+on_postgres_too! {
+    hosts_are_chosen_by_a_filter,
+    the_document_is_sent_in_pieces_and_is_whole,
+}

@@ -542,3 +542,8 @@ async fn anothers_job_is_started_again_only_with_what_the_template_asks() {
     assert_eq!(reply.status, 403, "{}", reply.text);
     assert_eq!(reply.json["detail"], "Job was launched with secret prompts provided by another user.");
 }
+
+on_postgres_too! {
+    a_launch_is_a_pending_job_and_wakes_the_reconciler,
+    a_job_is_launched_again_for_all_or_for_the_failed_hosts,
+}

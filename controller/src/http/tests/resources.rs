@@ -486,3 +486,8 @@ async fn labels_come_with_who_wears_them_and_go_with_the_last() {
     assert_eq!(api.post(&url, json!({"id": brief, "disassociate": true})).await.status, 204);
     assert_eq!(api.get("/api/v2/labels/?name=brief").await.json["count"], 0, "nothing wears it");
 }
+
+on_postgres_too! {
+    an_object_is_made_changed_and_deleted,
+    duplicates_are_told_by_family,
+}

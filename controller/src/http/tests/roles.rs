@@ -482,3 +482,7 @@ async fn a_page_costs_the_same_for_many_as_for_one() {
     let gone = api.call("DELETE", &format!("/api/v2/teams/{}/", one.team), json!(null)).await;
     assert_eq!(gone.status, 204);
 }
+
+on_postgres_too! {
+    roles_come_by_teams_and_organizations,
+}

@@ -98,6 +98,11 @@ pub(super) fn trouble(error: &sqlx::Error) -> Option<Trouble> {
     })
 }
 
+/// Whether a regular expression was none for this server.
+pub(super) fn is_bad_pattern(error: &dyn sqlx::error::DatabaseError) -> bool {
+    error.code().as_deref() == Some("2201B")
+}
+
 /// `table.column` list of a unique index that was violated, as SQLite names it.
 pub(super) fn duplicate_columns(error: &dyn sqlx::error::DatabaseError) -> Option<String> {
     let error = error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>()?;
