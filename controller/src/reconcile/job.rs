@@ -337,7 +337,9 @@ impl Driver {
 
     /// Submits the unit and sends its payload; the node has started it when this returns.
     async fn begin(&mut self, epoch: OwnerEpoch) -> Result<(), Trouble> {
-        let loaded = load::everything(&self.context, self.unit.job).await?;
+        let everything = load::everything(&self.context, self.unit.job);
+        let cleans_up = async { Ok(settings::cleans_up(&self.context.core).await?) };
+        let (loaded, cleans_up) = tokio::try_join!(everything, cleans_up)?;
         let tree = loaded.tree(&self.context).await?;
         let (key, key_id) = self.context.vault.spool_key(self.unit.attempt, self.unit.store);
         let spec = UnitSpec {
@@ -349,7 +351,7 @@ impl Driver {
             timeout_seconds: 0,
             env: Default::default(),
             organization: loaded.organization.clone(),
-            keep_seconds: if settings::cleans_up(&self.context.core).await? { 0 } else { KEEP_SECONDS },
+            keep_seconds: if cleans_up { 0 } else { KEEP_SECONDS },
             collect: self.kind.collects(),
             owner_deadline_seconds: 0,
         };

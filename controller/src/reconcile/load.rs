@@ -157,19 +157,22 @@ pub(super) async fn everything(context: &Context, id: i64) -> Result<Loaded, Err
     select.and_where(Expr::col("id").eq(id));
     let row = context.core.optional(select).await?.ok_or(StoreError::Reference)?;
     let kind = Kind::parse(&row.value::<String>("kind")?).ok_or(StoreError::Reference)?;
-    let made = match kind {
-        Kind::Job => playbook::load(context, id).await?,
-        Kind::ProjectUpdate => project_update::load(context, id).await?,
-        Kind::InventoryUpdate => inventory_update::load(context, id).await?,
-        Kind::AdHocCommand => ad_hoc::load(context, id).await?,
+    let made = async {
+        match kind {
+            Kind::Job => playbook::load(context, id).await,
+            Kind::ProjectUpdate => project_update::load(context, id).await,
+            Kind::InventoryUpdate => inventory_update::load(context, id).await,
+            Kind::AdHocCommand => ad_hoc::load(context, id).await,
+        }
     };
+    let (made, registry) = tokio::try_join!(made, registry(context, id))?;
     let organization: Option<i64> = row.value("organization_id")?;
     let image: Option<String> = row.value("image")?;
     Ok(Loaded {
         image: image.filter(|image| !image.is_empty()).ok_or(Error::NoImage)?,
         pull: pull(row.value::<Option<String>>("pull")?.as_deref()),
         organization: organization.map(|id| id.to_string()).unwrap_or_default(),
-        registry: registry(context, id).await?,
+        registry,
         run: made.run,
         tree: made.tree,
     })

@@ -53,33 +53,57 @@ pub(super) async fn load(context: &Context, id: i64) -> Result<Made, Error> {
         .and_where(Expr::col(("unified_jobs", "id")).eq(id));
     let row = context.core.optional(select).await?.ok_or(StoreError::Reference)?;
     let mut options = options(id, &row)?;
-    options.timeout = timeout(context, options.timeout, "DEFAULT_JOB_TIMEOUT").await?;
-    let (tree, installed) = match row.value::<Option<String>>("scm_type")?.unwrap_or_default().is_empty() {
-        true => {
-            let root = project(context, row.value("local_path")?, &options.playbook)?;
-            (Source::Directory(root), BTreeMap::new())
+    let (scm, path) =
+        (row.value::<Option<String>>("scm_type")?.unwrap_or_default(), row.value("local_path")?);
+    let (kept, template) = (row.value("tree")?, row.value("job_template_id")?);
+    // Asked for at once: a job waits for the longest of these, and not for one after the other.
+    let tree = async {
+        match scm.is_empty() {
+            true => Ok((Source::Directory(project(context, path, &options.playbook)?), BTreeMap::new())),
+            false => stored(context, kept, &options.playbook).await,
         }
-        false => stored(context, row.value("tree")?, &options.playbook).await?,
     };
-    let inventory = match options.inventory_id {
-        Some(inventory) => inventory_of(context, inventory).await?,
-        None => Inventory::default(),
+    let inventory = async {
+        match options.inventory_id {
+            Some(inventory) => inventory_of(context, inventory).await,
+            None => Ok(Inventory::default()),
+        }
     };
-    let facts = match options.inventory_id.filter(|_| options.fact_cache) {
-        Some(inventory) => facts::of_inventory(&context.core, inventory).await?,
-        None => BTreeMap::new(),
+    let facts = async {
+        match options.inventory_id.filter(|_| options.fact_cache) {
+            Some(inventory) => Ok(facts::of_inventory(&context.core, inventory).await?),
+            None => Ok(BTreeMap::new()),
+        }
     };
-    let mut extra_vars = meta::variables(&context.core, id).await?;
+    let extra_vars = async { Ok(meta::variables(&context.core, id).await?) };
+    let survey = async { Ok(job::survey_passwords(&context.core, &context.vault, id).await?) };
+    let credentials = async {
+        let credentials = job::credentials(&context.core, &context.vault, id).await?;
+        let passwords = passwords(context, id, &credentials).await?;
+        Ok((credentials, passwords))
+    };
+    let limit = async { Ok(timeout(context, options.timeout, "DEFAULT_JOB_TIMEOUT").await?) };
+    let (tree, inventory, facts, extra_vars, survey, credentials, (trust, own), limit) = tokio::try_join!(
+        tree,
+        inventory,
+        facts,
+        extra_vars,
+        survey,
+        credentials,
+        trusted(context, template),
+        limit
+    )?;
+    let ((tree, installed), (credentials, (machine, vaults))) = (tree, credentials);
+    options.timeout = limit;
+    let mut extra_vars: Map<String, Value> = extra_vars;
     // Names that people give to things are no programs either.
     let mut doubted: Vec<String> = extra_vars.keys().cloned().collect();
     let mut given = variables("extra_vars of the job", &row.value::<String>("extra_vars")?)?;
-    for (name, secret) in job::survey_passwords(&context.core, &context.vault, id).await? {
+    for (name, secret) in survey {
         given.insert(name, secret.expose().into());
     }
-    doubted.extend(self::doubted(context, row.value("job_template_id")?, &given).await?);
+    doubted.extend(trust.doubted(&given, &own));
     extra_vars.extend(given);
-    let credentials = job::credentials(&context.core, &context.vault, id).await?;
-    let (machine, vaults) = passwords(context, id, &credentials).await?;
     let mut injected = inject(context, &credentials).await?;
     doubted.extend(injected.extra_vars.keys().cloned());
     for (name, path) in installed {
@@ -99,20 +123,17 @@ pub(super) async fn load(context: &Context, id: i64) -> Result<Made, Error> {
     Ok(Made { run: private.run(), tree })
 }
 
-/// Names of a job's variables in which Jinja is text: by setting, those that do not stand in its template as they are.
-async fn doubted(
-    context: &Context,
-    template: Option<i64>,
-    given: &Map<String, Value>,
-) -> Result<Vec<String>, Error> {
-    let setting = settings::setting(&context.core, "ALLOW_JINJA_IN_EXTRA_VARS").await?;
+/// Whose variables may hold Jinja, by setting, and those of the job's template.
+async fn trusted(context: &Context, template: Option<i64>) -> Result<(Trust, Map<String, Value>), Error> {
     let mut own = Query::select();
     own.column("extra_vars").from("job_templates").and_where(Expr::col("id").eq(template));
-    let own = match context.core.optional(&own).await? {
+    let setting = settings::setting(&context.core, "ALLOW_JINJA_IN_EXTRA_VARS");
+    let (setting, own) = tokio::try_join!(setting, context.core.optional(&own))?;
+    let own = match own {
         Some(row) => parse_variables(&row.at::<String>(0)?).unwrap_or_default(),
         None => Map::new(),
     };
-    Ok(Trust::of(setting.as_str().unwrap_or_default()).doubted(given, &own))
+    Ok((Trust::of(setting.as_str().unwrap_or_default()), own))
 }
 
 fn options(id: i64, row: &Row) -> Result<JobOptions, StoreError> {
