@@ -142,6 +142,8 @@ pub(super) struct Task {
     attachment: u64,
     /// The owner was stored at least once in this life, or read from disk.
     persisted: bool,
+    /// Nothing of it lies on tmpfs, and no working copy in its directory.
+    clean: bool,
     /// A spool that could not be closed when its shim was gone: the disk was full, say.
     unclosed: Option<Unclosed>,
 }
@@ -218,6 +220,7 @@ impl Task {
             ticket: 0,
             attachment: 0,
             persisted,
+            clean: !persisted,
             unclosed: None,
         });
         (task, seen)
@@ -248,10 +251,7 @@ impl Task {
         match self.unit.state() {
             State::Preparing { .. } => self.find_shim().await,
             // Private data of an earlier life: the key to it is gone, so it comes again.
-            State::Pending if self.persisted => {
-                self.wipe_runtime_dir().await;
-                self.remove_copies().await;
-            }
+            State::Pending if self.persisted => self.clean_up().await,
             State::Pending | State::Running { .. } | State::Finished(_) => {}
         }
     }
@@ -374,6 +374,7 @@ impl Task {
             return Ok(Opened { status: self.unit.status(), wanted: None });
         }
         self.ticket = self.inner.next_serial();
+        self.clean = false;
         // Its start overlaps with the payload's way here.
         if self.shim.is_none()
             && !self.inner.pool.offers(&self.spec.image, &self.spec.organization)
@@ -649,16 +650,24 @@ impl Task {
         if self.spec.keep_seconds > 0 {
             self.keep().await;
         }
-        self.wipe_runtime_dir().await;
+        if self.clean {
+            return;
+        }
+        let wiped = self.wipe_runtime_dir().await;
         Point::PrivateWiped.hit();
         self.publish();
         if !self.spec.collect {
-            self.remove_copies().await; // otherwise it goes with the unit
+            self.clean = self.remove_copies().await && wiped; // otherwise it goes with the unit
         }
     }
 
-    /// Removes working copies of the project. Of those of an earlier life the numbers would come again.
-    async fn remove_copies(&mut self) {
+    async fn clean_up(&mut self) {
+        let wiped = self.wipe_runtime_dir().await;
+        self.clean = self.remove_copies().await && wiped;
+    }
+
+    /// Removes working copies of the project; false if one stays. Of those of an earlier life the numbers would come again.
+    async fn remove_copies(&mut self) -> bool {
         let (runtime, path) = (self.inner.runtime.clone(), self.dir.path().to_owned());
         let removed = self.inner.blocking(move || {
             for entry in fs::read_dir(&path).into_iter().flatten().flatten() {
@@ -668,9 +677,11 @@ impl Task {
             }
             Ok::<_, crate::runtime::Error>(())
         });
-        if let Err(error) = removed.await {
-            warn!(error = &error as &dyn std::error::Error, "working copy stays for now");
+        let removed = removed.await;
+        if let Err(error) = &removed {
+            warn!(error = error as &dyn std::error::Error, "working copy stays for now");
         }
+        removed.is_ok()
     }
 
     /// Keeps the private directory for whoever looks for a fault, without what is secret.
@@ -719,7 +730,9 @@ impl Task {
 
     /// Removes all of it. After a crash in between the next agent does: the name is among those that are gone.
     async fn erase(&mut self) {
-        self.wipe_runtime_dir().await;
+        if !self.clean {
+            self.wipe_runtime_dir().await;
+        }
         let (runtime, path) = (self.inner.runtime.clone(), self.dir.path().to_owned());
         if let Err(error) = self.inner.blocking(move || runtime.remove_tree(&path)).await {
             warn!(error = &error as &dyn std::error::Error, "remains of a forgotten unit stay for now");
@@ -727,7 +740,8 @@ impl Task {
         info!("unit forgotten");
     }
 
-    async fn wipe_runtime_dir(&mut self) {
+    /// Removes its directory on tmpfs; false if something stays.
+    async fn wipe_runtime_dir(&mut self) -> bool {
         let (runtime, dir) = (self.inner.runtime.clone(), self.runtime_dir.clone());
         let wiped = self.inner.blocking(move || {
             if let Some(group) = cgroup::noted(&dir.join(cgroup::NOTE)) {
@@ -735,9 +749,11 @@ impl Task {
             }
             runtime.remove_tree(&dir)
         });
-        if let Err(error) = wiped.await {
-            warn!(error = &error as &dyn std::error::Error, "private data stays for now");
+        let wiped = wiped.await;
+        if let Err(error) = &wiped {
+            warn!(error = error as &dyn std::error::Error, "private data stays for now");
         }
+        wiped.is_ok()
     }
 
     fn talk(&mut self, stream: tokio::net::UnixStream) {
