@@ -191,7 +191,7 @@ impl UnitDir {
         }
         // The first one takes the place of nothing. Torn by a crash it was told to nobody, and is no outcome.
         let (text, mut file) = (encode(&path, &content)?, create(&path)?);
-        file.write_all(&text).and_then(|()| file.sync_data()).map_err(disk("write", &path))?;
+        write_synced(&mut file, &text, &path)?;
         sync_dir(&self.path)
     }
 
@@ -218,7 +218,7 @@ impl UnitDir {
     fn replace(&self, name: &str, content: &impl Serialize) -> Result<(), Error> {
         let (path, fresh) = (self.path.join(name), self.path.join(format!("{name}.new")));
         let (text, mut file) = (encode(&path, content)?, create(&fresh)?);
-        file.write_all(&text).and_then(|()| file.sync_data()).map_err(disk("write", &fresh))?;
+        write_synced(&mut file, &text, &fresh)?;
         fs::rename(&fresh, &path).map_err(disk("write", &path))?;
         sync_dir(&self.path)
     }
@@ -242,6 +242,10 @@ fn encode(path: &Path, content: &impl Serialize) -> Result<Vec<u8>, Error> {
 fn create(path: &Path) -> Result<File, Error> {
     let mut options = fs::OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600).open(path).map_err(disk("create", path))
+}
+
+fn write_synced(file: &mut File, text: &[u8], path: &Path) -> Result<(), Error> {
+    file.write_all(text).and_then(|()| file.sync_data()).map_err(disk("write", path))
 }
 
 /// Attempts that have a directory below `units`.

@@ -71,10 +71,10 @@ pub(super) const MUTANTS: &[Mutant] = &[
         tests: lib("unit_dir::tests::what_is_stored_is_on_the_disk"),
     },
     Mutant {
-        name: "sync of what replaces an intent",
+        name: "sync of what replaces an intent, and of an outcome",
         file: "node/src/unit_dir.rs",
-        old: "file.write_all(&text).and_then(|()| file.sync_data())",
-        new: "file.write_all(&text)",
+        old: "file.write_all(text).and_then(|()| file.sync_data())",
+        new: "file.write_all(text)",
         tests: lib("unit_dir::tests::what_is_stored_is_on_the_disk"),
     },
     Mutant {
@@ -199,8 +199,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "nothing private after the end",
         file: "node/src/supervisor/unit.rs",
-        old: "        self.wipe_runtime_dir().await;\n        Point::PrivateWiped.hit();\n",
-        new: "        Point::PrivateWiped.hit();\n",
+        old: "        let wiped = self.wipe_runtime_dir().await;\n        Point::PrivateWiped.hit();\n",
+        new: "        let wiped = true;\n        Point::PrivateWiped.hit();\n",
         tests: file("trouble", "a_killed_shim_means_lost_with_everything_written_so_far"),
     },
     Mutant {
