@@ -64,7 +64,7 @@ sim: ## Lives troubled lives of a simulated mesh; SECONDS=60 SEED=0 NODES=40
 chaos: ## Kills, stops and cuts real processes at random; SEED=1 MINUTES=1
 	@deploy/setup/setup.sh rust
 	@cargo build --workspace --all-targets
-	@PLEXUS_SEED=$(or $(SEED),1) PLEXUS_MINUTES=$(or $(MINUTES),1) cargo test --workspace --test chaos
+	@PLEXUS_VERIFY=1 PLEXUS_SEED=$(or $(SEED),1) PLEXUS_MINUTES=$(or $(MINUTES),1) cargo test --workspace --test chaos
 
 mutants: ## Takes safety lines out of the last commit, one at a time, and demands that tests fail; ARGS="--only NAME"
 	@deploy/setup/setup.sh rust

@@ -67,8 +67,6 @@ plexus_mesh::crash_points! {
     ForgetHeard = "forget-heard",
     /// Agent: its name is stored among those that never start again.
     Buried = "buried",
-    /// Agent: its directory has a name to be deleted by.
-    Renamed = "renamed",
 }
 
 impl Point {
@@ -106,8 +104,7 @@ impl Point {
             | Self::OutcomeStored
             | Self::PrivateWiped
             | Self::ForgetHeard
-            | Self::Buried
-            | Self::Renamed => false,
+            | Self::Buried => false,
         }
     }
 }

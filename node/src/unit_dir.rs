@@ -184,15 +184,27 @@ impl UnitDir {
     /// The disk refuses.
     pub fn store_outcome(&self, ended: &Ended) -> Result<(), Error> {
         let Finished { outcome, exit_code, signal, reason } = ended.finished.clone();
-        self.replace("outcome", &OutcomeFile { outcome, exit_code, signal, reason, records: ended.records })
+        let content = OutcomeFile { outcome, exit_code, signal, reason, records: ended.records };
+        let path = self.path.join("outcome");
+        if path.exists() {
+            return self.replace("outcome", &content);
+        }
+        // The first one takes the place of nothing. Torn by a crash it was told to nobody, and is no outcome.
+        let (text, mut file) = (encode(&path, &content)?, create(&path)?);
+        file.write_all(&text).and_then(|()| file.sync_data()).map_err(disk("write", &path))?;
+        sync_dir(&self.path)
     }
 
-    /// Reads how it ended.
+    /// Reads how it ended. A file that is torn tells nothing: the unit's spool does then.
     ///
     /// # Errors
-    /// The disk refuses, or the file is not ours.
+    /// The disk refuses.
     pub fn load_outcome(&self) -> Result<Option<Ended>, Error> {
-        Ok(self.read::<OutcomeFile>("outcome")?.map(|file| Ended {
+        let file = match self.read::<OutcomeFile>("outcome") {
+            Err(Error::Parse { .. }) => return Ok(None),
+            file => file?,
+        };
+        Ok(file.map(|file| Ended {
             finished: Finished {
                 outcome: file.outcome,
                 exit_code: file.exit_code,
@@ -453,6 +465,8 @@ mod tests {
         assert!(unit.load().unwrap().is_none());
         unit.mark_starting(None).unwrap();
         assert!(unit.load().is_err(), "what was started is never taken for unknown");
+        fs::write(unit.path().join("outcome"), "{\"outcome\": 2, \"exi").unwrap();
+        assert_eq!(unit.load_outcome().unwrap(), None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A seeded nemesis over real processes: kills, stops and cuts at random while jobs run, and a pure judge over what is left.
 //!
-//! `PLEXUS_SEED` and `PLEXUS_MINUTES` choose another run; the seed is printed.
+//! `PLEXUS_SEED` and `PLEXUS_MINUTES` choose another run; the seed is printed. Jobs are processes of the node in every run, and in the
+//! longer proofs a second system has them in containers, whose engine is killed part by part too.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on stops there")]
 
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use plexus_tests::history::{Ended, History, check};
 use plexus_tests::wire::{Direction, Shape, Wire};
-use plexus_tests::{Api, Cluster, Daemon, JobOptions, Samples, essence};
+use plexus_tests::{Api, Cluster, Daemon, JobOptions, Samples, demo_image, essence};
 use reqwest::Method;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::{Pid, Signal, kill_process};
@@ -31,6 +32,13 @@ const SEGMENT_HEADER: u64 = 64;
 const DISK_MIB: u64 = 64;
 /// Jobs that are on their way at the same time.
 const JOBS: usize = 3;
+
+/// What runs the jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Engine {
+    Process,
+    Podman,
+}
 
 /// Numbers from a seed (splitmix64): the same seed chooses the same faults.
 struct Dice(u64);
@@ -68,6 +76,7 @@ impl Drop for SmallDisk {
 struct Arena {
     /// Before the cluster, whose folder cannot go while it is mounted there.
     disk: Option<SmallDisk>,
+    engine: Engine,
     cluster: Cluster,
     wire: Wire,
     template: i64,
@@ -81,13 +90,24 @@ struct Arena {
 
 #[tokio::test]
 async fn what_a_nemesis_does_for_a_while_loses_nothing() {
+    live_through(Engine::Process).await;
+}
+
+#[tokio::test]
+async fn what_a_nemesis_does_to_containers_loses_nothing() {
+    if plexus_tests::is_verify() {
+        live_through(Engine::Podman).await;
+    }
+}
+
+async fn live_through(engine: Engine) {
     let from_env = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seed = from_env("PLEXUS_SEED").unwrap_or(1);
     let usual = if plexus_tests::is_verify() { LONG } else { SHORT };
     let length = from_env("PLEXUS_MINUTES").map_or(usual, |minutes| Duration::from_secs(60 * minutes));
 
     let effects = tempfile::NamedTempFile::new().unwrap();
-    let mut arena = Arena::start(seed, effects.path()).await;
+    let mut arena = Arena::start(seed, effects.path(), engine).await;
     let first = arena.launch().await.unwrap();
     arena.cluster.api().finished(first, SETTLED).await.unwrap();
     let expected = events(arena.cluster.api(), first).await;
@@ -104,7 +124,7 @@ async fn what_a_nemesis_does_for_a_while_loses_nothing() {
     let tally = |status: &str| history.ended.iter().filter(|ended| ended.status == status).count();
     // Not println!, which the test harness keeps to itself when all is well.
     let line = format!(
-        "chaos: seed {seed}, {} faults, {} starts, {} jobs: {} successful, {} canceled, {} error\n",
+        "chaos: {engine:?}, seed {seed}, {} faults, {} starts, {} jobs: {} successful, {} canceled, {} error\n",
         arena.said.len(),
         history.starts.len(),
         history.ended.len(),
@@ -113,7 +133,12 @@ async fn what_a_nemesis_does_for_a_while_loses_nothing() {
         tally("error"),
     );
     std::io::stderr().write_all(line.as_bytes()).unwrap();
-    assert!(broken.is_empty(), "seed {seed}:\n{}\nfaults:\n{}", broken.join("\n"), arena.said.join("\n"));
+    assert!(
+        broken.is_empty(),
+        "{engine:?}, seed {seed}:\n{}\nfaults:\n{}",
+        broken.join("\n"),
+        arena.said.join("\n")
+    );
     arena.cluster.clean().await.unwrap();
     arena.cluster.node.stop().await.unwrap();
     drop(arena.disk.take());
@@ -121,13 +146,29 @@ async fn what_a_nemesis_does_for_a_while_loses_nothing() {
 }
 
 impl Arena {
-    async fn start(seed: u64, effects: &Path) -> Self {
+    async fn start(seed: u64, effects: &Path, engine: Engine) -> Self {
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
         let stream = fixtures.join("runner-streams/ten-hosts/worker.bin");
-        let words = [fixtures.join("chaos.sh"), stream, effects.to_owned()];
-        let mut command: Vec<String> = words.iter().map(|path| path.display().to_string()).collect();
-        command.push("{dir}".to_owned());
-        let mut cluster = Cluster::builder("chaos").process(command).prepare().unwrap();
+        let script = fixtures.join("chaos.sh");
+        let builder = match engine {
+            Engine::Process => {
+                let words = [script, stream, effects.to_owned()];
+                let mut command: Vec<String> = words.iter().map(|path| path.display().to_string()).collect();
+                command.push("{dir}".to_owned());
+                Cluster::builder("chaos").process(command)
+            }
+            Engine::Podman => {
+                let worker = fixtures.join("chaos-worker.sh");
+                let mounts = [
+                    format!("{}:/bin/ansible-runner:ro", worker.display()),
+                    format!("{}:/chaos.sh:ro", script.display()),
+                    format!("{}:/stream:ro", stream.display()),
+                    format!("{}:/effects", effects.display()),
+                ];
+                Cluster::builder("chaos-podman").podman(&format!("mounts = {}", json!(mounts)))
+            }
+        };
+        let mut cluster = builder.prepare().unwrap();
         let disk = SmallDisk::mount(&cluster.layout.data_dir("node-1"));
         // The execution node reaches its hop over a wire that can be cut.
         let hop = cluster.layout.mesh_port;
@@ -142,7 +183,11 @@ impl Arena {
         }
         cluster.api_up().await.unwrap();
         cluster.node_ready().await.unwrap();
-        let samples = Samples::new("localhost/plexus-ee:demo").unwrap();
+        let image = match engine {
+            Engine::Process => demo_image(),
+            Engine::Podman => "localhost/plexus-tiny:2".to_owned(),
+        };
+        let samples = Samples::new(&image).unwrap();
         samples.copy_project(&cluster.layout.projects()).unwrap();
         let api = cluster.api();
         let loaded = samples.load(api).await.unwrap();
@@ -152,6 +197,7 @@ impl Arena {
             samples.template(api, loaded, "chaos", "webapp.yml", inventory, &options).await.unwrap();
         Self {
             disk,
+            engine,
             cluster,
             wire,
             template,
@@ -205,7 +251,8 @@ impl Arena {
     /// One fault, lived through for up to a second and a half.
     async fn fault(&mut self) {
         let pause = Duration::from_millis(100 + self.dice.below(1_400));
-        let kind = self.dice.below(15);
+        let kinds = if self.engine == Engine::Podman { 18 } else { 15 };
+        let kind = self.dice.below(kinds);
         let name = match kind {
             0..=2 => "kill -9, then start",
             3..=5 => "SIGSTOP, then SIGCONT",
@@ -216,6 +263,9 @@ impl Arena {
             10 => "agent and shim killed",
             11 => "a byte of a spool flipped",
             12 => "disk full",
+            15 => "the engine's client killed",
+            16 => "conmon killed",
+            17 => "a container killed",
             _ => "kill -9, then start in another time",
         };
         self.said.push(format!("{name} ({kind}) for {pause:?}"));
@@ -251,6 +301,7 @@ impl Arena {
             }
             11 => self.flip_a_byte().await,
             12 => self.fill_the_disk(pause).await,
+            15..=17 => self.kill_of_a_container(kind).await,
             // Agent or controller, and the clock that its timers go by has jumped, either way.
             _ => {
                 let later = Duration::from_secs(self.dice.below(100 * 24 * 3600));
@@ -272,16 +323,38 @@ impl Arena {
         }
     }
 
+    fn shims(&self) -> Vec<u32> {
+        let found = self.cluster.leftovers().processes;
+        found.iter().filter(|(_, line)| line.contains("shim")).map(|(pid, _)| *pid).collect()
+    }
+
     async fn kill_a_shim(&mut self) {
         let open = self.open_jobs().await;
-        let found = self.cluster.leftovers().processes;
-        let shims: Vec<u32> =
-            found.iter().filter(|(_, line)| line.contains("shim")).map(|(pid, _)| *pid).collect();
+        let shims = self.shims();
         if let Some(&pid) = self.one_of(&shims) {
-            kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).ok();
-            self.struck.extend(open);
-            self.strikes += 1;
+            self.strike(pid, open);
         }
+    }
+
+    /// Kills one of the processes that stand between a shim and its job: the engine's client (15), conmon (16), or the job itself.
+    async fn kill_of_a_container(&mut self, kind: u64) {
+        let open = self.open_jobs().await;
+        let shims = self.shims();
+        let below = |name: &str| shims.iter().flat_map(|&shim| children(shim, name)).collect::<Vec<_>>();
+        let found = match kind {
+            15 => below("podman"),
+            16 => below("conmon"),
+            _ => below("conmon").into_iter().flat_map(|conmon| children(conmon, "")).collect(),
+        };
+        if let Some(&pid) = self.one_of(&found) {
+            self.strike(pid, open);
+        }
+    }
+
+    fn strike(&mut self, pid: u32, open: Vec<i64>) {
+        kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).ok();
+        self.struck.extend(open);
+        self.strikes += 1;
     }
 
     /// Damages one spool behind its header.
@@ -358,6 +431,20 @@ impl Arena {
         let starts = fs::read_to_string(effects).unwrap().lines().map(str::to_owned).collect();
         History { accepted: self.accepted.clone(), ended, starts, strikes: self.strikes, expected }
     }
+}
+
+/// Children of a process whose program's name begins so.
+fn children(parent: u32, name: &str) -> Vec<u32> {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|pid| {
+        // "pid (name) state parent ..."; a name may hold anything but its own closing bracket.
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let Some((start, rest)) = stat.rsplit_once(") ") else { return false };
+        let program = start.split_once('(').map_or("", |(_, program)| program);
+        program.starts_with(name) && rest.split(' ').nth(1) == Some(parent.to_string().as_str())
+    })
+    .collect()
 }
 
 async fn events(api: &Api, job: i64) -> Vec<serde_json::Value> {

@@ -52,8 +52,7 @@ fn promise(point: Point) -> Promise {
         | Point::OutcomeStored
         | Point::PrivateWiped
         | Point::ForgetHeard
-        | Point::Buried
-        | Point::Renamed => Promise::Whole,
+        | Point::Buried => Promise::Whole,
         Point::LaunchSent => Promise::WholeOrLost,
         Point::Marked
         | Point::LaunchHeard
