@@ -1,5 +1,5 @@
 //! Numbered points at which a test can kill the process: from a record's arrival to its acknowledgement, from a
-//! token's arrival to the certificate that it is redeemed for, and at the end of a project's update.
+//! token's arrival to the certificate that it is redeemed for, at the end of a project's update, and in an inventory's.
 //!
 //! Only in builds with the feature `crash-points`; otherwise [`Point::hit`] is nothing. See [`plexus_mesh::crash`].
 
@@ -34,6 +34,10 @@ plexus_mesh::crash_points! {
     TreeKept = "tree-kept",
     /// Its row does; the update is not over.
     TreeNoted = "tree-noted",
+    /// A part of an import is committed; more is to come.
+    ImportPart = "import-part",
+    /// All of an import is committed; its job is not over.
+    ImportWhole = "import-whole",
 }
 
 impl Point {

@@ -5,7 +5,9 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use plexus_tests::{Api, Awx, Cluster, Samples, Seen, demo_image, text, wait_for};
+use plexus_tests::{
+    Api, Awx, Cluster, Postgres, Samples, Seen, demo_image, is_verify, plain, text, wait_for,
+};
 use serde_json::{Value, json};
 
 const JOB: Duration = Duration::from_secs(300);
@@ -198,4 +200,131 @@ async fn command_line(awx: &Awx) {
 #[tokio::test]
 async fn inventories_are_what_ansible_makes_of_sources() {
     inventories_come_from_files_and_from_each_other().await.unwrap();
+}
+
+/// Hosts of the source that is imported while the controller is killed.
+const MANY: usize = 20_000;
+
+/// What the source is at the `round`th import: half of the hosts are others each time, all have another variable.
+fn many(round: usize) -> String {
+    let from = round * MANY / 2;
+    let names: Vec<String> = (from..from + MANY).map(|number| format!("h{number:05}")).collect();
+    let group = |rest: usize| {
+        let members = names.iter().filter(|name| name.ends_with(&rest.to_string()));
+        members.map(|name| format!("{name}\n")).collect::<String>()
+    };
+    let groups: String = (0..10).map(|rest| format!("[g{rest}]\n{}", group(rest))).collect();
+    format!("{groups}[all:vars]\nround={round}\nansible_connection=local\n")
+}
+
+async fn an_import_outlives_its_controller(builder: plexus_tests::Builder) -> anyhow::Result<()> {
+    let mut cluster = builder.start().await?;
+    let samples = Samples::new(&demo_image())?;
+    samples.copy_project(&cluster.layout.projects())?;
+    let folder = cluster.layout.projects().join("samples").join("inv");
+    fs::create_dir_all(&folder)?;
+    let api = cluster.api().clone();
+    let loaded = samples.load(&api).await?;
+    let inventory = json!({"name": "many", "organization": loaded.organization});
+    let inventory = id(&api.create("inventories/", &inventory).await?)?;
+    let source = json!({
+        "name": "file", "inventory": inventory, "source": "file", "source_project": loaded.project,
+        "source_path": "inv/many.ini", "overwrite": true, "overwrite_vars": true,
+        "execution_environment": loaded.environment,
+    });
+    let source = id(&api.create("inventory_sources/", &source).await?)?;
+    for (round, point) in ["import-part", "import-part:3", "import-whole"].into_iter().enumerate() {
+        fs::write(folder.join("many.ini"), many(round))?;
+        cluster.controller.kill();
+        cluster.controller.set_env("PLEXUS_CRASH_AT", point);
+        cluster.controller.start()?;
+        cluster.api_up().await?;
+        let started = api.post(&format!("inventory_sources/{source}/update/"), &json!({})).await?;
+        let update = format!("inventory_updates/{}/", started["inventory_update"]);
+        cluster.controller.exited(JOB).await?;
+        cluster.controller.unset_env("PLEXUS_CRASH_AT");
+        cluster.controller.start()?;
+        cluster.api_up().await?;
+        // Nobody runs on a half: what is started now waits until the import is whole.
+        let ping = json!({
+            "inventory": inventory, "limit": format!("h{:05}", round * MANY / 2 + MANY - 1), "module_name": "ping",
+            "execution_environment": loaded.environment,
+        });
+        let ping = format!("ad_hoc_commands/{}/", id(&api.create("ad_hoc_commands/", &ping).await?)?);
+        let output = good(&api, &update).await.with_context(|| point)?;
+        ensure!(good(&api, &ping).await?.contains("SUCCESS"), "{point}: the newest host is not there");
+        let (update_ended, ping_began) = (api.get(&update).await?, api.get(&ping).await?);
+        let (ended, began) = (update_ended["finished"].as_str(), ping_began["started"].as_str());
+        ensure!(ended.is_some() && ended <= began, "{point}: {ended:?} {began:?}");
+
+        // Whole, once each, nothing of the round before.
+        let found = api.get(&format!("inventories/{inventory}/")).await?;
+        let totals = (&found["total_hosts"], &found["total_groups"]);
+        ensure!(totals == (&json!(MANY), &json!(10)), "{point}: {totals:?}");
+        let seen = script(&api, inventory).await?;
+        let hosts = seen["_meta"]["hostvars"].as_object().context("no hosts")?;
+        let expected: Vec<String> =
+            (0..MANY).map(|number| format!("h{:05}", round * MANY / 2 + number)).collect();
+        ensure!(hosts.keys().eq(&expected), "{point}: {} hosts", hosts.len());
+        ensure!(
+            seen["all"]["vars"]["round"].to_string().contains(&round.to_string()),
+            "{}",
+            seen["all"]["vars"]
+        );
+        let members = (0..10).map(|rest| seen[format!("g{rest}")]["hosts"].as_array().map_or(0, Vec::len));
+        ensure!(members.clone().all(|count| count == MANY / 10), "{:?}", members.collect::<Vec<_>>());
+        let ours = api.get(&format!("inventory_sources/{source}/hosts/?page_size=1")).await?;
+        ensure!(ours["count"] == json!(MANY), "{point}: {}", ours["count"]);
+
+        // Its output is its events, each once and in order.
+        let events = api.all(&format!("{update}events/?order_by=counter")).await?;
+        let counters = events.iter().map(|event| event["counter"].as_u64().unwrap_or_default());
+        ensure!(!events.is_empty() && counters.eq(1..=events.len() as u64), "{point}: {events:?}");
+        let lines: String = events
+            .iter()
+            .filter_map(|event| event["stdout"].as_str())
+            .map(|text| format!("{text}\n"))
+            .collect();
+        ensure!(
+            plain(&lines).split_whitespace().eq(plain(&output).split_whitespace()),
+            "{point}: {lines}\n{output}"
+        );
+    }
+
+    // What cannot be brought in is said, also by a controller that was killed meanwhile.
+    fs::write(folder.join("lost.ini"), "[web]\nsomebody\n")?;
+    let lost = json!({
+        "name": "lost", "inventory": inventory, "source": "file", "source_project": loaded.project,
+        "source_path": "inv/lost.ini", "execution_environment": loaded.environment,
+    });
+    let lost = id(&api.create("inventory_sources/", &lost).await?)?;
+    fs::remove_file(folder.join("lost.ini"))?;
+    let started = api.post(&format!("inventory_sources/{lost}/update/"), &json!({})).await?;
+    let update = format!("inventory_updates/{}/", started["inventory_update"]);
+    cluster.controller.kill();
+    cluster.controller.start()?;
+    cluster.api_up().await?;
+    let ended = api.over(&update, JOB).await?;
+    ensure!(ended["status"] == "failed", "{ended}");
+    let output = api.get(&format!("{update}stdout/?format=txt")).await?.to_string();
+    ensure!(output.contains("lost.ini"), "{output} {}", ended["job_explanation"]);
+    cluster.finish().await
+}
+
+#[tokio::test]
+async fn an_import_is_whole_though_its_controller_is_killed_in_it() {
+    if !is_verify() {
+        return; // it takes more than 20 s
+    }
+    an_import_outlives_its_controller(Cluster::builder("import-crash")).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_import_into_postgresql_is_whole_though_its_controller_is_killed_in_it() {
+    if !is_verify() {
+        return; // it takes more than 20 s
+    }
+    let server = tokio::task::spawn_blocking(Postgres::start).await.unwrap();
+    let builder = Cluster::builder("import-crash-pg").database(server.database());
+    an_import_outlives_its_controller(builder).await.unwrap();
 }

@@ -279,6 +279,84 @@ fn pack(dir: &Path, file: &Path, top: Option<&str>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Archives as people and others make them, in the folder it is started in.
+const ODD: &str = r#"
+import gzip, io, stat, tarfile, zipfile
+def tar(name, *members, mode="w"):
+    with tarfile.open(name, mode) as made:
+        for path, content, kind in members:
+            member = tarfile.TarInfo(path)
+            member.type = kind
+            member.mode = 0o755
+            if kind == tarfile.REGTYPE:
+                member.size = len(content)
+                made.addfile(member, io.BytesIO(content.encode()))
+            else:
+                member.linkname = content
+                made.addfile(member)
+FILE, LINK, HARD, DIR, DEVICE = tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE
+tar("good.tar", ("./", "", DIR), ("./top/", "", DIR), ("./top/a/b.yml", "x", FILE), ("./top/link", "a/b.yml", LINK), ("./top/same", "./top/a/b.yml", HARD))
+tar("two.tar.bz2", ("one/a", "x", FILE), ("two", "y", FILE), mode="w:bz2")
+tar("up.tar", ("../out", "x", FILE))
+tar("absolute.tar", ("/tmp/out", "x", FILE))
+tar("away.tar", ("a", "x", FILE), ("link", "../../etc/passwd", LINK))
+tar("through.tar", ("link", "/etc", LINK), ("link/passwd", "x", FILE))
+tar("device.tar", ("a", "", DEVICE))
+tar("nowhere.tar", ("a", "gone", HARD))
+open("half.tar.gz", "wb").write(gzip.compress(open("good.tar", "rb").read())[:120])
+with zipfile.ZipFile("link.zip", "w") as made:
+    link = zipfile.ZipInfo("top/link")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    made.writestr(link, "a")
+    made.writestr("top/a", "x")
+open("half.zip", "wb").write(open("link.zip", "rb").read()[:60])
+open("empty", "wb").close()
+"#;
+
+#[test]
+fn an_archive_is_unpacked_within_its_directory_or_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), "python3", &["-c", ODD]).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../controller/src/project_update/unpack.py");
+    let unpacked = |archive: &str| {
+        let target = dir.path().join(format!("of-{archive}"));
+        fs::create_dir(&target).unwrap();
+        let args = [&script, &dir.path().join(archive), &target].map(|path| path.display().to_string());
+        let output = tried(dir.path(), "python3", &args.each_ref().map(String::as_str)).unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        (output.status.code(), said, target)
+    };
+    for (archive, paths) in [
+        ("good.tar", &["a/b.yml", "link", "same"][..]),
+        ("two.tar.bz2", &["one/a", "two"]),
+        ("link.zip", &["a", "link"]),
+    ] {
+        let (code, said, target) = unpacked(archive);
+        assert_eq!(code, Some(0), "{archive}: {said}");
+        for path in paths {
+            assert!(!fs::read(target.join(path)).unwrap().is_empty(), "{archive}: {path}");
+        }
+    }
+    for (archive, words) in [
+        ("up.tar", "a name that leads out of it: ../out"),
+        ("absolute.tar", "a name that leads out of it: /tmp/out"),
+        ("away.tar", "a link that leads out of it: link"),
+        ("through.tar", "link"),
+        ("device.tar", "neither file, directory nor link: a"),
+        ("nowhere.tar", "the archive is broken"),
+        ("half.tar.gz", "the archive is broken"),
+        ("half.zip", "no archive: neither zip nor tar"),
+        ("empty", "no archive: neither zip nor tar"),
+    ] {
+        let (code, said, _) = unpacked(archive);
+        assert!(
+            code == Some(3) && said.contains(words) && !said.contains('\n'),
+            "{archive}: {code:?} {said}"
+        );
+    }
+    assert!(!dir.path().join("out").exists() && !Path::new("/tmp/out").exists());
+}
+
 #[tokio::test]
 async fn a_project_comes_from_archives_of_each_kind_in_an_image_without_their_programs() {
     if !is_verify() {

@@ -159,7 +159,11 @@ impl Writer<'_> {
     /// Between two statements: others get their turn when this one has taken its time.
     async fn breathe(&mut self) -> Result<(), Error> {
         match self.tx.take() {
-            Some((tx, since)) if since.elapsed() >= BUDGET => tx.commit().await,
+            Some((tx, since)) if since.elapsed() >= BUDGET => {
+                tx.commit().await?;
+                crate::crash::Point::ImportPart.hit();
+                Ok(())
+            }
             tx => {
                 self.tx = tx;
                 Ok(())

@@ -12,6 +12,12 @@ import stat
 import sys
 import tarfile
 import zipfile
+import zlib
+
+try:
+    from lzma import LZMAError
+except ImportError:  # a Python without it opens no such archive
+    LZMAError = zlib.error
 
 
 class Refused(Exception):
@@ -96,6 +102,9 @@ def main(archive, directory):
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
-    except (Refused, zipfile.BadZipFile, tarfile.TarError, EOFError, RuntimeError, NotImplementedError) as error:
-        print(error or "the archive is broken", file=sys.stderr)
+    except Refused as error:
+        print(error, file=sys.stderr)
+        sys.exit(3)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, LZMAError, KeyError, RuntimeError) as error:
+        print("the archive is broken, or of a kind that Python does not read: %s" % error, file=sys.stderr)
         sys.exit(3)

@@ -54,6 +54,7 @@ pub(super) async fn bring_in(core: &CoreDb, job: i64, last: &mut Final) -> Resul
         Err(error) => return fail(last, sentence(&error)),
     };
     let done = import::import(core, inventory, Some(source), document, policy).await?;
+    crate::crash::Point::ImportWhole.hit();
     let [made, changed, deleted] = done.changed;
     tracing::info!(hosts = done.hosts, groups = done.groups, made, changed, deleted, "inventory imported");
     for (group, child) in done.circles.iter().take(5) {

@@ -272,7 +272,7 @@ pub fn preset(field: &Field) -> Value {
 }
 
 /// Reads a value as a field takes it. The types are as lenient as clients expect: numbers in quotes, 0 and 1 for
-/// false and true, null for an empty choice.
+/// false and true, null for an empty text, an empty choice, and false.
 ///
 /// # Errors
 /// The sentence for the client.
@@ -280,7 +280,9 @@ pub fn taken(field: &Field, value: &Value) -> Result<Value, String> {
     if value.is_null() {
         return match field.kind {
             _ if field.null && !field.required => Ok(Value::Null),
-            // Clients send null for an unset kind and expect it back as the empty text.
+            // Clients send null for what they leave unset, as AWX has taken it for ever: `module_args` of a ping.
+            Kind::Text(_) | Kind::Variables if !field.required => Ok("".into()),
+            Kind::Bool if !field.required => Ok(false.into()),
             Kind::Choice(choices) if !field.required && choices.iter().any(|(value, _)| value.is_empty()) => {
                 Ok("".into())
             }
@@ -484,7 +486,7 @@ mod tests {
             errors(
                 &JOB_TEMPLATES,
                 json!({"name": "", "forks": 201, "verbosity": 6, "job_type": "scan", "diff_mode": "perhaps",
-                       "inventory": {}, "playbook": null, "extra_vars": "[1]", "limit": []}),
+                       "inventory": {}, "timeout": null, "extra_vars": "[1]", "limit": []}),
             ),
             json!({
                 "name": ["This field may not be blank."],
@@ -493,7 +495,7 @@ mod tests {
                 "job_type": ["\"scan\" is not a valid choice."],
                 "diff_mode": ["Must be a valid boolean."],
                 "inventory": ["Incorrect type. Expected pk value, received dict."],
-                "playbook": ["This field may not be null."],
+                "timeout": ["This field may not be null."],
                 "extra_vars": ["Input type `list` is not a dictionary"],
                 "limit": ["Not a valid string."],
             })
@@ -512,8 +514,11 @@ mod tests {
         assert_eq!(draft.value("enabled"), Some(&json!(false)));
         assert_eq!(draft.text("variables"), r#"{"a":1}"#);
         assert!(!draft.has("unknown") && !draft.has("id"));
-        let body = json!({"name": "x", "organization": 1, "kind": null, "host_filter": null});
+        let body = json!({"name": "x", "organization": 1, "kind": null, "host_filter": null, "description": null,
+                          "variables": null, "prevent_instance_group_fallback": null});
         let draft = Draft::create(&INVENTORIES, body.as_object().unwrap()).unwrap();
+        assert_eq!((draft.text("description"), draft.text("variables")), ("", ""));
+        assert_eq!(draft.value("prevent_instance_group_fallback"), Some(&json!(false)));
         assert_eq!((draft.value("kind"), draft.value("host_filter")), (Some(&json!("")), Some(&Value::Null)));
     }
 

@@ -203,6 +203,69 @@ async fn an_input_names_a_source_that_fits() {
     assert_eq!(api.call("DELETE", url, json!(null)).await.status, 204);
 }
 
+/// Types of AWX that nothing is looked up with here: credentials of them are kept, so that what was exported elsewhere comes in, and
+/// whoever wants to use one is told.
+#[tokio::test]
+async fn a_source_of_another_kind_is_kept_and_says_that_nothing_is_looked_up_with_it() {
+    let api = Api::new().await;
+    let machine =
+        api.make("credentials", json!({"name": "m", "organization": 1, "credential_type": 1})).await;
+    let types = api.get("/api/v2/credential_types/?kind=external&page_size=50").await;
+    let mut others = Vec::new();
+    for kind in types.json["results"].as_array().unwrap() {
+        let namespace = kind["namespace"].as_str().unwrap();
+        if crate::lookup::NAMESPACES.contains(&namespace) {
+            continue;
+        }
+        others.push(namespace.to_owned());
+        let fields = kind["inputs"]["fields"].as_array().unwrap();
+        let id = |field: &serde_json::Value| field["id"].as_str().unwrap().to_owned();
+        let value =
+            |field: &serde_json::Value| field["choices"].get(0).cloned().unwrap_or(json!("canary-5a1e"));
+        let texts = fields.iter().filter(|field| field["type"] != "boolean");
+        let inputs: serde_json::Map<_, _> = texts.map(|field| (id(field), value(field))).collect();
+        let body =
+            json!({"name": namespace, "organization": 1, "credential_type": kind["id"], "inputs": inputs});
+        let made = api.post("/api/v2/credentials/", body.clone()).await;
+        assert_eq!(made.status, 201, "{body}: {}", made.text);
+        for field in fields.iter().filter(|field| field["secret"] == json!(true)) {
+            assert_eq!(made.json["inputs"][id(field)], "$encrypted$", "{namespace}");
+        }
+        let unknown =
+            json!({"name": "x", "organization": 1, "credential_type": kind["id"], "inputs": {"nosuch": "x"}});
+        let unknown = api.post("/api/v2/credentials/", unknown).await;
+        assert!(unknown.status == 400 && unknown.json["inputs"].is_array(), "{namespace}: {}", unknown.text);
+
+        let needed = kind["inputs"]["metadata"].as_array().into_iter().flatten();
+        let metadata: serde_json::Map<_, _> = needed.map(|field| (id(field), value(field))).collect();
+        let words = format!("secrets are looked up in HashiCorp Vault and over HTTPS, not with {namespace}");
+        let tested = format!("/api/v2/credentials/{}/test/", made.json["id"]);
+        let tested = api.post(&tested, json!({"metadata": metadata})).await;
+        assert_eq!(
+            (tested.status, &tested.json["inputs"]),
+            (StatusCode::BAD_REQUEST, &json!(words)),
+            "{}",
+            tested.text
+        );
+        let used = json!({"target_credential": machine, "source_credential": made.json["id"], "input_field_name": "password",
+                          "metadata": metadata});
+        let used = api.post("/api/v2/credential_input_sources/", used).await;
+        assert_eq!(
+            (used.status, &used.json["source_credential"][0]),
+            (StatusCode::BAD_REQUEST, &json!(words))
+        );
+    }
+    for known in ["aim", "azure_kv", "conjur", "hashivault_ssh", "thycotic_tss"] {
+        assert!(others.iter().any(|other| other == known), "{known}: {others:?}");
+    }
+    let own = json!({"name": "own", "kind": "external", "inputs": {}, "injectors": {}});
+    let own = api.post("/api/v2/credential_types/", own).await;
+    assert_eq!(
+        (own.status, &own.json["kind"][0]),
+        (StatusCode::BAD_REQUEST, &json!("Must be 'cloud' or 'net', not external"))
+    );
+}
+
 #[tokio::test]
 async fn a_job_gets_what_its_credentials_look_up_and_nothing_else_keeps_it() {
     let (api, server) = (Api::new().await, Server::start().await);

@@ -261,6 +261,16 @@ async fn a_command_runs_what_is_allowed_and_nothing_else() {
         ),
         (json!({"module_name": "shell"}), "module_args", "No argument passed to shell module."),
         (
+            json!({"module_name": "command", "module_args": null}),
+            "module_args",
+            "No argument passed to command module.",
+        ),
+        (
+            json!({"module_name": null, "module_args": null}),
+            "module_args",
+            "No argument passed to command module.",
+        ),
+        (
             json!({"module_name": "ping", "extra_vars": "ansible_connection: local"}),
             "extra_vars",
             "ansible_connection are prohibited from use in ad hoc commands.",
@@ -279,6 +289,18 @@ async fn a_command_runs_what_is_allowed_and_nothing_else() {
         let reply = api.post(list, body.clone()).await;
         assert_eq!(reply.status, StatusCode::BAD_REQUEST, "{body}: {}", reply.text);
         assert_eq!(reply.json[field][0], words, "{body}: {}", reply.text);
+    }
+    // What needs none is sent without, with nothing, or with null: the module of the collection does that.
+    for arguments in [None, Some(json!("")), Some(json!(null))] {
+        let mut body =
+            json!({"inventory": inventory, "module_name": "ping", "limit": null, "diff_mode": null});
+        body.as_object_mut()
+            .unwrap()
+            .extend(arguments.map(|arguments| ("module_args".to_owned(), arguments)));
+        let made = api.post(list, body).await;
+        assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
+        let fields = (&made.json["module_args"], &made.json["limit"], &made.json["diff_mode"]);
+        assert_eq!(fields, (&json!(""), &json!(""), &json!(false)));
     }
     let body = json!({"inventory": inventory, "module_name": "command", "module_args": "uptime", "limit": "web*",
                       "credential": machine, "ssh_password": "hush", "forks": 3, "become_enabled": true});
@@ -316,7 +338,7 @@ async fn a_command_runs_what_is_allowed_and_nothing_else() {
     assert_eq!((&there.json["limit"], &there.json["inventory"]), (&json!("web1"), &json!(inventory)));
     assert_eq!(api.get(&below).await.json["count"], 0, "none has run there yet");
     let of = api.get(&format!("/api/v2/inventories/{inventory}/ad_hoc_commands/")).await;
-    assert_eq!(of.json["count"], 3);
+    assert_eq!(of.json["count"], 6, "three pings, the command, it again, and on the host");
     for name in ["events", "stdout", "cancel", "why", "activity_stream"] {
         let reply = api.get(&format!("{url}{name}/?format=json")).await;
         assert_eq!(reply.status, StatusCode::OK, "{name}: {}", reply.text);
