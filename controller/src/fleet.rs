@@ -36,6 +36,8 @@ pub struct LiveNode {
     pub reachable: bool,
     /// What it said of itself; `None` until it answered once.
     pub info: Option<Info>,
+    /// For calling it.
+    pub client: NodeClient,
 }
 
 /// Execution nodes of this cluster by name.
@@ -108,8 +110,12 @@ impl Fleet {
             if !self.ours(&seen.identity) {
                 continue;
             }
-            let node =
-                self.nodes.entry(name.clone()).or_insert_with(|| LiveNode { reachable: false, info: None });
+            let client = || NodeClient::new(&self.mesh, name);
+            let node = self.nodes.entry(name.clone()).or_insert_with(|| LiveNode {
+                reachable: false,
+                info: None,
+                client: client(),
+            });
             node.reachable = seen.reachable;
             if !seen.reachable {
                 self.asked.remove(name);
@@ -130,10 +136,10 @@ impl Fleet {
             if asked.under_way || asked.due > now {
                 continue;
             }
+            let Some(node) = self.nodes.get(name) else { continue };
             let resting = decided.get(name).is_some_and(|decided| !decided.enabled);
             asked.under_way = true;
-            // For this call only: a channel that is kept for the next minute is 28 KB and a stream, for each node.
-            let (name, client) = (name.clone(), NodeClient::new(&self.mesh, name));
+            let (name, client) = (name.clone(), node.client.clone());
             let outgrown = self.outgrown.get(&name).copied();
             self.calls.spawn(async move {
                 let answer = client.info(resting, outgrown).await;
