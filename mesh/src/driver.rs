@@ -39,7 +39,7 @@ const SHOW_PER_NODE: Duration = Duration::from_micros(20);
 #[derive(Debug)]
 pub(crate) enum Event {
     /// A link has said hello.
-    LinkUp(Box<LinkHandle>),
+    LinkUp(Arc<LinkHandle>),
     /// A link is gone, and why.
     LinkDown(LinkId, String),
     /// A neighbour's router speaks.
@@ -84,7 +84,10 @@ impl DriverHandle {
 
     /// Waits while the inbox is full. After the driver's end events go nowhere.
     pub(crate) async fn send(&self, event: Event) {
-        let _ = self.events.send(event).await;
+        // A place first: the task of each link would hold the event twice.
+        if let Ok(place) = self.events.reserve().await {
+            place.send(event);
+        }
     }
 }
 
@@ -101,7 +104,7 @@ pub(crate) fn channel() -> (DriverHandle, Inbox) {
 }
 
 /// Live links by id, for status.
-pub(crate) type Links = BTreeMap<LinkId, LinkHandle>;
+pub(crate) type Links = BTreeMap<LinkId, Arc<LinkHandle>>;
 
 /// What the driver publishes.
 #[derive(Debug)]
@@ -215,14 +218,14 @@ impl Driver {
                 // A neighbour that was away may not have heard whom it must not talk to.
                 self.trust.lists().into_iter().for_each(|list| link.send(message(list)));
                 self.notice(Notice::Up(link.clone()));
-                self.links.insert(link.id, *link);
+                self.links.insert(link.id, link);
                 self.stale = true;
                 input
             }
             Event::LinkDown(link, why) => {
                 self.notice(Notice::Down(link));
                 if let Some(gone) = self.links.remove(&link) {
-                    let peer = gone.neighbor.node;
+                    let peer = gone.neighbor.node.clone();
                     let text = format!("link to {peer} is down: {why}");
                     self.published.journal.record(EventKind::LinkDown, Some(peer), text);
                 }
@@ -336,7 +339,7 @@ impl Driver {
         match self.verifier.verify(&chain, UnixTime::now()) {
             Ok(found) if found == link.neighbor && same_key(&chain) => {
                 if let Ok(expires) = identity::expires(&chain[0]) {
-                    link.expires = expires;
+                    Arc::make_mut(link).expires = expires;
                 }
             }
             Ok(_) => link.close(code::PROTOCOL, "certificate of somebody else"),
@@ -369,7 +372,7 @@ impl Driver {
     }
 
     fn supersede(&mut self, link: &LinkHandle) {
-        let stale = |known: &&LinkHandle| {
+        let stale = |known: &&Arc<LinkHandle>| {
             known.neighbor.address == link.neighbor.address && known.boot_nonce != link.boot_nonce
         };
         for known in self.links.values().filter(stale) {

@@ -13,8 +13,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 const READ_CHUNK: usize = 16 * 1024;
 /// Fed frames leave by themselves once this much waits.
 const WRITE_CHUNK: usize = 64 * 1024;
-/// Kept for further frames by a writer at rest.
-const WRITE_KEPT: usize = 1024;
+/// What a quiet reader waits with: most messages between neighbours that have nothing to say are smaller.
+const SIP: usize = 64;
 
 /// A framed conversation that broke.
 #[derive(Debug, thiserror::Error)]
@@ -38,18 +38,21 @@ pub enum Error {
 pub struct FrameReader<R> {
     stream: R,
     chunk: usize,
+    /// Keeps no memory while it waits for a frame to begin.
+    quiet: bool,
     buffer: BytesMut,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// Reads from `stream` from here on.
     pub fn new(stream: R) -> Self {
-        Self { stream, chunk: READ_CHUNK, buffer: BytesMut::new() }
+        Self { stream, chunk: READ_CHUNK, quiet: false, buffer: BytesMut::new() }
     }
 
-    /// As [`new`](Self::new), for a conversation that is silent most of the time: it keeps `chunk` bytes at hand.
-    pub(crate) fn with_chunk(stream: R, chunk: usize) -> Self {
-        Self { stream, chunk, buffer: BytesMut::new() }
+    /// As [`new`](Self::new), for a conversation that is silent most of the time: it asks for `chunk` bytes at a time, and
+    /// keeps none while it waits for a frame to begin.
+    pub(crate) fn quiet(stream: R, chunk: usize) -> Self {
+        Self { stream, chunk, quiet: true, buffer: BytesMut::new() }
     }
 
     /// The next message; `None` once the peer has finished the stream between two frames.
@@ -64,8 +67,17 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
             if let Some(message) = frame::decode(&mut self.buffer, limit)? {
                 return Ok(Some(message));
             }
-            self.buffer.reserve(self.chunk);
-            if self.stream.read_buf(&mut self.buffer).await? == 0 {
+            let read = if self.quiet && self.buffer.is_empty() {
+                self.buffer = BytesMut::new();
+                let mut sip = [0; SIP];
+                let read = self.stream.read(&mut sip).await?;
+                self.buffer.extend_from_slice(&sip[..read]);
+                read
+            } else {
+                self.buffer.reserve(self.chunk);
+                self.stream.read_buf(&mut self.buffer).await?
+            };
+            if read == 0 {
                 return if self.buffer.is_empty() { Ok(None) } else { Err(self.truncated()) };
             }
         }
@@ -130,9 +142,11 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         Ok(self.stream.flush().await?)
     }
 
-    /// Gives the memory of large messages back, where the next is long in coming. Everything has been flushed.
+    /// Gives the memory of messages back, where the next is long in coming. Everything has been flushed.
+    ///
+    /// What is kept cannot be seen: of a buffer that was written out, the capacity is only what is left behind its end.
     pub(crate) fn rest(&mut self) {
-        if self.buffer.is_empty() && self.buffer.capacity() > WRITE_KEPT {
+        if self.buffer.is_empty() {
             self.buffer = BytesMut::new();
         }
     }
@@ -160,10 +174,10 @@ mod tests {
     use std::time::Duration;
 
     /// Feeds `wire` in pieces of `cut` bytes through a pipe of that size, and drops each `next` once before its end.
-    async fn read_back(wire: Vec<u8>, cut: usize) -> Result<Vec<u64>, Error> {
+    async fn read_back(wire: Vec<u8>, cut: usize, quiet: bool) -> Result<Vec<u64>, Error> {
         let (mut near, far) = tokio::io::duplex(cut);
         let writer = tokio::spawn(async move { near.write_all(&wire).await });
-        let mut reader = FrameReader::new(far);
+        let mut reader = if quiet { FrameReader::quiet(far, 16) } else { FrameReader::new(far) };
         let mut seen = Vec::new();
         loop {
             // A future polled once and dropped must not lose a byte.
@@ -182,13 +196,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn messages_survive_any_cut_and_dropped_futures(nonces in prop::collection::vec(any::<u64>(), 0..20), cut in 1usize..40) {
+        fn messages_survive_any_cut_and_dropped_futures(nonces in prop::collection::vec(any::<u64>(), 0..20), cut in 1usize..40, quiet: bool) {
             let mut wire = BytesMut::new();
             for &nonce in &nonces {
                 frame::encode(&Probe { nonce }, &mut wire);
             }
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-            let seen = runtime.block_on(read_back(wire.to_vec(), cut)).unwrap();
+            let seen = runtime.block_on(read_back(wire.to_vec(), cut, quiet)).unwrap();
             prop_assert_eq!(seen, nonces);
         }
     }
@@ -199,8 +213,13 @@ mod tests {
         frame::encode(&Probe { nonce: 1 << 40 }, &mut wire);
         let whole = wire.len();
         for cut in 1..whole {
-            let got = read_back(wire[..cut].to_vec(), 64).await;
-            assert!(matches!(got, Err(Error::Truncated { missing }) if missing > 0), "cut at {cut}: {got:?}");
+            for quiet in [false, true] {
+                let got = read_back(wire[..cut].to_vec(), 64, quiet).await;
+                assert!(
+                    matches!(got, Err(Error::Truncated { missing }) if missing > 0),
+                    "cut at {cut}: {got:?}"
+                );
+            }
         }
     }
 
@@ -218,8 +237,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_quiet_reader_and_a_writer_at_rest_hold_no_memory() {
+        let (near, far) = tokio::io::duplex(1024);
+        let mut writer = FrameWriter::new(near);
+        let mut reader = FrameReader::quiet(far, 16);
+        for nonce in 1..100 {
+            writer.send(&Probe { nonce }).await.unwrap();
+            writer.rest();
+            assert_eq!(writer.buffer.capacity(), 0);
+            assert_eq!(reader.next(100).await.unwrap(), Some(Probe { nonce }));
+            assert!(tokio::time::timeout(Duration::ZERO, reader.next::<Probe>(100)).await.is_err());
+            assert_eq!(reader.buffer.capacity(), 0);
+        }
+    }
+
+    #[tokio::test]
     async fn a_frame_over_the_limit_is_refused() {
-        let got = read_back(vec![0, 1, 0, 0, 1, 2, 3], 64).await;
+        let got = read_back(vec![0, 1, 0, 0, 1, 2, 3], 64, false).await;
         assert!(
             matches!(got, Err(Error::Frame(frame::Error::TooLong { length: 65536, limit: 100 }))),
             "{got:?}"

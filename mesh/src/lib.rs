@@ -90,6 +90,7 @@ mod node;
 mod settings;
 
 mod bounded;
+mod busy;
 mod clones;
 mod driver;
 mod epoch;

@@ -39,7 +39,7 @@ use plexus_proto::version::{MAX_VERSION, MIN_VERSION, negotiate};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::sync::{Notify, mpsc};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -67,9 +67,10 @@ pub(crate) use wire::End;
 /// Longest wait for the neighbour's hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// Messages that may wait for a neighbour's control stream. It fills when the neighbour stops reading; the link is
-/// then closed, for a router that misses messages has a wrong map.
+/// then closed, for a router that misses messages has a wrong map. Messages are boxed: a channel always has a block of 32
+/// places, which are 4 KB for each link otherwise.
 const CONTROL_BACKLOG: usize = 4096;
-/// Bytes kept at hand for each neighbour's messages; most are smaller.
+/// Bytes read at a time of what a neighbour says.
 const CONTROL_CHUNK: usize = 2048;
 /// Datagrams handled before other tasks of this thread get their turn.
 const BURST: usize = 64;
@@ -154,14 +155,14 @@ pub(crate) struct LinkHandle {
     pub(crate) loss: Arc<Loss>,
     pub(crate) skew: Arc<Skew>,
     wire: Wire,
-    control: mpsc::Sender<LinkMessage>,
+    control: mpsc::Sender<Box<LinkMessage>>,
 }
 
 impl LinkHandle {
     /// Queues a message for the neighbour's router. A neighbour that does not read loses the link.
     pub(crate) fn send(&self, mut message: LinkMessage) {
         clock::stamp(&mut message, jiff::Timestamp::now());
-        if let Err(mpsc::error::TrySendError::Full(_)) = self.control.try_send(message) {
+        if let Err(mpsc::error::TrySendError::Full(_)) = self.control.try_send(Box::new(message)) {
             self.close(code::SLOW, "control stream is not read");
         }
     }
@@ -347,7 +348,7 @@ async fn greet_quic(
         Side::Dialed { .. } => connection.open_bi().await.map_err(Error::Connection)?,
         Side::Accepted => connection.accept_bi().await.map_err(Error::Connection)?,
     };
-    let (mut writer, mut reader) = (FrameWriter::new(send), FrameReader::with_chunk(receive, CONTROL_CHUNK));
+    let (mut writer, mut reader) = (FrameWriter::new(send), FrameReader::quiet(receive, CONTROL_CHUNK));
     writer.send(&our_hello(node, side)).await.map_err(Error::Hello)?;
     let first: Option<LinkMessage> = reader.next(LINK_FRAME_MAX).await.map_err(Error::Hello)?;
     Ok((neighbor, their_hello(first)?, (writer, reader)))
@@ -379,6 +380,47 @@ pub(crate) struct Origin {
 
 /// Runs a link to its end, and says why it ended.
 pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, origin: Origin) -> End {
+    // Boxed, as is what comes before a link: what is done once would stay in each link's task for its whole life.
+    let Begun { id, peer, wire, egress, mut tasks, writer } = Box::pin(begin(node, greeted, &origin)).await;
+    let end = tokio::select! {
+        end = wire.closed() => end,
+        () = origin.cancel.cancelled() => {
+            wire.close(code::SHUTDOWN, "shutting down");
+            wire.closed().await
+        }
+    };
+    if let Some(writer) = writer {
+        // It says goodbye, in bounded time.
+        let _ = writer.await;
+    }
+    tasks.shutdown().await;
+    egress.close();
+    node.neighbors.down(&peer, origin.dialed);
+    if end.is_loss() {
+        node.neighbors.lost(&peer, chain(&end));
+    }
+    node.driver.send(Event::LinkDown(id, end.to_string())).await;
+    if end.is_loss() {
+        warn!(%peer, error = &end as &dyn std::error::Error, "link lost");
+    } else {
+        debug!(%peer, "link closed");
+    }
+    end
+}
+
+/// What is left of a beginning link for its end.
+struct Begun {
+    id: LinkId,
+    peer: NodeId,
+    wire: Wire,
+    egress: Arc<Egress>,
+    tasks: JoinSet<()>,
+    /// Of a TCP link, which says goodbye by itself.
+    writer: Option<JoinHandle<()>>,
+}
+
+/// Tells the driver of a new link, and starts what serves it.
+async fn begin(node: &Arc<Node>, greeted: Greeted, origin: &Origin) -> Begun {
     let Greeted { channel, neighbor, hello, cost, sealed } = greeted;
     // The handshake has judged it, so it parses; nothing is trusted that does not.
     let leaf_der = channel.leaf();
@@ -419,7 +461,7 @@ pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, origin: Origin) -> E
     };
     info!(peer = %neighbor.node, remote = %wire.remote_address(), kind = %handle.kind(), cost, dialed = origin.dialed, "link up");
     node.neighbors.up(&neighbor.node, origin.dialed);
-    node.driver.send(Event::LinkUp(Box::new(handle))).await;
+    node.driver.send(Event::LinkUp(Arc::new(handle))).await;
 
     let ready = Arc::new(Notify::new());
     let ears = Ears {
@@ -445,7 +487,7 @@ pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, origin: Origin) -> E
                 let (overlay, egress, dialed) = (node.overlay.clone(), egress.clone(), origin.dialed);
                 let link = Sealing { connection, socket, overlay, egress, via, dialed, ready, loss };
                 tasks.spawn(keep_sealed(link, move || {
-                    let _ = replies.try_send(message(LinkMessageKind::SealedReady(SealedReady {})));
+                    let _ = replies.try_send(Box::new(message(LinkMessageKind::SealedReady(SealedReady {}))));
                 }));
             }
             tasks.spawn(ears.read_stream(reader));
@@ -458,31 +500,7 @@ pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, origin: Origin) -> E
             tasks.spawn(ears.read_channel(messages_in));
         }
     }
-
-    let end = tokio::select! {
-        end = wire.closed() => end,
-        () = origin.cancel.cancelled() => {
-            wire.close(code::SHUTDOWN, "shutting down");
-            wire.closed().await
-        }
-    };
-    if let Some(writer) = writer {
-        // It says goodbye, in bounded time.
-        let _ = writer.await;
-    }
-    tasks.shutdown().await;
-    egress.close();
-    node.neighbors.down(&neighbor.node, origin.dialed);
-    if end.is_loss() {
-        node.neighbors.lost(&neighbor.node, chain(&end));
-    }
-    node.driver.send(Event::LinkDown(id, end.to_string())).await;
-    if end.is_loss() {
-        warn!(peer = %neighbor.node, error = &end as &dyn std::error::Error, "link lost");
-    } else {
-        debug!(peer = %neighbor.node, "link closed");
-    }
-    end
+    Begun { id, peer: neighbor.node, wire, egress, tasks, writer }
 }
 
 /// Hands every datagram of the link to the overlay: those that are there together, together.
@@ -519,7 +537,7 @@ async fn carry(connection: Connection, overlay: Arc<Overlay>, via: Via) {
 async fn write_control(
     connection: Connection,
     mut writer: FrameWriter<SendStream>,
-    mut messages: mpsc::Receiver<LinkMessage>,
+    mut messages: mpsc::Receiver<Box<LinkMessage>>,
 ) {
     while let Some(message) = messages.recv().await {
         if let Err(error) = write_all(&mut writer, message, &mut messages).await {
@@ -533,12 +551,12 @@ async fn write_control(
 /// Writes `first` and all that waits behind it.
 async fn write_all(
     writer: &mut FrameWriter<SendStream>,
-    first: LinkMessage,
-    more: &mut mpsc::Receiver<LinkMessage>,
+    first: Box<LinkMessage>,
+    more: &mut mpsc::Receiver<Box<LinkMessage>>,
 ) -> Result<(), framed::Error> {
-    writer.feed(&first).await?;
+    writer.feed(&*first).await?;
     while let Ok(message) = more.try_recv() {
-        writer.feed(&message).await?;
+        writer.feed(&*message).await?;
     }
     writer.flush().await
 }
@@ -549,7 +567,7 @@ struct Ears {
     neighbor: Identity,
     wire: Wire,
     driver: DriverHandle,
-    replies: mpsc::Sender<LinkMessage>,
+    replies: mpsc::Sender<Box<LinkMessage>>,
     /// Told when the neighbour is ready for sealed packets.
     ready: Arc<Notify>,
     skew: Arc<Skew>,
@@ -574,9 +592,9 @@ impl Ears {
         }
     }
 
-    async fn read_channel(self, mut messages: mpsc::Receiver<LinkMessage>) {
+    async fn read_channel(self, mut messages: mpsc::Receiver<Box<LinkMessage>>) {
         while let Some(heard) = messages.recv().await {
-            if self.hear(heard).await.is_break() {
+            if self.hear(*heard).await.is_break() {
                 return;
             }
         }
@@ -604,7 +622,7 @@ impl Ears {
             LinkMessageKind::Probe(probe) => {
                 // A neighbour that probes faster than it reads gets fewer answers.
                 let reply = LinkMessageKind::ProbeReply(ProbeReply { nonce: probe.nonce });
-                let _ = self.replies.try_send(message(reply));
+                let _ = self.replies.try_send(Box::new(message(reply)));
             }
             LinkMessageKind::Close(close) => {
                 debug!(code = close.code, reason = close.reason, "neighbour closes the link");

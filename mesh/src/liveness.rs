@@ -268,7 +268,7 @@ impl Liveness {
 /// What the watch is told.
 #[derive(Debug)]
 pub(crate) enum Notice {
-    Up(Box<LinkHandle>),
+    Up(Arc<LinkHandle>),
     Down(LinkId),
     /// See at once whether the neighbour lives.
     Doubt(LinkId),
@@ -282,7 +282,7 @@ pub(crate) async fn watch(
     driver: DriverHandle,
     cancel: CancellationToken,
 ) {
-    let mut links: BTreeMap<LinkId, (Box<LinkHandle>, Liveness)> = BTreeMap::new();
+    let mut links: BTreeMap<LinkId, (Arc<LinkHandle>, Liveness)> = BTreeMap::new();
     let mut knocks: JoinSet<Option<LinkId>> = JoinSet::new();
     loop {
         let mut next: Option<u64> = None;

@@ -12,6 +12,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 
 use plexus_proto::id::Address;
 use plexus_proto::packet::Class;
@@ -19,10 +20,13 @@ use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 
 use crate::batch::Batch;
+use crate::busy::Busy;
 use crate::forward::Overlay;
 
 /// Segments per batch to send. quinn builds batches of at most ten.
 const SEGMENTS: usize = 10;
+/// Packets in 10 ms from which on they are gathered, 3 MB/s on most paths: more than a handshake, and what is said at rest.
+const BUSY: u64 = 24;
 /// Packets that may wait for quinn to take them; more than the peer may have in flight on a near path. What exceeds it
 /// is dropped, and the peer slows down.
 const INBOUND_BYTES: usize = 4 * 1024 * 1024;
@@ -33,6 +37,7 @@ pub(crate) struct VirtualSocket {
     overlay: Arc<Overlay>,
     peer: Address,
     class: Class,
+    busy: Busy,
     inbound: Mutex<Inbound>,
 }
 
@@ -57,7 +62,7 @@ pub(crate) fn socket_address(address: Address) -> SocketAddr {
 
 impl VirtualSocket {
     pub(crate) fn new(overlay: Arc<Overlay>, peer: Address, class: Class) -> Self {
-        Self { overlay, peer, class, inbound: Mutex::default() }
+        Self { overlay, peer, class, busy: Busy::new(BUSY, Instant::now()), inbound: Mutex::default() }
     }
 
     /// Takes packets from the overlay. Returns false if there was no room for them.
@@ -135,6 +140,7 @@ impl AsyncUdpSocket for VirtualSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.busy.sent(transmit.contents.len(), transmit.segment_size);
         let segment = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
         let ecn = transmit.ecn.map_or(0, |mark| mark as u8);
         self.overlay
@@ -168,7 +174,7 @@ impl AsyncUdpSocket for VirtualSocket {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        SEGMENTS
+        if self.busy.is(Instant::now()) { SEGMENTS } else { 1 }
     }
 
     fn max_receive_segments(&self) -> usize {

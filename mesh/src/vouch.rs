@@ -2,11 +2,15 @@
 //!
 //! A flooded announcement comes once over each link and again with every change, always with the same chain, so chains
 //! that were found valid are remembered by their hash for a while; signatures are checked each time.
+//!
+//! What is believed is kept for as long as its node lives. It came as parts of whatever buffer was read from a link, so it
+//! is copied out of that, and the authorities' certificates, which all nodes have in common, are held once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{SHA256, digest};
+use bytes::{Bytes, BytesMut};
 use plexus_proto::id::Identity;
 use plexus_proto::link::SignedAnnouncement;
 use rustls_pki_types::{CertificateDer, UnixTime};
@@ -18,6 +22,8 @@ use crate::routing::{AnnouncementError, VerifiedAnnouncement};
 const REMEMBERED: Duration = Duration::from_secs(15 * 60);
 /// Chains remembered at most, at about 200 bytes each.
 const CHAINS_MAX: usize = 16 * 1024;
+/// Certificates of authorities held in common: one for each controller's, and as many again during a change of root.
+const ISSUERS_MAX: usize = 16;
 
 /// An announcement that is not believed.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +40,7 @@ pub(crate) enum Error {
 #[derive(Debug, Default)]
 pub(crate) struct Vouched {
     chains: HashMap<[u8; 32], (Identity, Instant)>,
+    issuers: VecDeque<Bytes>,
 }
 
 impl Vouched {
@@ -49,7 +56,34 @@ impl Vouched {
         let identity = self.identify(verifier, &chain, now).map_err(Error::Chain)?;
         verifier.verify_signature(&chain, &signed.body, &signed.signature).map_err(Error::Signature)?;
         drop(chain);
-        VerifiedAnnouncement::new(identity, signed).map_err(Error::Content)
+        VerifiedAnnouncement::new(identity, self.compact(&signed)).map_err(Error::Content)
+    }
+
+    /// The same in memory of its own.
+    fn compact(&mut self, signed: &SignedAnnouncement) -> SignedAnnouncement {
+        let SignedAnnouncement { body, signature, chain } = signed;
+        let mut own =
+            BytesMut::with_capacity(body.len() + signature.len() + chain.first().map_or(0, Bytes::len));
+        let mut copy = |bytes: &[u8]| {
+            own.extend_from_slice(bytes);
+            own.split().freeze()
+        };
+        let (body, signature) = (copy(body), copy(signature));
+        let leaf = chain.first().map(|leaf| copy(leaf));
+        let issuers = chain.iter().skip(1).map(|issuer| self.issuer(issuer));
+        SignedAnnouncement { body, signature, chain: leaf.into_iter().chain(issuers).collect() }
+    }
+
+    fn issuer(&mut self, certificate: &[u8]) -> Bytes {
+        if let Some(known) = self.issuers.iter().find(|known| known[..] == *certificate) {
+            return known.clone();
+        }
+        if self.issuers.len() >= ISSUERS_MAX {
+            self.issuers.pop_front();
+        }
+        let own = Bytes::copy_from_slice(certificate);
+        self.issuers.push_back(own.clone());
+        own
     }
 
     /// Judges every chain anew: something was revoked.
@@ -152,6 +186,22 @@ mod tests {
         body.push(0);
         altered.body = body.into();
         assert!(matches!(check(altered), Err(Error::Signature(_))));
+    }
+
+    #[test]
+    fn what_is_kept_pins_no_buffer_and_shares_issuers() {
+        let Nodes { first, second } = nodes();
+        let (mut vouched, verifier, now) = (Vouched::default(), first.verifier(), Instant::now());
+        let mut heard = |node: &Credentials| {
+            let buffer = Bytes::from(announcement(node, node).encode_to_vec());
+            let kept = vouched.verify(&verifier, SignedAnnouncement::decode(buffer.clone()).unwrap(), now);
+            assert!(buffer.is_unique(), "nothing of it is held any more");
+            assert_eq!(kept.as_ref().unwrap().signed().encode_to_vec(), buffer[..]);
+            kept.unwrap()
+        };
+        let (first, second) = (heard(&first), heard(&second));
+        let issuers = [first, second].map(|kept| kept.signed().chain[1].as_ptr());
+        assert_eq!(issuers[0], issuers[1]);
     }
 
     #[test]

@@ -133,10 +133,14 @@ impl Door {
     ) {
         let (node, refused, cancel) = (self.node.clone(), self.refused.clone(), self.closed.clone());
         self.links.spawn(async move {
-            let greeted = tokio::select! {
-                greeted = async { greet(&node, fresh.await?, Side::Accepted).await } => greeted,
-                () = place.lost() => Err(Error::Crowded),
-            };
+            // Boxed: a handshake needs more than all that comes after it.
+            let greeted = Box::pin(async {
+                tokio::select! {
+                    greeted = async { greet(&node, fresh.await?, Side::Accepted).await } => greeted,
+                    () = place.lost() => Err(Error::Crowded),
+                }
+            })
+            .await;
             drop(place);
             match greeted {
                 Ok(greeted) => {

@@ -118,7 +118,7 @@ pub(crate) async fn write(
     mut stream: WriteHalf<Stream>,
     wire: Arc<TcpWire>,
     egress: Arc<Egress>,
-    mut messages: mpsc::Receiver<LinkMessage>,
+    mut messages: mpsc::Receiver<Box<LinkMessage>>,
 ) {
     let written = tokio::select! {
         written = write_frames(&mut stream, &wire, &egress, &mut messages) => written,
@@ -149,7 +149,7 @@ async fn write_frames(
     stream: &mut WriteHalf<Stream>,
     wire: &TcpWire,
     egress: &Egress,
-    messages: &mut mpsc::Receiver<LinkMessage>,
+    messages: &mut mpsc::Receiver<Box<LinkMessage>>,
 ) -> io::Result<End> {
     let mut header = BytesMut::with_capacity(256);
     let ended = wire.ended();
@@ -212,7 +212,7 @@ pub(crate) async fn read(
     wire: Arc<TcpWire>,
     overlay: Arc<Overlay>,
     via: Via,
-    heard: mpsc::Sender<LinkMessage>,
+    heard: mpsc::Sender<Box<LinkMessage>>,
 ) {
     let end = match read_frames(&mut stream, &overlay, &via, &heard).await {
         Ok(end) => end,
@@ -228,7 +228,7 @@ async fn read_frames(
     stream: &mut (impl AsyncRead + Unpin),
     overlay: &Overlay,
     via: &Via,
-    heard: &mpsc::Sender<LinkMessage>,
+    heard: &mpsc::Sender<Box<LinkMessage>>,
 ) -> io::Result<End> {
     let mut buffer = BytesMut::new();
     loop {
@@ -241,7 +241,7 @@ async fn read_frames(
                     if let Some(LinkMessageKind::Close(LinkClose { code, reason })) = message.kind {
                         return Ok(End::Closed { code, reason });
                     }
-                    if heard.send(message).await.is_err() {
+                    if heard.send(Box::new(message)).await.is_err() {
                         return Ok(End::Local { code: code::SHUTDOWN, reason: "link is over".to_owned() });
                     }
                 }

@@ -5,6 +5,7 @@
 //! question is asked again each second: the answer tells what was lost, and three without an answer send the link back
 //! to DATAGRAMs, for another try later.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use plexus_proto::packet::HEADER_LEN;
 use quinn::Connection;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 use tracing::{debug, info};
 
 use super::egress::{Egress, FRAGMENT, SealedLane};
@@ -31,6 +32,8 @@ const ASK_TIMES: u32 = 20;
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// Questions without an answer after which the link goes back to DATAGRAMs.
 const MISSED_MAX: u32 = 3;
+/// Questions and answers that may wait to be read.
+const LETTERS: usize = 8;
 /// Until the next try after the way was found closed.
 const AGAIN_AFTER: Duration = Duration::from_secs(30);
 
@@ -40,7 +43,42 @@ pub(crate) struct Inlet {
     opener: Mutex<Opener>,
     overlay: Arc<Overlay>,
     via: Via,
-    own: mpsc::Sender<Own>,
+    own: Mailbox,
+}
+
+/// What a link asks of itself, on its way to [`keep_sealed`]. A channel would hold a block of 32 places for each link.
+#[derive(Debug, Default)]
+struct Mailbox {
+    letters: Mutex<VecDeque<Own>>,
+    came: Notify,
+}
+
+impl Mailbox {
+    /// Leaves a letter; of those that come faster than they are read, some are lost.
+    fn put(&self, own: Own) {
+        {
+            let mut letters = self.lock();
+            if letters.len() >= LETTERS {
+                return;
+            }
+            letters.push_back(own);
+        }
+        self.came.notify_one();
+    }
+
+    /// The next letter. Nothing is lost when the future is dropped.
+    async fn take(&self) -> Own {
+        loop {
+            if let Some(own) = self.lock().pop_front() {
+                return own;
+            }
+            self.came.notified().await;
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Own>> {
+        self.letters.lock().expect("no code panics under this lock")
+    }
 }
 
 /// Packets of the link's own, under the class that no overlay packet has.
@@ -137,8 +175,7 @@ impl Inlet {
         if slots.get(FRONT).is_some_and(|flags| flags & FRAGMENT == FRAGMENT) {
             for slot in slots.chunks(stride) {
                 if let Some(own) = Own::decode(&slot[FRONT..]) {
-                    // Of questions that come faster than they are read one is enough.
-                    let _ = self.own.try_send(own);
+                    self.own.put(own);
                 }
             }
             return;
@@ -205,12 +242,11 @@ pub(crate) async fn keep_sealed(link: Sealing, announce: impl FnOnce()) {
     });
     let (us, them) =
         if link.dialed { (From::Dialer, From::Acceptor) } else { (From::Acceptor, From::Dialer) };
-    let (own, mut heard) = mpsc::channel(8);
     let inlet = Arc::new(Inlet {
         opener: Mutex::new(Opener::new(export.clone(), them)),
         overlay: link.overlay.clone(),
         via: link.via.clone(),
-        own,
+        own: Mailbox::default(),
     });
     let mut remote = link.connection.remote_address();
     link.socket.bind(remote, &inlet);
@@ -225,8 +261,7 @@ pub(crate) async fn keep_sealed(link: Sealing, announce: impl FnOnce()) {
     let mut due = Some(Instant::now());
     loop {
         tokio::select! {
-            own = heard.recv() => {
-                let Some(own) = own else { return };
+            own = inlet.own.take() => {
                 match own {
                     Own::Ask { number, .. } => {
                         let answer = Own::Answer { number, opened: inlet.opened() };
@@ -339,7 +374,21 @@ async fn sleep_until(due: Option<Instant>) {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
+
+    #[tokio::test]
+    async fn letters_are_few_and_in_order() {
+        let mailbox = Mailbox::default();
+        for number in 0..20 {
+            mailbox.put(Own::Ask { number, sealed: 0 });
+        }
+        for number in 0..LETTERS as u32 {
+            assert_eq!(mailbox.take().await, Own::Ask { number, sealed: 0 });
+        }
+        assert!(mailbox.take().now_or_never().is_none());
+    }
 
     #[test]
     fn packets_of_the_link_survive_their_slot() {
