@@ -67,6 +67,8 @@ plexus_mesh::crash_points! {
     ForgetHeard = "forget-heard",
     /// Agent: its name is stored among those that never start again.
     Buried = "buried",
+    /// Agent: its directory has a name to be deleted by.
+    Renamed = "renamed",
 }
 
 impl Point {
@@ -104,7 +106,8 @@ impl Point {
             | Self::OutcomeStored
             | Self::PrivateWiped
             | Self::ForgetHeard
-            | Self::Buried => false,
+            | Self::Buried
+            | Self::Renamed => false,
         }
     }
 }

@@ -14,6 +14,7 @@ mod unit;
 mod warm;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -326,6 +327,11 @@ impl Supervisor {
     fn recover(&self) -> Result<(), StartError> {
         let units = self.0.units_dir();
         let mut count = 0;
+        for entry in fs::read_dir(&units).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(unit::ERASED) {
+                self.0.runtime.remove_tree(&entry.path()).ok();
+            }
+        }
         for attempt in unit_dir::list(&units)? {
             let dir = UnitDir::new(&units, attempt);
             if self.0.tombstones.holds(attempt) {

@@ -458,3 +458,32 @@ async fn a_kept_private_directory_is_shown_and_holds_no_secret() {
     assert!(!place.runtime_dir(job.attempt).exists());
     node.shutdown().await;
 }
+
+#[tokio::test]
+async fn a_unit_that_is_forgotten_while_its_copy_is_made_leaves_nothing() {
+    let place = Place::new();
+    let node = place.start().await;
+    let names: Vec<String> = (0..3_000).map(|number| format!("file{number}")).collect();
+    let tree: Vec<(&str, u32, &[u8])> = names.iter().map(|name| (name.as_str(), 0o644, &b"x"[..])).collect();
+    // The tree is in the cache after the first, so the second waits for its private block alone.
+    let first = Job::script("true").with_tree(&tree);
+    first.run(&node).await;
+    let mut job = Job::script("true").with_tree(&tree);
+    job.spec.collect = true; // a copy of every file, and no layer
+    job.submit(&node).await;
+    let mut talk = Talk::payload(&node);
+    let open = PayloadOpen { unit: Some(job.attempt.into()), epoch: Some(job.epoch.into()) };
+    talk.say(&PayloadMessage { kind: Some(PayloadMessageKind::Open(open)) }).await;
+    let heard = talk.hear::<PayloadMessage>().await.unwrap().kind.unwrap();
+    assert!(matches!(&heard, PayloadMessageKind::Need(need) if need.private), "{heard:?}");
+    job.cancel(&node).await;
+    job.forget(&node).await.unwrap();
+    drop(talk);
+    let left = || async {
+        let entries = std::fs::read_dir(place.unit_dir(first.attempt).parent().unwrap()).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| *name != first.attempt.to_string()).collect::<Vec<_>>()
+    };
+    wait_for(left, Vec::is_empty).await;
+    node.shutdown().await;
+}

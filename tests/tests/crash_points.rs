@@ -52,7 +52,8 @@ fn promise(point: Point) -> Promise {
         | Point::OutcomeStored
         | Point::PrivateWiped
         | Point::ForgetHeard
-        | Point::Buried => Promise::Whole,
+        | Point::Buried
+        | Point::Renamed => Promise::Whole,
         Point::LaunchSent => Promise::WholeOrLost,
         Point::Marked
         | Point::LaunchHeard

@@ -27,6 +27,8 @@ use crate::unit_dir::{self, Ended, UnitDir};
 use crate::work::{Caller, Effect, State, Unit, refusal};
 use crate::{cgroup, kept};
 
+/// Begins the name of a unit's directory that is being deleted.
+pub(super) const ERASED: &str = ".gone-";
 /// Shortest time between two words to a shim that its owner lives. Deadlines count minutes.
 const HEARD_PERIOD: Duration = Duration::from_secs(1);
 /// How long until a spool that could not be closed is tried again.
@@ -728,13 +730,25 @@ impl Task {
         }
     }
 
-    /// Removes all of it. After a crash in between the next agent does: the name is among those that are gone.
     async fn erase(&mut self) {
         if !self.clean {
             self.wipe_runtime_dir().await;
         }
         let (runtime, path) = (self.inner.runtime.clone(), self.dir.path().to_owned());
-        if let Err(error) = self.inner.blocking(move || runtime.remove_tree(&path)).await {
+        let name = format!("{ERASED}{}", self.unit.attempt());
+        let erased = self.inner.blocking(move || {
+            let gone = path.with_file_name(name);
+            // One step: after a crash there is the whole unit, or none of it. And out of the way of a payload stream that still
+            // makes the unit's working copy, beside which the directory would not become empty.
+            match fs::rename(&path, &gone) {
+                Ok(()) => {
+                    Point::Renamed.hit();
+                    runtime.remove_tree(&gone)
+                }
+                Err(_) => runtime.remove_tree(&path),
+            }
+        });
+        if let Err(error) = erased.await {
             warn!(error = &error as &dyn std::error::Error, "remains of a forgotten unit stay for now");
         }
         info!("unit forgotten");
