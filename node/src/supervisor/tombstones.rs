@@ -78,10 +78,7 @@ impl Tombstones {
         self.waiting.lock().expect("no code panics under this lock").push(attempt);
         let _writing = self.writing.lock().expect("no code panics under this lock");
         let mut batch = std::mem::take(&mut *self.waiting.lock().expect("no code panics under this lock"));
-        if self.holds(attempt) && batch.is_empty() {
-            return Ok(());
-        }
-        // Taken by one that could not write it: then it is this one's.
+        // Another may have taken it along, and may have failed to write it: then it is this one's.
         batch.push(attempt);
         {
             let names = self.names.lock().expect("no code panics under this lock");
