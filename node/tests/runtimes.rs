@@ -87,6 +87,20 @@ async fn conformance(place: &Place) {
     }
     wait_for(|| async { sleepers(&nap) }, |count| *count == 0).await;
 
+    // One that has not begun has nothing to end in order: it is not waited for.
+    let mut job = script(&format!("trap '' TERM; {nap}"));
+    job.spec.grace_seconds = 3600;
+    job.start(&node).await;
+    let mut records = job.attach(&node, 1).await;
+    if place.work.runtime == RuntimeName::Docker {
+        // Podman behind docker's client, hung up on while it makes a container, keeps one that it cannot list any more.
+        wait_for(|| async { sleepers(&nap) }, |count| *count > 0).await;
+    }
+    job.cancel(&node).await;
+    let outcome = records.take_all().await;
+    assert_eq!(outcome.outcome(), Outcome::Canceled, "{outcome:?}");
+    wait_for(|| async { sleepers(&nap) }, |count| *count == 0).await;
+
     // A dead shim: the unit is lost, and what ran is ended. Only root can see which process is the shim.
     if std::env::var_os(AS_USER).is_none() {
         let job = script(&format!("echo up; {nap}"));
@@ -111,9 +125,49 @@ async fn conformance(place: &Place) {
         wait_for(|| async { sleepers(&nap) }, |count| *count == 0).await;
     }
 
-    node.reap().await;
-    wait_for(|| async { left(place) }, BTreeSet::is_empty).await;
+    // Podman's `conmon` is killed: its client would wait for ever.
+    if place.work.runtime == RuntimeName::Podman && std::env::var_os(AS_USER).is_none() {
+        let job = script(&format!("echo up; {nap}"));
+        job.start(&node).await;
+        let mut records = job.attach(&node, 1).await;
+        records.until_output("up").await;
+        run("pkill", &["-9", "-x", "-P", &place.shim_pid(job.attempt).to_string(), "conmon"]);
+        let outcome = records.take_all().await;
+        assert_eq!(outcome.outcome(), Outcome::Lost, "{outcome:?}");
+        assert!(outcome.reason.contains("of the container engine that stood between"), "{outcome:?}");
+        wait_for(|| async { sleepers(&nap) }, |count| *count == 0).await;
+    }
+
+    all_removed(&node, place).await;
     node.shutdown().await;
+}
+
+/// The reaper removes what is left, in several goes where an engine was still about to make it.
+async fn all_removed(node: &Supervisor, place: &Place) {
+    let reaped = || async {
+        node.reap().await;
+        left(place)
+    };
+    wait_for(reaped, BTreeSet::is_empty).await;
+}
+
+/// The engine's daemon dies: its client says so, the unit is lost, and what ran on is ended once the engine is back.
+async fn daemon_dies(place: &Place, service: Service, address: &str) -> Service {
+    let node = place.start().await;
+    let nap = nap(place);
+    let job = script(&format!("echo up; {nap}"));
+    job.start(&node).await;
+    let mut records = job.attach(&node, 1).await;
+    records.until_output("up").await;
+    drop(service);
+    let outcome = records.take_all().await;
+    assert_eq!(outcome.outcome(), Outcome::Lost, "{outcome:?}");
+    assert!(outcome.reason.contains("the container engine lost the container"), "{outcome:?}");
+    let service = Service::start(address);
+    all_removed(&node, place).await;
+    wait_for(|| async { sleepers(&nap) }, |count| *count == 0).await;
+    node.shutdown().await;
+    service
 }
 
 fn running_pid(status: &UnitStatus) -> String {
@@ -371,6 +425,17 @@ async fn podman_waiting() {
 /// Podman's own API socket, for the docker client.
 struct Service(Child);
 
+impl Service {
+    fn start(address: &str) -> Self {
+        let child = Command::new("podman")
+            .args(["system", "service", "--time=0", address])
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        Self(child.expect("podman runs"))
+    }
+}
+
 impl Drop for Service {
     fn drop(&mut self) {
         self.0.kill().ok();
@@ -383,13 +448,7 @@ async fn docker() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("docker.sock");
     let address = format!("unix://{}", socket.display());
-    let child = Command::new("podman")
-        .args(["system", "service", "--time=0", &address])
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let service = Service(child);
+    let service = Service::start(&address);
     wait_for(|| async { socket.exists() }, |exists| *exists).await;
     let mut place = place(RuntimeName::Docker);
     place.work.docker.command =
@@ -397,7 +456,7 @@ async fn docker() {
     conformance(&place).await;
     waiting(&mut place).await;
     container_options(&mut place, false).await;
-    drop(service);
+    drop(daemon_dies(&place, service, &address).await);
 }
 
 /// The node as user `plexus`, its containers without root: this very test, once more, as that user.

@@ -80,11 +80,19 @@ pub(super) fn output(words: &[&str]) -> Result<String, Error> {
     Ok(String::from_utf8_lossy(&stdout).into_owned())
 }
 
+/// The exit code of `run` with which a client tells of its engine and not of the worker.
+pub const ENGINE_FAILED: i32 = 125;
+
+/// Whether a client that failed had a container, which may have gone on. Words of docker's client, seen with 28.
+pub fn has_lost_container(stderr: &str) -> bool {
+    stderr.contains("error waiting for container")
+}
+
 /// What an exit code of `run` means: 125 is the engine's own failure, 126 and 127 a command that cannot
 /// run; all else is the worker's.
 pub(super) fn explain(code: i32, stderr: &str, image: &str, pull: PullPolicy) -> Option<String> {
     match code {
-        125 => Some(Problem::of(stderr).tell(image, pull, None)),
+        ENGINE_FAILED => Some(Problem::of(stderr).tell(image, pull, None)),
         126 => Some(format!(
             "ansible-runner in image {image} is not executable; the image is no execution environment"
         )),

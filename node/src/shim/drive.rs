@@ -26,6 +26,7 @@ use super::worker::{Got, Process, Worker};
 use super::{MARKER, WALK_PAUSE, processes};
 use crate::cgroup;
 use crate::crash::Point;
+use crate::runtime::engine::{ENGINE_FAILED, has_lost_container};
 use crate::runtime::{Kind, explain};
 use crate::spool::{self, Writer};
 use crate::unit_dir::remove_tree;
@@ -36,6 +37,8 @@ const FULL_RETRY: Duration = Duration::from_millis(250);
 const ENGINE_LIMIT: Duration = Duration::from_secs(20);
 /// Longest wait, after the end, for the engine's own helpers to finish their cleaning.
 const LINGER_LIMIT: Duration = Duration::from_secs(10);
+/// Pause between two looks for orphans of an engine's client that ended: `conmon` above all. Nothing tells of them.
+const ORPHANS_PERIOD: Duration = Duration::from_secs(5);
 /// Standard error kept for the end record.
 const TAIL_BYTES: usize = 4 << 10;
 /// Bytes read from the worker at a time: about what one record holds.
@@ -58,7 +61,11 @@ pub(super) struct Shim {
     end_argv: Vec<String>,
     ending: Ending,
     killing: Killing,
+    /// When orphans that ended are collected next.
+    orphans_at: Option<Instant>,
     stderr_tail: Vec<u8>,
+    /// The worker has written to its standard output.
+    spoke: bool,
     ended: Option<Ended>,
     buffer: Vec<u8>,
 }
@@ -142,6 +149,8 @@ impl Shim {
             ending,
             killing: Killing::No,
             stderr_tail: Vec::new(),
+            spoke: false,
+            orphans_at: None,
             ended: None,
             buffer: vec![0; READ_BYTES],
         };
@@ -167,6 +176,7 @@ impl Shim {
                 self.act(action);
             }
             self.advance_killing(now);
+            self.look_for_orphans(now);
             self.try_end()?;
             self.syncer.push(&mut self.output.spool, now)?;
             self.report();
@@ -197,6 +207,7 @@ impl Shim {
             self.ending.deadline(),
             self.output.retry_at,
             self.syncer.deadline(),
+            self.orphans_at,
             match &self.killing {
                 Killing::Engine { give_up, .. } => Some(*give_up),
                 Killing::Walk { next } => Some(*next),
@@ -279,7 +290,10 @@ impl Shim {
             match order {
                 Order::Launch(_) | Order::Warm(_) => {} // it has one
                 Order::Cancel(cancel) => {
-                    if let Some(action) = self.ending.on_cancel(cancel.now, Instant::now()) {
+                    // A runner that still waits for its input ignores SIGTERM, and has nothing to end in order. Its first
+                    // line says that it has read it.
+                    let now = cancel.now || !self.spoke;
+                    if let Some(action) = self.ending.on_cancel(now, Instant::now()) {
                         self.act(action);
                     }
                 }
@@ -300,8 +314,9 @@ impl Shim {
         let mut pieces = Vec::new();
         match slot.as_mut().map(|pipe| (pipe.read(&mut self.buffer), &mut pipe.cutter)) {
             Some((Got::Data(data), cutter)) => {
-                if stream == Stream::Stderr {
-                    keep_tail(&mut self.stderr_tail, data);
+                match stream {
+                    Stream::Stderr => keep_tail(&mut self.stderr_tail, data),
+                    Stream::Stdout | Stream::Unspecified => self.spoke = true,
                 }
                 cutter.push(data, |piece| pieces.push(piece));
             }
@@ -371,6 +386,24 @@ impl Shim {
         }
     }
 
+    /// Collects orphans from time to time, and often while the engine removes a container: it takes a process that nobody
+    /// has collected for one that lives.
+    fn look_for_orphans(&mut self, now: Instant) {
+        if self.orphans_at.is_some_and(|at| at <= now) {
+            self.collect();
+        }
+        let pause = match &self.killing {
+            Killing::Engine { .. } => WALK_PAUSE,
+            Killing::No if self.kind.is_container() && self.worker.exit.is_none() => ORPHANS_PERIOD,
+            Killing::No | Killing::Walk { .. } | Killing::Done => {
+                self.orphans_at = None;
+                return;
+            }
+        };
+        let due = now + pause;
+        self.orphans_at = Some(self.orphans_at.filter(|at| *at > now).map_or(due, |at| at.min(due)));
+    }
+
     /// Collects every child that ended: the worker, helpers, and orphans that came to this shim.
     fn collect(&mut self) {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
@@ -385,6 +418,11 @@ impl Shim {
             self.killing = Killing::Walk { next: Instant::now() };
         }
         if !self.worker.is(pid) || self.worker.exit.is_some() {
+            // An orphan of the engine's client: `conmon`, or after its end the container itself.
+            let hurt = status.terminating_signal().is_some() && self.worker.exit.is_none();
+            if hurt && self.kind.is_container() && matches!(self.killing, Killing::No) {
+                self.ending.on_engine_hurt(Instant::now());
+            }
             return;
         }
         let exit = match (status.exit_status(), status.terminating_signal()) {
@@ -397,8 +435,9 @@ impl Shim {
         self.worker.stdin = None;
         // What a plain worker left running dies with it, as it would in a container. A container's client leaves
         // only the engine's helpers, which clean up; unless it did not end by itself.
-        let by_force =
-            self.kind == Kind::Process || self.ending.cause().is_some() || matches!(exit, Exit::Signal(_));
+        let by_force = self.kind == Kind::Process
+            || self.ending.cause().is_some()
+            || matches!(exit, Exit::Signal(_) | Exit::Code(ENGINE_FAILED));
         if by_force && matches!(self.killing, Killing::No) {
             self.killing = self.kill();
         }
@@ -451,7 +490,15 @@ impl Shim {
         // Some clients say 0 of a container that was killed.
         let killed = self.kind.is_container() && self.ending.was_forced() && exit == Exit::Code(0);
         let exit = if killed { Exit::Signal(Signal::KILL.as_raw()) } else { exit };
-        conclude(exit, self.ending.cause(), explanation, self.kind.is_container())
+        let lost = self.kind.is_container()
+            && match exit {
+                Exit::Signal(_) => true,
+                Exit::Code(code) => {
+                    let stderr = String::from_utf8_lossy(&self.stderr_tail);
+                    code == ENGINE_FAILED && (self.spoke || has_lost_container(&stderr))
+                }
+            };
+        conclude(exit, self.ending.cause(), explanation, lost)
     }
 
     /// Tells the agent what it does not know yet.

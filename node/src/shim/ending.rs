@@ -13,7 +13,13 @@ pub enum Cause {
     Timeout,
     /// Nothing was heard of the owner for so long.
     Silence(Duration),
+    /// Of what the container engine had left between shim and container, something was killed, and its client never noticed.
+    Engine,
 }
+
+/// How long an engine's client may take to notice that something of the engine was killed. Podman's never notices the end of
+/// `conmon`: it waits for an exit status that nobody will write.
+const NOTICES: Duration = Duration::from_secs(10);
 
 /// What the shim does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +46,7 @@ pub struct Ending {
     limit: Option<Instant>,
     silence: Duration,
     silent_at: Option<Instant>,
+    broken_at: Option<Instant>,
     cause: Option<Cause>,
     kill_at: Option<Instant>,
     killed: bool,
@@ -50,7 +57,16 @@ impl Ending {
     pub fn new(now: Instant, grace: Duration, timeout: Duration) -> Self {
         let limit = (!timeout.is_zero()).then(|| now.checked_add(timeout)).flatten();
         let silence = Duration::ZERO;
-        Self { grace, limit, silence, silent_at: None, cause: None, kill_at: None, killed: false }
+        Self {
+            grace,
+            limit,
+            silence,
+            silent_at: None,
+            broken_at: None,
+            cause: None,
+            kill_at: None,
+            killed: false,
+        }
     }
 
     /// Ends the worker once nothing is heard of its owner for `silence`, from `now` on; zero is never.
@@ -63,6 +79,11 @@ impl Ending {
     /// The owner was heard of.
     pub fn on_heard(&mut self, now: Instant) {
         self.silent_at = (!self.silence.is_zero()).then(|| now.checked_add(self.silence)).flatten();
+    }
+
+    /// A process of the container engine was killed, and not by us.
+    pub fn on_engine_hurt(&mut self, now: Instant) {
+        self.broken_at = self.broken_at.or_else(|| now.checked_add(NOTICES));
     }
 
     /// Why the tree is being ended, if it is.
@@ -101,6 +122,11 @@ impl Ending {
             self.begin(Cause::Silence(self.silence), now);
             return self.poll(now).or(Some(Action::Terminate));
         }
+        if self.cause.is_none() && self.broken_at.is_some_and(|at| at <= now) {
+            // Its client would pass no signal on.
+            (self.cause, self.kill_at) = (Some(Cause::Engine), Some(now));
+            return self.poll(now);
+        }
         None
     }
 
@@ -112,7 +138,7 @@ impl Ending {
         if self.cause.is_some() {
             return self.kill_at;
         }
-        self.limit.into_iter().chain(self.silent_at).min()
+        self.limit.into_iter().chain(self.silent_at).chain(self.broken_at).min()
     }
 
     fn begin(&mut self, cause: Cause, now: Instant) {
@@ -147,9 +173,19 @@ pub fn conclude(exit: Exit, cause: Option<Cause>, explanation: Option<String>, l
                 silence.as_secs()
             ),
         ),
+        (Some(Cause::Engine), Exit::Code(0)) => (Outcome::Succeeded, String::new()),
+        (Some(Cause::Engine), _) => (
+            Outcome::Lost,
+            "a process of the container engine that stood between this node and the container was killed"
+                .to_owned(),
+        ),
         (Some(Cause::Timeout), _) => (Outcome::TimedOut, "the unit's time limit passed".to_owned()),
         (None, Exit::Signal(signal)) if lost => {
             (Outcome::Lost, format!("the container engine's client was killed by signal {signal}"))
+        }
+        (None, Exit::Code(_)) if lost => {
+            let words = explanation.unwrap_or_default();
+            (Outcome::Lost, format!("the container engine lost the container: {words}"))
         }
         (None, Exit::Signal(signal)) => (
             Outcome::Failed,
@@ -243,6 +279,27 @@ mod tests {
         assert!(finished.reason.contains("60 s"), "{}", finished.reason);
         let never = Ending::new(start, GRACE, Duration::ZERO).with_silence(Duration::ZERO, start);
         assert_eq!(never.deadline(), None);
+    }
+
+    #[test]
+    fn an_engine_that_does_not_notice_its_loss_is_ended_and_the_unit_lost() {
+        let start = Instant::now();
+        let mut ending = Ending::new(start, GRACE, Duration::ZERO);
+        ending.on_engine_hurt(start);
+        ending.on_engine_hurt(start + NOTICES / 2);
+        assert_eq!(ending.deadline(), Some(start + NOTICES));
+        assert_eq!(ending.poll(start + NOTICES / 2), None);
+        assert_eq!(ending.poll(start + NOTICES), Some(Action::Kill));
+        assert_eq!(conclude(Exit::Signal(9), ending.cause(), None, true).outcome(), Outcome::Lost);
+        // Whoever cancels in the meantime has his grace, and his word.
+        let mut ending = Ending::new(start, GRACE, Duration::ZERO);
+        ending.on_engine_hurt(start);
+        ending.on_cancel(false, start + NOTICES / 2);
+        assert_eq!(ending.poll(start + NOTICES), None);
+        assert_eq!(conclude(Exit::Signal(15), ending.cause(), None, true).outcome(), Outcome::Canceled);
+        let lost = conclude(Exit::Code(125), None, Some("unexpected EOF".to_owned()), true);
+        assert_eq!(lost.outcome(), Outcome::Lost);
+        assert!(lost.reason.contains("unexpected EOF"), "{}", lost.reason);
     }
 
     #[test]
