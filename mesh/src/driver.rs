@@ -201,6 +201,7 @@ impl Driver {
         let now = Instant::now();
         let input = match event {
             Event::LinkUp(link) => {
+                self.sessions.stir();
                 self.supersede(&link);
                 let text = format!("link to {} at {} is up", link.neighbor.node, link.remote_address());
                 let peer = link.neighbor.node.clone();
@@ -223,6 +224,7 @@ impl Driver {
                 input
             }
             Event::LinkDown(link, why) => {
+                self.sessions.stir();
                 self.notice(Notice::Down(link));
                 if let Some(gone) = self.links.remove(&link) {
                     let peer = gone.neighbor.node.clone();

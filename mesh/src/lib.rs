@@ -96,6 +96,7 @@ mod driver;
 mod epoch;
 mod forward;
 mod liveness;
+mod memory;
 mod trust;
 mod vouch;
 

@@ -24,6 +24,7 @@ use crate::endpoint::{ResetSecrets, quic_client, quic_server};
 use crate::error::SessionError;
 use crate::forward::Overlay;
 use crate::identity::{self, Credentials, Verifier, peer_chain, peer_identity};
+use crate::memory::Memory;
 use crate::service::Services;
 use crate::settings::{self, SERVER_NAME, SESSION_ALPN, SESSION_STREAMS, SESSION_STREAMS_MAX};
 use crate::socket::{VirtualSocket, socket_address};
@@ -64,6 +65,7 @@ pub(crate) struct Sessions {
     directory: Arc<ArcSwap<Directory>>,
     crypto: ArcSwap<Crypto>,
     secrets: ResetSecrets,
+    memory: Arc<Memory>,
     peers: DashMap<(Address, Class), Arc<Session>>,
     tasks: TaskTracker,
     cancel: CancellationToken,
@@ -140,12 +142,15 @@ impl Sessions {
             directory,
             crypto: ArcSwap::from_pointee(Crypto::new(credentials)),
             secrets: ResetSecrets::of(credentials),
+            memory: Arc::default(),
             peers: DashMap::new(),
             tasks: TaskTracker::new(),
             cancel: cancel.child_token(),
             this: this.clone(),
         });
         sessions.spawn(sweep(Arc::downgrade(&sessions)));
+        let memory = sessions.memory.clone();
+        sessions.spawn(async move { memory.keep().await });
         sessions
     }
 
@@ -239,6 +244,11 @@ impl Sessions {
         });
     }
 
+    /// A link of this node came or went, and memory with it.
+    pub(crate) fn stir(&self) {
+        self.memory.stir();
+    }
+
     /// Ends all sessions, and waits a moment for the peers to be told.
     pub(crate) async fn shutdown(&self) {
         self.cancel.cancel();
@@ -315,6 +325,7 @@ impl Sessions {
             }
         };
         let established = Established { connection, peer };
+        self.memory.stir();
         let before = session.keep(established.clone(), dialed);
         if let Some(before) = before {
             before.connection.close(code::SUPERSEDED, b"peer has connected anew");
@@ -523,6 +534,7 @@ async fn sweep(sessions: Weak<Sessions>) {
             let idles = session.idles();
             if idles {
                 session.endpoint.close(VarInt::from_u32(0), b"idle");
+                sessions.memory.stir();
             }
             !idles
         });
