@@ -26,7 +26,7 @@ use crate::store::instances::{self, Info, Seen};
 
 /// How often a node that answers is asked again: AWX's heartbeat.
 const HEARTBEAT: Duration = Duration::from_secs(60);
-/// How soon a node that is reachable but did not answer is asked again.
+/// How soon a node that is reachable but did not answer is asked again; doubles up to [`HEARTBEAT`].
 const RETRY: Duration = Duration::from_secs(1);
 
 /// An execution node of this cluster.
@@ -36,8 +36,6 @@ pub struct LiveNode {
     pub reachable: bool,
     /// What it said of itself; `None` until it answered once.
     pub info: Option<Info>,
-    /// For calling it.
-    pub client: NodeClient,
 }
 
 /// Execution nodes of this cluster by name.
@@ -46,6 +44,8 @@ pub type Nodes = BTreeMap<NodeId, LiveNode>;
 struct Asked {
     due: Instant,
     under_way: bool,
+    /// Pause after the next time that it does not answer.
+    retry: Duration,
 }
 
 struct Fleet {
@@ -110,17 +110,14 @@ impl Fleet {
             if !self.ours(&seen.identity) {
                 continue;
             }
-            let client = || NodeClient::new(&self.mesh, name);
-            let node = self.nodes.entry(name.clone()).or_insert_with(|| LiveNode {
-                reachable: false,
-                info: None,
-                client: client(),
-            });
+            let unheard = || LiveNode { reachable: false, info: None };
+            let node = self.nodes.entry(name.clone()).or_insert_with(unheard);
             node.reachable = seen.reachable;
             if !seen.reachable {
                 self.asked.remove(name);
             } else if !self.asked.contains_key(name) {
-                self.asked.insert(name.clone(), Asked { due: Instant::now(), under_way: false });
+                self.asked
+                    .insert(name.clone(), Asked { due: Instant::now(), under_way: false, retry: RETRY });
             }
         }
     }
@@ -136,10 +133,10 @@ impl Fleet {
             if asked.under_way || asked.due > now {
                 continue;
             }
-            let Some(node) = self.nodes.get(name) else { continue };
             let resting = decided.get(name).is_some_and(|decided| !decided.enabled);
             asked.under_way = true;
-            let (name, client) = (name.clone(), node.client.clone());
+            // For one call: a channel that waits a minute for the next takes 28 KB here and as much there.
+            let (name, client) = (name.clone(), NodeClient::new(&self.mesh, name));
             let outgrown = self.outgrown.get(&name).copied();
             self.calls.spawn(async move {
                 let answer = client.info(resting, outgrown).await;
@@ -156,16 +153,17 @@ impl Fleet {
             let heard = jiff::Timestamp::now();
             Ok(Info { store, cpu_millis: info.cpu_millis, memory: info.memory_bytes, heard })
         });
-        let mut again = match info {
+        let retry = self.asked.get(&name).map_or(RETRY, |asked| asked.retry);
+        let (mut again, retry) = match info {
             Ok(info) => {
                 if let Some(node) = self.nodes.get_mut(&name) {
                     node.info = Some(info);
                 }
-                HEARTBEAT
+                (HEARTBEAT, RETRY)
             }
             Err(error) => {
                 tracing::warn!(node = %name, error, "node did not say what it has");
-                RETRY
+                (retry, (retry * 2).min(HEARTBEAT))
             }
         };
         if let Some(start) = start {
@@ -182,7 +180,7 @@ impl Fleet {
             }
         }
         if let Some(asked) = self.asked.get_mut(&name) {
-            *asked = Asked { due: Instant::now() + again, under_way: false };
+            *asked = Asked { due: Instant::now() + again, under_way: false, retry };
         }
     }
 

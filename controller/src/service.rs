@@ -110,7 +110,7 @@ pub async fn run(
 
     let ours = shutdown.child_token();
     let (nodes, fleet) = fleet::spawn(mesh.clone(), core.clone(), ours.clone());
-    let stray = stray::spawn(core.clone(), nodes.clone(), ours.clone());
+    let stray = stray::spawn(mesh.clone(), core.clone(), nodes.clone(), ours.clone());
     let context = reconcile::Context {
         core: core.clone(),
         events: events.clone(),

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use plexus_mesh::Mesh;
 use plexus_proto::id::{Attempt, NodeId, StoreId};
 use plexus_proto::work::{UnitStatus, UnitStatusState};
 use tokio::sync::watch;
@@ -32,16 +33,17 @@ enum Error {
 
 /// Starts the task; it ends with `shutdown`.
 pub fn spawn(
+    mesh: Mesh,
     core: CoreDb,
     nodes: watch::Receiver<Arc<Nodes>>,
     shutdown: CancellationToken,
 ) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move {
-        shutdown.run_until_cancelled(run(core, nodes)).await;
+        shutdown.run_until_cancelled(run(mesh, core, nodes)).await;
     })
 }
 
-async fn run(core: CoreDb, mut nodes: watch::Receiver<Arc<Nodes>>) {
+async fn run(mesh: Mesh, core: CoreDb, mut nodes: watch::Receiver<Arc<Nodes>>) {
     let mut due: BTreeMap<NodeId, Instant> = BTreeMap::new();
     loop {
         let live = nodes.borrow_and_update().clone();
@@ -52,7 +54,7 @@ async fn run(core: CoreDb, mut nodes: watch::Receiver<Arc<Nodes>>) {
             if due.get(name).is_some_and(|at| *at > Instant::now()) {
                 continue;
             }
-            if let Err(error) = look(&core, name, store, &node.client).await {
+            if let Err(error) = look(&core, name, store, &NodeClient::new(&mesh, name)).await {
                 tracing::debug!(node = %name, %error, "cannot look for stray units");
             }
             due.insert(name.clone(), Instant::now() + PERIOD);
