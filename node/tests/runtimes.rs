@@ -299,9 +299,11 @@ async fn one_waiting(node: &Supervisor) -> String {
 
 /// Containers that waited and were taken by a unit.
 fn taken(place: &Place, job: &Job) -> Vec<String> {
-    let entries = std::fs::read_dir(place.unit_dir(job.attempt)).unwrap();
-    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.filter_map(|name| name.strip_prefix("warm.").map(str::to_owned)).collect()
+    let text = std::fs::read_to_string(place.unit_dir(job.attempt).join("unit")).unwrap();
+    let claim = |line| {
+        Some(serde_json::from_str::<serde_json::Value>(line).ok()?["starting"]["claim"].as_str()?.to_owned())
+    };
+    text.lines().filter_map(claim).collect()
 }
 
 fn shim_of_waiting(place: &Place, slot: &str) -> String {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::*;
 use plexus_node::shim::processes::marked;
+use plexus_node::unit_dir::UnitDir;
 use plexus_proto::work::*;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -165,7 +166,7 @@ async fn power_loss_between_mark_and_shim_is_lost_and_before_the_mark_is_pending
     unmarked.submit(&node).await;
     node.shutdown().await;
     drop(node);
-    fs::write(place.unit_dir(marked.attempt).join("starting"), "").unwrap();
+    UnitDir::new(&place.data.path().join("data/units"), marked.attempt).mark_starting(None).unwrap();
     // tmpfs is empty after a loss of power; what an old agent left there is not trusted either.
     fs::create_dir_all(place.runtime_dir(unmarked.attempt).join("private")).unwrap();
 

@@ -71,10 +71,17 @@ pub(super) const MUTANTS: &[Mutant] = &[
         tests: lib("unit_dir::tests::what_is_stored_is_on_the_disk"),
     },
     Mutant {
-        name: "sync of what replaces an intent, and of an outcome",
+        name: "sync of what replaces an intent",
         file: "node/src/unit_dir.rs",
-        old: "file.write_all(text).and_then(|()| file.sync_data())",
-        new: "file.write_all(text)",
+        old: "file.write_all(&text).and_then(|()| file.sync_data())",
+        new: "file.write_all(&text)",
+        tests: lib("unit_dir::tests::what_is_stored_is_on_the_disk"),
+    },
+    Mutant {
+        name: "sync of a mark, and of an outcome",
+        file: "node/src/unit_dir.rs",
+        old: "written.and_then(|()| file.sync_data())",
+        new: "written",
         tests: lib("unit_dir::tests::what_is_stored_is_on_the_disk"),
     },
     Mutant {
