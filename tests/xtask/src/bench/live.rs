@@ -20,6 +20,8 @@ use super::{Better, Row};
 
 use Better::{Higher, Lower};
 
+pub(super) use watch::request as event_stream;
+
 /// Rows in the order of the table: name, unit, which way is good, bar.
 const ROWS: [(&str, &str, Better, f64); 15] = [
     ("live.ingest_2k_s", "1/s", Higher, 60_000.0),

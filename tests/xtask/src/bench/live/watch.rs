@@ -210,7 +210,7 @@ impl Watcher {
 }
 
 /// Asks for a job's event stream; returns when the answer has begun.
-pub(super) fn request(api: &Api, job: i64) -> anyhow::Result<TcpStream> {
+pub(in crate::bench) fn request(api: &Api, job: i64) -> anyhow::Result<TcpStream> {
     let address = api.base().trim_start_matches("http://");
     let mut stream = TcpStream::connect(address).context("cannot connect to the API")?;
     stream.set_read_timeout(Some(PATIENCE)).context("cannot set a deadline")?;
