@@ -9,6 +9,8 @@
 //! resumed session never shows its certificate again, and so would outlive it. The hybrid post-quantum key
 //! exchange is offered first.
 
+#[cfg(any(test, feature = "testing"))]
+pub mod decoders;
 mod error;
 pub(crate) mod extension;
 mod tls;

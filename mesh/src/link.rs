@@ -14,7 +14,7 @@ pub(crate) mod accept;
 mod clock;
 pub(crate) mod connect;
 #[cfg(any(test, feature = "testing"))]
-pub mod decoders;
+pub(crate) mod decoders;
 pub(crate) mod dial;
 pub(crate) mod egress;
 pub(crate) mod frames;

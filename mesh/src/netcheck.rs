@@ -264,6 +264,23 @@ fn findings(from: &NodeId, to: &NodeId, paths: &[PathCheck]) -> Vec<String> {
     found
 }
 
+/// What comes of bytes in place of a question, a node's answers, and what a stranger answers to a try: for fuzzing.
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod decoders {
+    use super::{Description, PathCheck, Question, findings, tries};
+
+    /// See the module.
+    pub fn netcheck(data: &[u8]) {
+        let _ = tries::answers(data);
+        let _ = serde_json::from_slice::<Question>(data);
+        let _ = serde_json::from_slice::<Description>(data);
+        if let Ok(paths) = serde_json::from_slice::<Vec<PathCheck>>(data) {
+            let name = |name: &str| name.parse().expect("a valid name");
+            assert!(!findings(&name("a"), &name("b"), &paths).is_empty(), "people are told something");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

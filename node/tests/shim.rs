@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use plexus_node::shim::protocol::{
-    Cancel, FRAME_MAX, FromShim, Launch, Order, Report, SOCKET, VERSION, order,
+    Cancel, Ended, FRAME_MAX, FromShim, Heard, Hello, Launch, Order, Ready, Report, SOCKET, Started, ToShim,
+    Trimmed, VERSION, Warm, Written, order, report,
 };
 use plexus_proto::frame;
-use plexus_proto::work::Outcome;
+use plexus_proto::work::{Finished, Outcome};
 
 struct Agent {
     stream: UnixStream,
@@ -40,7 +41,7 @@ impl Agent {
         }
     }
 
-    fn ended(&mut self) -> plexus_node::shim::protocol::Ended {
+    fn ended(&mut self) -> Ended {
         loop {
             if let Report::Ended(ended) = self.hear().expect("an end") {
                 return ended;
@@ -78,6 +79,85 @@ fn launch(dir: &Path, script: &str) -> Order {
         private_dir: dir.join("private").display().to_string(),
         ..Launch::default()
     }))
+}
+
+/// What each version of the conversation had to say for the first time, as it is said: these bytes come from shims and agents
+/// that live, so they are never changed once released; a new field gets a new sample beside the old one. A missing file is
+/// written by `PLEXUS_BLESS=1 cargo test -p plexus-node --test shim` and then committed.
+#[test]
+fn what_any_version_said_is_said_and_understood_alike() {
+    let launch = Launch {
+        version: 1,
+        unit: vec![7; 16].into(),
+        attempt: 2,
+        spool_dir: "/var/lib/plexus/units/u/spool".to_owned(),
+        spool_key: vec![1; 32].into(),
+        spool_key_id: 0x0102_0304_0506_0708,
+        spool_quota: 1 << 30,
+        argv: ["podman", "run", "image"].map(str::to_owned).to_vec(),
+        env: [("A", "1"), ("PATH", "/usr/bin:/bin")].map(|(name, value)| (name.into(), value.into())).into(),
+        cwd: "/run/plexus/u".to_owned(),
+        stdin: vec![b'{', b'}'].into(),
+        grace_seconds: 10,
+        timeout_seconds: 3600,
+        end_argv: ["podman", "rm"].map(str::to_owned).to_vec(),
+        runtime: "podman".to_owned(),
+        image: "registry/ee:1".to_owned(),
+        pull: 2,
+        private_dir: "/run/plexus/u/private".to_owned(),
+        owner_deadline_seconds: 0,
+    };
+    let finished = Finished {
+        outcome: Outcome::Failed.into(),
+        exit_code: Some(2),
+        signal: None,
+        reason: "worker ended with 2".to_owned(),
+    };
+    let guarded = Launch { version: 2, owner_deadline_seconds: 60, ..launch.clone() };
+    let warm = Warm {
+        argv: launch.argv.clone(),
+        env: launch.env.clone(),
+        cwd: launch.cwd.clone(),
+        end_argv: launch.end_argv.clone(),
+    };
+    for (name, said) in [
+        ("shim-1-launch", Order::Launch(Box::new(launch))),
+        ("shim-1-cancel", Order::Cancel(Cancel { now: false })),
+        ("shim-1-cancel-now", Order::Cancel(Cancel { now: true })),
+        ("shim-1-trimmed", Order::Trimmed(Trimmed {})),
+        ("shim-2-launch", Order::Launch(Box::new(guarded))),
+        ("shim-2-heard", Order::Heard(Heard {})),
+        ("shim-3-warm", Order::Warm(Box::new(warm))),
+    ] {
+        let saved = golden(name, &order(said.clone()));
+        let read = frame::decode::<ToShim>(&mut BytesMut::from(&saved[..]), FRAME_MAX).unwrap();
+        assert!(read.unwrap().order == Some(said), "{name}");
+    }
+    for (name, said) in [
+        ("shim-1-hello", Report::Hello(Hello { version: 1, pid: 7 })),
+        ("shim-1-started", Report::Started(Started { pid: 9 })),
+        ("shim-1-written", Report::Written(Written { records: 3 })),
+        ("shim-1-ended", Report::Ended(Ended { finished: Some(finished), records: 4 })),
+        ("shim-3-ready", Report::Ready(Ready {})),
+    ] {
+        let saved = golden(name, &report(said.clone()));
+        let read = frame::decode::<FromShim>(&mut BytesMut::from(&saved[..]), FRAME_MAX).unwrap();
+        assert_eq!(read.unwrap().report, Some(said), "{name}");
+    }
+    assert_eq!(VERSION, 3, "a new version has samples of its own here");
+}
+
+/// The saved bytes, which must be those that this build writes.
+fn golden(name: &str, written: &[u8]) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{name}.hex"));
+    let hex: String = written.iter().map(|byte| format!("{byte:02x}")).collect();
+    if !path.exists() && std::env::var_os("PLEXUS_BLESS").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, format!("{hex}\n")).unwrap();
+    }
+    let saved = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    assert_eq!(hex, saved.trim(), "{name}: this build writes other bytes than the saved ones");
+    written.to_vec()
 }
 
 #[test]

@@ -4,11 +4,17 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::*;
 use plexus_node::shim::processes::marked;
+<<<<<<< HEAD
 use plexus_node::unit_dir::UnitDir;
+=======
+use plexus_node::supervisor::{Options, Supervisor};
+>>>>>>> h8-proof
 use plexus_proto::work::*;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -44,6 +50,53 @@ async fn a_restarted_agent_finds_the_running_unit_and_loses_nothing() {
     assert_eq!(records.stdout(), expected);
     let pending = answer(node.submit(&caller(), job.submit_request(&node)).await).unwrap();
     assert!(finished(&pending).is_some(), "submit never starts it again");
+    node.shutdown().await;
+}
+
+/// What a package manager does: the new program takes the name of the old one, which lives on where it runs.
+#[tokio::test]
+async fn an_upgrade_leaves_running_units_on_the_old_program_and_starts_the_next_on_the_new_one() {
+    let place = Place::new();
+    let program = place.data.path().join("plexus-node");
+    let options = || Options { shim_binary: program.clone(), ..place.options() };
+    // By a process of its own: nobody can run a file that a child of this one holds open for writing.
+    let install = || {
+        let fresh = program.with_extension("new");
+        let copied = Command::new("cp").arg(place.options().shim_binary).arg(&fresh).status().unwrap();
+        assert!(copied.success());
+        fs::rename(&fresh, &program).unwrap();
+        fs::metadata(&program).unwrap().ino()
+    };
+    let runs = |job: &Job| fs::metadata(format!("/proc/{}/exe", place.shim_pid(job.attempt))).unwrap().ino();
+    let go = place.data.path().join("go");
+    let script = format!("echo up; while [ ! -e {} ]; do sleep 0.01; done; echo on", go.display());
+
+    let before = install();
+    let node = Supervisor::start(options()).await.unwrap();
+    let (old, canceled) = (Job::script(&script), Job::script(&script));
+    for job in [&old, &canceled] {
+        job.start(&node).await;
+        job.attach(&node, 1).await.until_output("up").await;
+        assert_eq!(runs(job), before);
+    }
+    let after = install();
+    assert_ne!(after, before);
+    node.shutdown().await;
+    drop(node);
+
+    let node = Supervisor::start(options()).await.unwrap();
+    let new = Job::script(&script);
+    new.start(&node).await;
+    new.attach(&node, 1).await.until_output("up").await;
+    assert_eq!((runs(&old), runs(&canceled), runs(&new)), (before, before, after));
+    canceled.cancel(&node).await;
+    assert_eq!(canceled.attach(&node, 1).await.take_all().await.outcome(), Outcome::Canceled);
+    fs::write(&go, "").unwrap();
+    for job in [&old, &new] {
+        let mut records = job.attach(&node, 1).await;
+        assert_eq!(records.take_all().await.outcome(), Outcome::Succeeded);
+        assert_eq!(records.stdout(), "up\non\n");
+    }
     node.shutdown().await;
 }
 

@@ -341,7 +341,7 @@ fn only_uri<'a>(certificate: &X509Certificate<'a>) -> Result<&'a str, Error> {
     }
 }
 
-fn parse_identity(uri: &str) -> Result<Identity, Error> {
+pub(super) fn parse_identity(uri: &str) -> Result<Identity, Error> {
     let wrong = |source: Option<ParseError>| Error::NotAnIdentity { uri: cut(uri), source };
     let rest = uri.strip_prefix("spiffe://").ok_or_else(|| wrong(None))?;
     let parts: Vec<&str> = rest.split('/').collect();

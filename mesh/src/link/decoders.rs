@@ -2,7 +2,9 @@
 //!
 //! [`LinkMessage`]: plexus_proto::link::LinkMessage
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
 
@@ -59,6 +61,16 @@ pub fn tcp_frames(data: &[u8], cut: usize) {
                 Err(_) => return,
             }
         }
+    }
+}
+
+/// What a proxy answers to `CONNECT`; how many bytes of it were read.
+pub fn proxy_answer(data: &[u8]) -> Option<usize> {
+    let mut stream = tokio::io::join(data, tokio::io::sink());
+    let outcome = pin!(frames::tunnel(&mut stream, "hop:7323")).poll(&mut Context::from_waker(Waker::noop()));
+    match outcome {
+        Poll::Ready(outcome) => outcome.ok().map(|()| data.len() - stream.reader().len()),
+        Poll::Pending => panic!("bytes in memory are there at once"),
     }
 }
 

@@ -315,7 +315,10 @@ pub(crate) enum Target {
 /// Longest answer of a proxy that is read.
 const PROXY_ANSWER_MAX: usize = 4096;
 
-async fn tunnel(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), target: &str) -> io::Result<()> {
+pub(super) async fn tunnel(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    target: &str,
+) -> io::Result<()> {
     let request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     // Byte by byte: what follows the answer is the neighbour's.

@@ -202,7 +202,7 @@ fn packet(number: u64, length: usize) -> Vec<u8> {
 
 /// The number in an answer of [`packet`]: a version negotiation (RFC 9000, 17.2.1), which names version 0 and gives both
 /// connection ids back.
-fn answers(packet: &[u8]) -> Option<u64> {
+pub(super) fn answers(packet: &[u8]) -> Option<u64> {
     let rest = packet.strip_prefix(&[*packet.first().filter(|first| **first & 0x80 != 0)?, 0, 0, 0, 0, 8])?;
     rest.first_chunk::<8>().map(|number| u64::from_be_bytes(*number))
 }

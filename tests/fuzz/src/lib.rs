@@ -4,29 +4,36 @@
 //! `tests/tests/fuzz.rs` runs the same functions over the corpus and seeded mutations of it, in every test run.
 
 use std::io::Cursor;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use plexus_controller::ingest::artifacts::Artifacts;
 use plexus_controller::stream::{Item, Parser};
+use plexus_mesh::Verifier;
 use plexus_mesh::enrol::{Request, Token};
-use plexus_mesh::identity;
+use plexus_mesh::local::Action;
+use plexus_mesh::revocation::List;
+use plexus_mesh::routing::{Effect, Input, LinkId, Router, VerifiedAnnouncement};
 use plexus_mesh::testing::decoders;
+use plexus_node::shim::protocol::{FromShim, ToShim};
 use plexus_node::spool::segment;
 use plexus_node::tree::Manifest;
 use plexus_proto::enrol::{EnrolAnswer, EnrolCall, Issue, Revocations};
 use plexus_proto::forward::{ForwardOpen, ForwardOpened};
 use plexus_proto::frame::{self, ENROL_CALL_MAX, LINK_FRAME_MAX, OPEN_FRAME_MAX, WORK_FRAME_MAX};
-use plexus_proto::id::{Attempt, NodeId, Role, StoreId, UnitId};
-use plexus_proto::link::{Announcement, LinkMessage, StreamOpen};
+use plexus_proto::id::{Address, Attempt, Identity, NodeId, Role, StoreId, UnitId};
+use plexus_proto::link::{Announcement, LinkMessage, LinkMessageKind, SignedAnnouncement, StreamOpen};
 use plexus_proto::local::{LocalAnswer, LocalForward, LocalQuery};
 use plexus_proto::packet::{Header, LinkNote, Probe};
 use plexus_proto::seal::SpoolKey;
 use plexus_proto::work::{
-    AbandonRequest, CancelRequest, ForgetRequest, ImageReply, ImageRequest, ListReply, ListRequest, NodeInfo,
-    PayloadMessage, PrivateBlock, RecordMessage, SubmitRequest, TreeManifest, UnitReply, UnitStatus,
+    AbandonRequest, CancelRequest, CollectMessage, EndRecord, ForgetRequest, ImageReply, ImageRequest,
+    ImagesReply, ImagesRequest, InfoRequest, ListReply, ListRequest, LostRecord, NodeInfo, Output,
+    PayloadMessage, PrivateBlock, PullProgress, Record, RecordMessage, Starting, StatusRequest,
+    SubmitRequest, TidyImagesReply, TidyImagesRequest, TreeManifest, UnitReply, UnitStatus,
 };
 use prost::Message;
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, UnixTime};
 use uuid::Uuid;
 
 /// A decoder by name; the name is also that of its corpus and of its cargo-fuzz target.
@@ -51,6 +58,8 @@ pub const TARGETS: &[Target] = &[
     ("manifest", manifest),
     ("runner_stream", runner_stream),
     ("artifacts", artifacts),
+    ("netcheck", decoders::netcheck),
+    ("proxy", proxy),
 ];
 
 /// Decodes a message, and what it is encoded as again.
@@ -61,16 +70,121 @@ fn message<M: Message + Default + PartialEq + Clone>(data: &[u8]) {
 }
 
 /// Takes frames off a buffer until there is none.
-fn frames<M: Message + Default>(data: &[u8], limit: usize) {
-    let mut buffer = BytesMut::from(data);
-    while let Ok(Some(_)) = frame::decode::<M>(&mut buffer, limit) {}
+fn frames<M: Message + Default>(data: &[u8], limit: usize) -> Vec<M> {
+    let (mut buffer, mut all) = (BytesMut::from(data), Vec::new());
+    while let Ok(Some(message)) = frame::decode(&mut buffer, limit) {
+        all.push(message);
+    }
+    all
 }
 
-/// What neighbours say on the control stream.
+/// The root of the chain in the corpus of `certificate`, and a time when both are valid.
+pub const ROOT: &[u8] = include_bytes!("../corpus/certificate/root.der");
+/// See [`ROOT`]; seconds of Unix time.
+pub const NOW: u64 = 1_795_392_000;
+
+/// What neighbours say on the control stream, and what becomes of it: routers of each role take it from neighbours of
+/// each role, as if every signature were right; lists of what is revoked are read and then refused for theirs.
 fn link(data: &[u8]) {
-    frames::<LinkMessage>(data, LINK_FRAME_MAX);
+    let mut said = frames::<LinkMessage>(data, LINK_FRAME_MAX);
     message::<LinkMessage>(data);
     message::<Announcement>(data);
+    said.extend(LinkMessage::decode(data));
+    for role in ROLES {
+        Listener::new(role).hear(&said);
+    }
+    let judge =
+        Verifier::new(&[ROOT.into()], "demo".parse().expect("a valid name")).expect("the root is one");
+    for message in said {
+        if let Some(LinkMessageKind::Revocations(list)) = message.kind {
+            let found = List::verify(&judge, list, UnixTime::since_unix_epoch(Duration::from_secs(NOW)));
+            assert!(found.is_err(), "nobody has a controller's key");
+        }
+    }
+}
+
+const ROLES: [Role; 3] = [Role::Hop, Role::Controller, Role::Execution];
+
+fn identity(role: Role, address: u32) -> Identity {
+    Identity {
+        mesh: "demo".parse().expect("a valid name"),
+        cluster: "main".parse().expect("a valid name"),
+        role,
+        node: format!("n{address}").parse().expect("a valid name"),
+        address: Address(address),
+    }
+}
+
+/// A router with neighbours, and the part of its shell that fuzzing needs.
+struct Listener {
+    router: Router,
+    me: Identity,
+    now: Instant,
+}
+
+impl Listener {
+    fn new(role: Role) -> Self {
+        let (me, now) = (identity(role, 1), Instant::now());
+        let mut one = Self { router: Router::new(me.clone(), 1, "fuzz".into(), now), me, now };
+        for (at, peer) in ROLES.into_iter().enumerate() {
+            let peer = identity(peer, 0x0001_0002 + at as u32);
+            one.take(Input::LinkUp { link: LinkId(at as u64), peer, cost: 10 });
+        }
+        one
+    }
+
+    fn hear(&mut self, said: &[LinkMessage]) {
+        for (at, kind) in said.iter().filter_map(|message| message.kind.clone()).enumerate() {
+            let link = LinkId((at % ROLES.len()) as u64);
+            let input = match kind {
+                LinkMessageKind::Announcement(signed) => {
+                    announced(signed).map(|announcement| Input::Announcement { link, announcement })
+                }
+                other => Input::heard(link, other),
+            };
+            input.into_iter().for_each(|input| self.take(input));
+            self.now += Duration::from_millis(500);
+            self.router.handle_timeout(self.now);
+            self.drain();
+        }
+    }
+
+    fn take(&mut self, input: Input) {
+        self.router.handle(input, self.now);
+        self.drain();
+    }
+
+    fn drain(&mut self) {
+        while let Some(effect) = self.router.poll_effect() {
+            match effect {
+                Effect::Sign { body } => {
+                    let signed = SignedAnnouncement { body: body.into(), ..SignedAnnouncement::default() };
+                    let announcement = VerifiedAnnouncement::new(self.me.clone(), signed);
+                    let announcement = announcement.expect("a router says what a router takes");
+                    self.router.handle(Input::Signed { announcement }, self.now);
+                }
+                Effect::Send { message, .. } => {
+                    let message = LinkMessage { kind: Some(message) };
+                    assert!(message.encoded_len() <= LINK_FRAME_MAX, "what is said fits in a frame");
+                }
+                Effect::Routes(_) | Effect::Doubt { .. } | Effect::Unknown(_) => {}
+            }
+        }
+        for (to, route) in self.router.routes().iter() {
+            assert!(
+                to != self.me.address && route.next.link.0 < ROLES.len() as u64,
+                "routes lead to neighbours"
+            );
+        }
+    }
+}
+
+/// An announcement as if its signature were right.
+fn announced(signed: SignedAnnouncement) -> Option<VerifiedAnnouncement> {
+    let origin = Announcement::decode(signed.body.clone()).ok()?.origin;
+    let other = VerifiedAnnouncement::new(identity(Role::Hop, origin ^ 1), signed.clone());
+    assert!(other.is_err(), "nobody speaks of another node");
+    VerifiedAnnouncement::new(identity(ROLES[origin as usize % ROLES.len()], origin), signed).ok()
 }
 
 /// Overlay packets and the probes in them.
@@ -101,11 +215,22 @@ fn enrol(data: &[u8]) {
     let _ = Token::parse(&String::from_utf8_lossy(data));
 }
 
-/// Certificates, as far as they are looked at outside webpki.
+/// Certificates: alone, and as a chain, which certifies the node that the root's owner certified, or nobody.
 fn certificate(data: &[u8]) {
-    let certificate = CertificateDer::from(data);
-    let _ = identity::raw_public_key(&certificate);
-    let _ = identity::expires(&certificate);
+    if let Some(found) = decoders::certificates(ROOT, NOW, data) {
+        assert_eq!(
+            (found.uri().as_str(), found.address),
+            ("spiffe://demo/main/execution/node-1", Address(1 << 20))
+        );
+    }
+    let _ = Verifier::new(&[CertificateDer::from(data)], "demo".parse().expect("a valid name"));
+}
+
+/// What a proxy answers: what lies behind its answer is left to the neighbour.
+fn proxy(data: &[u8]) {
+    if let Some(read) = decoders::proxy_answer(data) {
+        assert!(data.starts_with(b"HTTP/1.") && data[..read].ends_with(b"\r\n\r\n"));
+    }
 }
 
 /// Names and ids as text.
@@ -132,8 +257,17 @@ fn stream_open(data: &[u8]) {
 fn work(data: &[u8]) {
     frames::<PayloadMessage>(data, WORK_FRAME_MAX);
     frames::<RecordMessage>(data, WORK_FRAME_MAX);
+    frames::<CollectMessage>(data, WORK_FRAME_MAX);
     message::<PayloadMessage>(data);
     message::<RecordMessage>(data);
+    message::<CollectMessage>(data);
+    message::<StatusRequest>(data);
+    message::<InfoRequest>(data);
+    message::<ImagesRequest>(data);
+    message::<ImagesReply>(data);
+    message::<TidyImagesRequest>(data);
+    message::<TidyImagesReply>(data);
+    message::<PullProgress>(data);
     message::<SubmitRequest>(data);
     message::<CancelRequest>(data);
     message::<AbandonRequest>(data);
@@ -147,13 +281,32 @@ fn work(data: &[u8]) {
     message::<ImageReply>(data);
     message::<PrivateBlock>(data);
     message::<TreeManifest>(data);
+    record(data);
+    if let Ok(SubmitRequest { unit: Some(unit), .. }) = SubmitRequest::decode(data) {
+        let _ = Attempt::try_from(&unit);
+    }
 }
 
-/// What people's programs and a daemon say to each other on its socket.
+/// A record as it is once its seal is open: the worker's output is in it, and the seal was a node's.
+fn record(data: &[u8]) {
+    message::<Record>(data);
+    message::<Output>(data);
+    message::<EndRecord>(data);
+    message::<LostRecord>(data);
+    message::<Starting>(data);
+}
+
+/// What people's programs and a daemon say to each other on its socket, and an agent with shims of another version.
 fn local(data: &[u8]) {
+    message::<ToShim>(data);
+    message::<FromShim>(data);
     message::<LocalQuery>(data);
     message::<LocalAnswer>(data);
     message::<LocalForward>(data);
+    if let Ok(action) = serde_json::from_slice::<Action>(data) {
+        let again = serde_json::to_vec(&action).expect("it is JSON");
+        assert_eq!(serde_json::from_slice::<Action>(&again).expect("what was encoded decodes"), action);
+    }
 }
 
 /// A sealed record.
@@ -162,7 +315,9 @@ fn seal(data: &[u8]) {
     let key = SpoolKey::new([7; 32]);
     assert!(key.open(attempt, 1, data).is_err(), "nobody guesses a key");
     let sealed = key.seal(attempt, 1, data);
-    assert_eq!(key.open(attempt, 1, &sealed).expect("it was sealed so"), data);
+    let opened = key.open(attempt, 1, &sealed).expect("it was sealed so");
+    assert_eq!(opened, data);
+    record(&opened);
     assert!(key.open(attempt, 2, &sealed).is_err(), "a record has its own place only");
 }
 
