@@ -83,7 +83,7 @@ pub struct Config {
 }
 
 /// Where jobs, settings and events are kept.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, default)]
 pub struct Database {
     /// Address of a PostgreSQL database, without a password; none: SQLite files in `data_dir`.
@@ -95,7 +95,7 @@ pub struct Database {
 }
 
 /// How machines get certificates here.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, default)]
 pub struct Enrolment {
     /// Directory with `intermediate.pem`, `intermediate.key` and `root.pem`; none: this controller issues nothing.
@@ -115,7 +115,7 @@ impl Default for Enrolment {
 }
 
 /// The API.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, default)]
 pub struct Http {
     /// Address for HTTPS; none: no HTTPS.
@@ -131,7 +131,7 @@ impl Default for Http {
 }
 
 /// Trees of playbooks.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, default)]
 pub struct Projects {
     /// Manual projects are directories below this one.
@@ -145,7 +145,7 @@ impl Default for Projects {
 }
 
 /// Where jobs run.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, default)]
 pub struct Execution {
     /// Which nodes run jobs.
@@ -167,7 +167,7 @@ pub enum Nodes {
 }
 
 /// What there is at the first start; later changes do nothing.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, default)]
 pub struct Fresh {
     /// Demo Project, Demo Inventory, Demo Credential and Demo Job Template.
@@ -179,7 +179,7 @@ pub struct Fresh {
 }
 
 /// An execution environment by its name and image.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct Environment {
     /// Its name.
@@ -198,7 +198,7 @@ impl Default for Fresh {
 }
 
 /// What is told, and how.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
     /// `error`, `warn`, `info`, `debug`, `trace`, or directives for parts: `info,plexus_mesh=debug`.
@@ -262,6 +262,25 @@ impl Config {
         })?;
         config.check(file)?;
         Ok(config)
+    }
+
+    /// Keys whose values differ in `other` and that only a start can change.
+    pub fn needs_restart(&self, other: &Self) -> Vec<&'static str> {
+        let changed = [
+            ("data_dir", self.data_dir != other.data_dir),
+            ("socket", self.socket != other.socket),
+            ("identity_dir", self.identity_dir != other.identity_dir),
+            ("database", self.database != other.database),
+            ("mesh.kinds", self.mesh.kinds != other.mesh.kinds),
+            ("mesh.mtu", self.mesh.mtu != other.mesh.mtu),
+            ("enrolment", self.enrolment != other.enrolment),
+            ("http", self.http != other.http),
+            ("projects", self.projects != other.projects),
+            ("execution", self.execution != other.execution),
+            ("fresh", self.fresh != other.fresh),
+            ("log", self.log != other.log),
+        ];
+        changed.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
     }
 
     fn check(&mut self, file: &Path) -> Result<(), Error> {

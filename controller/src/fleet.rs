@@ -151,7 +151,15 @@ impl Fleet {
             let store = StoreId::from_slice(&info.store_id).map_err(|error| error.to_string())?;
             start = Some(Start { store, nonce: info.start, number: info.starts });
             let heard = jiff::Timestamp::now();
-            Ok(Info { store, cpu_millis: info.cpu_millis, memory: info.memory_bytes, heard })
+            Ok(Info {
+                store,
+                cpu_millis: info.cpu_millis,
+                memory: info.memory_bytes,
+                free_disk: info.free_disk_bytes,
+                images: info.images.len(),
+                cordoned: info.cordoned,
+                heard,
+            })
         });
         let retry = self.asked.get(&name).map_or(RETRY, |asked| asked.retry);
         let (mut again, retry) = match info {

@@ -343,7 +343,7 @@ fn candidates(live: &Nodes, decided: &BTreeMap<NodeId, Decided>) -> BTreeMap<Nod
         let decided = decided.get(name).copied().unwrap_or_default();
         let candidate = Candidate {
             reachable: node.reachable && known.is_some(),
-            enabled: decided.enabled,
+            enabled: decided.enabled && known.is_none_or(|info| info.cordoned.is_none()),
             capacity: known.map_or(0, |info| info.capacity().adjusted(decided.adjustment)),
             busy: 0,
         };

@@ -11,10 +11,11 @@ use anyhow::{Context as _, ensure};
 use plexus_mesh::Mesh;
 use plexus_mesh::identity::Credentials;
 use plexus_mesh::local::LocalSocket;
+use plexus_mesh::systemd::Manager;
 use plexus_proto::id::Role;
 use plexus_tree::Store;
 use tokio::runtime::Handle;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
@@ -70,8 +71,13 @@ pub async fn run(
     let mesh =
         Mesh::start(mesh_config(&config, credentials.clone())).await.context("cannot start the mesh node")?;
     let file = file.to_owned();
+    let started_with = config.clone();
     mesh.reload_from(move || {
         let config = Config::load(&file).map_err(|error| error.to_string())?;
+        let keys = started_with.needs_restart(&config);
+        if !keys.is_empty() {
+            return Err(format!("only a restart changes {}; nothing was taken over", keys.join(", ")));
+        }
         let credentials = Credentials::load(&config.identity_dir)
             .map_err(|error| format!("{:#}", anyhow::anyhow!(error)))?;
         Ok(mesh_config(&config, credentials))
@@ -130,14 +136,10 @@ pub async fn run(
         retention::run(core, events, days, stop)
     });
     let sweeping = tokio::spawn(sweep_trees(core.clone(), store, ours.clone()));
+    let manager = Arc::new(Manager::from_env());
     let reloading = tokio::spawn({
-        let (mesh, stop) = (mesh.clone(), ours.clone());
-        async move {
-            tokio::select! {
-                () = mesh.reload_at(hangup) => {}
-                () = stop.cancelled() => {}
-            }
-        }
+        let (mesh, manager, stop) = (mesh.clone(), manager.clone(), ours.clone());
+        async move { stop.run_until_cancelled(reload_at(hangup, &mesh, &manager)).await.unwrap_or_default() }
     });
     let local = tokio::spawn(socket.serve(Arc::new(mesh.clone()), ours.clone().cancelled_owned()));
     tracing::info!(
@@ -148,8 +150,23 @@ pub async fn run(
         mesh = ?mesh.listen_addresses(),
         "controller ready"
     );
+    manager.ready();
+    let watched = tokio::spawn({
+        let (mesh, manager, stop) = (mesh.clone(), manager.clone(), ours.clone());
+        let (api, records) = (api.clone(), records.clone());
+        // A database that is locked is waited for, so it does not count: routing does, and that each runtime has a turn.
+        async move {
+            let alive = async || {
+                mesh.answers().await;
+                let _ = api.spawn(std::future::ready(())).await;
+                let _ = records.spawn(std::future::ready(())).await;
+            };
+            stop.run_until_cancelled(manager.keep_watched(alive)).await;
+        }
+    });
     let served = api.spawn(doors.serve(http::router(app), shutdown.clone())).await;
 
+    manager.stopping();
     ours.cancel();
     for (what, task) in [
         ("fleet", fleet),
@@ -158,6 +175,7 @@ pub async fn run(
         ("retention", retention),
         ("trees", sweeping),
         ("reload", reloading),
+        ("watchdog", watched),
     ] {
         if let Err(error) = task.await {
             tracing::error!(what, %error, "task ended badly");
@@ -171,6 +189,23 @@ pub async fn run(
     core.close().await;
     tracing::info!("controller stopped");
     served.context("the API broke off")?.context("the API stopped")
+}
+
+/// Takes new settings at each signal, and tells what came of it.
+async fn reload_at(mut signals: Signal, mesh: &Mesh, manager: &Manager) {
+    while signals.recv().await.is_some() {
+        manager.reloading();
+        match mesh.reload_again().await {
+            Ok(_) => manager.ready(), // what changed is logged by the reload
+            Err(error) => {
+                manager.not_reloaded(&error.to_string());
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "settings not reloaded, the old ones stay"
+                );
+            }
+        }
+    }
 }
 
 /// The file of jobs and settings in the data directory, where no server keeps them.

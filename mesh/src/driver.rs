@@ -49,6 +49,8 @@ pub(crate) enum Event {
     Lookup(Sought, oneshot::Sender<()>),
     /// A program of this node has signed a list of revocations; told when it is in force.
     Revoke(SignedRevocations, oneshot::Sender<()>),
+    /// Somebody wants to know whether this task lives; told by the sender's end.
+    Alive(oneshot::Sender<()>),
     /// Our own certificate was renewed.
     Renewed,
     /// Our certificate, or whom we trust, is another.
@@ -261,6 +263,10 @@ impl Driver {
             Event::Revoke(signed, done) => {
                 self.revoke(None, signed);
                 let _ = done.send(());
+                return;
+            }
+            Event::Alive(told) => {
+                let _ = told.send(());
                 return;
             }
             Event::Renewed => {

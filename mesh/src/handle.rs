@@ -304,6 +304,13 @@ impl Mesh {
         self.0.view.clone()
     }
 
+    /// Comes to its end when the task that owns all routing has taken notice: proof, for a watchdog, that it goes on.
+    pub async fn answers(&self) {
+        let (reply, noticed) = oneshot::channel();
+        self.0.node.driver.send(Event::Alive(reply)).await;
+        let _ = noticed.await;
+    }
+
     /// Ends sessions and links, telling the other ends, and frees the sockets. Calling it again waits for the same end.
     pub async fn shutdown(&self) {
         let handle = &self.0;

@@ -113,6 +113,7 @@ pub mod grpc;
 pub mod local;
 pub mod port_forward;
 pub mod status;
+pub mod systemd;
 
 mod netcheck;
 

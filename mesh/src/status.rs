@@ -205,7 +205,7 @@ pub struct Nodes {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Problem {
     /// For programs: `node_unreachable`, `peer_down`, `no_links`, `certificate_expires`, `clock_skew`, `version_skew`,
-    /// `clone`.
+    /// `clone`, `cordoned`.
     pub code: String,
     /// The node or address it is about.
     pub subject: String,

@@ -43,6 +43,11 @@ pub fn measure() -> Capacity {
     Capacity { cpu_millis: u32::try_from(cpu).unwrap_or(u32::MAX), memory_bytes: memory }
 }
 
+/// Bytes that this process may still write where `dir` is; 0 where that cannot be told.
+pub fn free_disk(dir: &Path) -> u64 {
+    rustix::fs::statvfs(dir).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
 /// Directories that may limit this process: its group in each hierarchy, and every group above it.
 fn candidates(own: &str, root: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -101,5 +106,7 @@ mod tests {
     fn this_machine_has_something() {
         let capacity = measure();
         assert!(capacity.cpu_millis > 0 && capacity.memory_bytes > 1 << 20, "{capacity:?}");
+        assert!(free_disk(Path::new("/dev/shm")) > 0);
+        assert_eq!(free_disk(Path::new("/nowhere")), 0);
     }
 }

@@ -316,6 +316,33 @@ impl Config {
         Ok(config)
     }
 
+    /// Keys whose values differ in `other` and that only a start can change.
+    pub fn needs_restart(&self, other: &Self) -> Vec<&'static str> {
+        let (work, wanted) = (&self.work, &other.work);
+        let changed = [
+            ("data_dir", self.data_dir != other.data_dir),
+            ("runtime_dir", self.runtime_dir != other.runtime_dir),
+            ("socket", self.socket != other.socket),
+            ("identity_dir", self.identity_dir != other.identity_dir),
+            ("mesh.kinds", self.mesh.kinds != other.mesh.kinds),
+            ("mesh.mtu", self.mesh.mtu != other.mesh.mtu),
+            ("work.runtime", work.runtime != wanted.runtime),
+            ("work.allow_swap", work.allow_swap != wanted.allow_swap),
+            ("work.spool_quota_mib", work.spool_quota_mib != wanted.spool_quota_mib),
+            ("work.cache_mib", work.cache_mib != wanted.cache_mib),
+            ("work.cores", work.cores != wanted.cores),
+            ("work.memory_mib", work.memory_mib != wanted.memory_mib),
+            ("work.podman", work.podman != wanted.podman),
+            ("work.docker", work.docker != wanted.docker),
+            ("work.images", work.images != wanted.images),
+            ("work.process", work.process != wanted.process),
+            ("work.warm", work.warm != wanted.warm),
+            ("forward", self.forward != other.forward),
+            ("log", self.log != other.log),
+        ];
+        changed.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
+    }
+
     fn check(&self) -> Result<(), String> {
         let dirs = [
             ("data_dir", &self.data_dir),

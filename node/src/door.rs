@@ -5,7 +5,7 @@ use std::time::Duration;
 use plexus_mesh::Mesh;
 use plexus_mesh::local::{ActError, Action, Answers};
 use plexus_mesh::status::{
-    MeshEvents, MeshLinks, Netcheck, Ping, QueryError, Reloaded, Routes, Status, Trace,
+    MeshEvents, MeshLinks, Netcheck, Ping, Problem, QueryError, Reloaded, Routes, Status, Trace,
 };
 use plexus_proto::id::NodeId;
 use serde_json::Value;
@@ -28,7 +28,18 @@ impl Door {
 
 impl Answers for Door {
     fn status(&self) -> Status {
-        self.mesh.status()
+        let mut status = self.mesh.status();
+        if let Some(reason) = self.supervisor.as_ref().and_then(Supervisor::cordoned) {
+            let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+            status.problems.push(Problem {
+                code: "cordoned".to_owned(),
+                subject: status.node.to_string(),
+                text: format!("this node is cordoned and takes no new units{why}"),
+                advice: "plexus node uncordon, as root at this node's socket, when it may work again"
+                    .to_owned(),
+            });
+        }
+        status
     }
 
     async fn ping(&self, node: NodeId, timeout: Duration) -> Result<Ping, QueryError> {
@@ -63,6 +74,9 @@ impl Answers for Door {
         match (&self.supervisor, &action) {
             (Some(supervisor), Action::ImageList | Action::ImageCheck { .. } | Action::ImagePull { .. }) => {
                 supervisor.images().act(action).await
+            }
+            (Some(supervisor), Action::Cordon { .. } | Action::Uncordon | Action::Drain { .. }) => {
+                supervisor.tend(action).await
             }
             _ => Answers::act(&self.mesh, action).await,
         }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use plexus_mesh::local::{LocalSocket, ServeError};
+use plexus_mesh::systemd::Manager;
 use plexus_mesh::{Credentials, Mesh, port_forward};
 use plexus_proto::id::Role;
 use tokio_util::sync::CancellationToken;
@@ -57,6 +58,9 @@ pub struct Node {
     supervisor: Option<Supervisor>,
     /// Keeps a hop's data directory to itself; a supervisor has its own.
     _store: Option<store_id::Store>,
+    /// What it was started with, of which some can only be changed by another start.
+    config: Arc<Config>,
+    manager: Arc<Manager>,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -116,15 +120,33 @@ impl Node {
         if let Some(supervisor) = &supervisor {
             serve::serve(&mesh, supervisor, &tasks, &cancel)?;
         }
+        let manager = Arc::new(Manager::from_env());
+        manager.ready();
+        let (watched, stop) = (manager.clone(), cancel.clone());
+        let (units, overlay) = (supervisor.clone(), mesh.clone());
+        tasks.spawn(async move {
+            let alive = async || {
+                overlay.answers().await;
+                if let Some(units) = &units {
+                    units.answers().await;
+                }
+            };
+            stop.run_until_cancelled(watched.keep_watched(alive)).await;
+        });
         info!(node = %identity.node, role = %identity.role, listen = ?mesh.listen_addresses(), "node ready");
-        Ok(Self { mesh, supervisor, _store: store, tasks, cancel })
+        Ok(Self { mesh, supervisor, _store: store, config: Arc::new(config), manager, tasks, cancel })
     }
 
-    /// Reads `file` anew at each of `signals`, and when root asks at the local door: peers, listeners and certificates
-    /// are taken over, or nothing is. Runs until the node shuts down.
-    pub fn reload_from(&self, file: PathBuf, signals: tokio::signal::unix::Signal) {
+    /// Reads `file` anew at each of `signals`, and when root asks at the local door: peers, listeners, rules and
+    /// certificates are taken over, or nothing is. What needs a restart is named. Runs until the node shuts down.
+    pub fn reload_from(&self, file: PathBuf, mut signals: tokio::signal::unix::Signal) {
+        let started_with = self.config.clone();
         self.mesh.reload_from(move || {
             let config = Config::load(&file).map_err(|error| error.to_string())?;
+            let keys = started_with.needs_restart(&config);
+            if !keys.is_empty() {
+                return Err(format!("only a restart changes {}; nothing was taken over", keys.join(", ")));
+            }
             let credentials = credentials(&config).map_err(|error| {
                 format!(
                     "{error}: {}",
@@ -133,11 +155,21 @@ impl Node {
             })?;
             Ok(mesh_config(&config, credentials))
         });
-        let (mesh, stop) = (self.mesh.clone(), self.cancel.clone());
+        let (mesh, manager, stop) = (self.mesh.clone(), self.manager.clone(), self.cancel.clone());
         self.tasks.spawn(async move {
-            tokio::select! {
-                () = mesh.reload_at(signals) => {}
-                () = stop.cancelled() => {}
+            while let Some(Some(())) = stop.run_until_cancelled(signals.recv()).await {
+                manager.reloading();
+                // What changed is logged by the reload.
+                match mesh.reload_again().await {
+                    Ok(_) => manager.ready(),
+                    Err(error) => {
+                        manager.not_reloaded(&error.to_string());
+                        warn!(
+                            error = &error as &dyn std::error::Error,
+                            "settings not reloaded, the old ones stay"
+                        );
+                    }
+                }
             }
         });
     }
@@ -154,6 +186,7 @@ impl Node {
 
     /// Ends services, tasks and links. Running units go on in their shims, for the next node to find.
     pub async fn shutdown(self) {
+        self.manager.stopping();
         self.cancel.cancel();
         self.tasks.close();
         self.tasks.wait().await;

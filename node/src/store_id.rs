@@ -134,7 +134,8 @@ impl Store {
     }
 }
 
-fn write_synced(dir: &Path, path: &Path, text: &str) -> io::Result<()> {
+/// Writes a small file anew, whole or not at all.
+pub(crate) fn write_synced(dir: &Path, path: &Path, text: &str) -> io::Result<()> {
     let fresh = path.with_extension("new");
     let mut file = File::create(&fresh)?;
     file.write_all(text.as_bytes())?;

@@ -5,6 +5,7 @@
 //! finds its shim again if it has one. Every minute [`reap`](Supervisor::reap) looks for what should be gone.
 
 mod about;
+mod cordon;
 pub mod images;
 mod incarnations;
 mod leftovers;
@@ -38,6 +39,7 @@ use crate::tree::{self, Cache, Digest};
 use crate::unit_dir::{self, UnitDir};
 use crate::work::{Caller, Unit, refusal};
 
+use cordon::Cordon;
 use incarnations::Incarnations;
 use shims::Spare;
 use tombstones::{Tombstones, today};
@@ -81,6 +83,9 @@ pub enum StartError {
     /// The attempts that never start again.
     #[error(transparent)]
     Tombstones(#[from] tombstones::Error),
+    /// Whether units are taken.
+    #[error("cannot read cordon in data_dir")]
+    Cordon(#[source] std::io::Error),
     /// The units on disk.
     #[error("cannot read the units of an earlier life")]
     Units(#[from] unit_dir::Error),
@@ -149,6 +154,7 @@ struct Inner {
     cache: Arc<Cache>,
     incarnations: Incarnations,
     tombstones: Tombstones,
+    cordon: Cordon,
     units: Mutex<BTreeMap<Attempt, Handle>>,
     serial: AtomicU64,
     /// A shim that waits for the next unit.
@@ -249,6 +255,7 @@ impl Supervisor {
         let cache = Arc::new(Cache::open(&options.data_dir.join("cache"))?);
         let incarnations = Incarnations::open(&options.data_dir)?;
         let tombstones = Tombstones::open(&options.data_dir, today())?;
+        let cordon = Cordon::open(&options.data_dir).map_err(StartError::Cordon)?;
         let place = Place { node: options.node.clone(), store: store.first_id };
         let work = options.work.clone();
         let kind = tokio::task::spawn_blocking(move || choice::choose(&work)).await.unwrap_or(Kind::Podman);
@@ -272,6 +279,7 @@ impl Supervisor {
             cache,
             incarnations,
             tombstones,
+            cordon,
             units: Mutex::default(),
             serial: AtomicU64::new(0),
             spare: Mutex::default(),
@@ -309,6 +317,13 @@ impl Supervisor {
     /// The tree cache.
     pub fn cache(&self) -> &Arc<Cache> {
         &self.0.cache
+    }
+
+    /// Comes to its end if this supervisor can still act: its lock is free, and work on the disk's threads gets its turn.
+    /// For a watchdog; a disk that stalls does not count, for another agent would wait for it as well.
+    pub async fn answers(&self) {
+        drop(self.0.units());
+        self.0.blocking(|| ()).await;
     }
 
     /// Ends all tasks. Shims and workers stay, and are found again by the next supervisor.
@@ -408,6 +423,7 @@ impl Supervisor {
                 }
                 let spec = request.spec.ok_or_else(|| refusal(RefusalCode::Invalid, "submit has no spec"))?;
                 self.check_spec(attempt, &spec)?;
+                self.check_cordon()?;
                 self.accept(attempt, caller, epoch, spec)?
             }
         };

@@ -331,6 +331,7 @@ impl Unit {
             acked: self.acked,
             kept: String::new(), // where things lie is not known here
             label: String::new(),
+            held: String::new(),
         }
     }
 

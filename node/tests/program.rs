@@ -6,6 +6,7 @@ mod common;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, UdpSocket};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use common::*;
 use plexus_mesh::ca::CertificateAuthority;
 use plexus_mesh::framed::{FrameReader, FrameWriter};
+use plexus_mesh::local::{Action, LocalClient};
 use plexus_mesh::{Credentials, Mesh, MeshReader, MeshWriter, Peer, grpc};
 use plexus_proto::frame::WORK_FRAME_MAX;
 use plexus_proto::id::{NodeId, Role};
@@ -78,10 +80,15 @@ struct Daemon {
 
 impl Daemon {
     fn start(config: &Path) -> Self {
+        Self::start_with(config, &[])
+    }
+
+    fn start_with(config: &Path, env: &[(&str, &str)]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_plexus-node"))
             .arg("run")
             .arg("--config")
             .arg(config)
+            .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -202,6 +209,86 @@ fn a_shim_is_not_for_people() {
     check(&String::from_utf8(output.stderr).unwrap(), &["not by hand"]);
 }
 
+#[test]
+fn systemd_is_told_of_start_reload_life_and_end() {
+    let world = World::new();
+    world.issue(Role::Execution, "node-1");
+    let work = |more: &str| {
+        let text = format!("[work]\nruntime = \"process\"\nallow_swap = true\n{more}");
+        world.config("node-1", "listen = [\"127.0.0.1:0\"]", &text)
+    };
+    let config = work("");
+    let path = world.path("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let env = [("NOTIFY_SOCKET", path.to_str().unwrap()), ("WATCHDOG_USEC", "200000")];
+    let mut node = Daemon::start_with(&config, &env);
+    let hear = || {
+        let mut buffer = [0; 4096];
+        let length = manager.recv(&mut buffer).expect("systemd is told something");
+        String::from_utf8(buffer[..length].to_vec()).unwrap()
+    };
+    let hear_other = || loop {
+        let said = hear();
+        if said != "WATCHDOG=1" {
+            break said;
+        }
+    };
+    assert_eq!(hear(), "READY=1\nSTATUS=");
+    for _ in 0..3 {
+        assert_eq!(hear(), "WATCHDOG=1");
+    }
+
+    node.signal(Signal::HUP);
+    assert!(hear_other().starts_with("RELOADING=1\nMONOTONIC_USEC="));
+    assert_eq!(hear_other(), "READY=1\nSTATUS=");
+    // What only a start can change is named, and nothing else of that file is taken over either.
+    work("cache_mib = 5\n[log]\nlevel = \"debug\"");
+    node.signal(Signal::HUP);
+    assert!(hear_other().starts_with("RELOADING=1"));
+    let why = "only a restart changes work.cache_mib, log; nothing was taken over";
+    assert_eq!(hear_other(), format!("READY=1\nSTATUS=not reloaded: {why}"));
+    work("");
+    node.signal(Signal::HUP);
+    assert!(hear_other().starts_with("RELOADING=1"));
+    assert_eq!(hear_other(), "READY=1\nSTATUS=");
+
+    // A shim, which a container's client may be started by, has no way to systemd.
+    let shims: Vec<_> = children(node.child.id());
+    assert!(!shims.is_empty());
+    for shim in shims {
+        let env = fs::read(format!("/proc/{shim}/environ")).unwrap();
+        let env = String::from_utf8_lossy(&env).into_owned();
+        assert!(!env.contains("NOTIFY_SOCKET") && !env.contains("WATCHDOG"), "{env}");
+    }
+
+    // One that is stopped says nothing more: the watchdog's time runs out.
+    node.signal(Signal::STOP);
+    std::thread::sleep(Duration::from_millis(50));
+    manager.set_nonblocking(true).unwrap();
+    while manager.recv(&mut [0; 64]).is_ok() {}
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(manager.recv(&mut [0; 64]).is_err());
+    manager.set_nonblocking(false).unwrap();
+    node.signal(Signal::CONT);
+    node.signal(Signal::TERM);
+    assert_eq!(hear_other(), "STOPPING=1");
+    let (code, log) = node.end();
+    assert_eq!(code, Some(0), "{log}");
+    check(&log, &["settings not reloaded", why]);
+}
+
+fn children(parent: u32) -> Vec<u32> {
+    let list = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
+    let mut found: Vec<u32> = list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
+    // Those of other threads stand with these.
+    for task in fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten() {
+        let list = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        found.extend(list.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+    }
+    found
+}
+
 /// A controller's end of the mesh.
 struct Controller {
     mesh: Mesh,
@@ -247,6 +334,19 @@ impl Controller {
         writer.send(&PayloadMessage { kind: Some(PayloadMessageKind::Private(job.block())) }).await.unwrap();
         let done = reader.next::<PayloadMessage>(WORK_FRAME_MAX).await.unwrap().unwrap().kind.unwrap();
         assert!(matches!(done, PayloadMessageKind::Done(_)), "{done:?}");
+    }
+
+    /// Acknowledges all records up to `up_to`, and waits until the node has heard it.
+    async fn ack(&self, job: &Job, up_to: u64) {
+        let (mut reader, mut writer) = self.open("records").await;
+        let attach =
+            Attach { unit: Some(job.attempt.into()), epoch: Some(job.epoch.into()), from_record: up_to + 1 };
+        let ack = Ack { epoch: Some(job.epoch.into()), up_to };
+        for kind in [RecordMessageKind::Attach(attach), RecordMessageKind::Ack(ack)] {
+            writer.send(&RecordMessage { kind: Some(kind) }).await.unwrap();
+        }
+        writer.finish().await.unwrap();
+        while reader.next::<RecordMessage>(WORK_FRAME_MAX).await.unwrap().is_some() {}
     }
 
     /// Attaches and takes records from `from` on until `enough`; `None` when the stream broke before.
@@ -345,5 +445,93 @@ async fn a_killed_agent_comes_back_over_the_hop_with_its_unit() {
     let socket = world.shm.path().join("node-1.sock");
     let mut local = plexus_mesh::local::LocalClient::connect(&socket).await.unwrap();
     check(&local.status().await.unwrap(), &["node-1", "hop-1"]);
+    controller.mesh.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cordoned_node_takes_nothing_new_and_a_drained_one_has_nothing_left() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: only root may cordon a node at its socket");
+        return;
+    }
+    let world = World::new();
+    world.issue(Role::Hop, "hop-1");
+    world.issue(Role::Execution, "node-1");
+    let hop: SocketAddr = format!("127.0.0.1:{}", free_port()).parse().unwrap();
+    let hop_config = world.config("hop-1", &format!("listen = [\"{hop}\"]"), "");
+    let work = "[work]\nruntime = \"process\"\nallow_swap = true\n[work.process]\ncommand = [\"sh\", \"{dir}/script\"]";
+    let node_config = world.config("node-1", &format!("[[mesh.peers]]\naddress = \"{hop}\""), work);
+    let mut hop_daemon = Daemon::start(&hop_config);
+    hop_daemon.wait_for("node ready");
+    let mut node = Daemon::start(&node_config);
+    node.wait_for("node ready");
+    let controller = Controller::start(&world, hop).await;
+    controller.reachable().await;
+    let mut verbs = WorkClient::new(grpc::channel(&controller.mesh, &controller.node, "work"));
+    let store_id = verbs.info(InfoRequest::default()).await.unwrap().into_inner().store_id;
+    let submit = |job: &Job| SubmitRequest {
+        unit: Some(job.attempt.into()),
+        epoch: Some(job.epoch.into()),
+        store_id: store_id.clone(),
+        spec: Some(job.spec.clone()),
+    };
+    let go = world.path("go");
+    let job = Job::script(&format!("while [ ! -e {} ]; do sleep 0.05; done; echo done", go.display()));
+    status(verbs.submit(submit(&job)).await.unwrap().into_inner());
+    controller.payload(&job).await;
+
+    let socket = world.shm.path().join("node-1.sock");
+    let act = async |action: Action| {
+        let mut door = LocalClient::connect(&socket).await.unwrap();
+        let said: serde_json::Value = serde_json::from_str(&door.act(&action).await.unwrap()).unwrap();
+        (said["cordoned"].as_bool().unwrap(), said["running"].as_u64().unwrap())
+    };
+    assert_eq!(act(Action::Cordon { reason: Some("new disk".into()) }).await, (true, 1));
+    let late = Job::script("echo never");
+    let refused = |reply: UnitReply| match reply.result {
+        Some(UnitReplyResult::Refusal(refusal)) => (refusal.code(), refusal.message),
+        other => panic!("{other:?}"),
+    };
+    let words = "node node-1 is cordoned and takes no new units: new disk";
+    let reply = verbs.submit(submit(&late)).await.unwrap().into_inner();
+    assert_eq!(refused(reply), (RefusalCode::NodeFull, words.to_owned()));
+    // What it had taken before goes on, and is answered for.
+    status(verbs.submit(submit(&job)).await.unwrap().into_inner());
+    let info = verbs.info(InfoRequest::default()).await.unwrap().into_inner();
+    assert_eq!(info.cordoned.as_deref(), Some("new disk"));
+    assert!(info.free_disk_bytes > 0);
+    let shown = LocalClient::connect(&socket).await.unwrap().status().await.unwrap();
+    check(&shown, &["this node is cordoned and takes no new units: new disk"]);
+
+    // The next agent goes by it too.
+    node.child.kill().unwrap();
+    node.child.wait().unwrap();
+    let mut node = Daemon::start(&node_config);
+    node.wait_for("node ready");
+    let again = wait_for(
+        || {
+            let (mut verbs, request) = (verbs.clone(), submit(&late));
+            async move { verbs.submit(request).await }
+        },
+        Result::is_ok,
+    );
+    assert_eq!(refused(again.await.unwrap().into_inner()), (RefusalCode::NodeFull, words.to_owned()));
+    let drain = |deadline_ms| Action::Drain { deadline_ms, reason: None };
+    assert_eq!(act(drain(Some(1))).await, (true, 1));
+
+    // It is not drained while the controller lacks a byte of what ran there.
+    fs::write(&go, "").unwrap();
+    let mut got = Vec::new();
+    let ended = |got: &[RecordKind]| matches!(got.last(), Some(RecordKind::End(_)));
+    while controller.records(&job, got.len() as u64 + 1, &mut got, ended).await.is_none() {}
+    assert_eq!(act(drain(Some(1))).await, (true, 1));
+    let (drained, ()) = tokio::join!(act(drain(None)), controller.ack(&job, got.len() as u64));
+    assert_eq!(drained, (true, 0));
+
+    assert_eq!(act(Action::Uncordon).await, (false, 0));
+    assert!(matches!(
+        status(verbs.submit(submit(&late)).await.unwrap().into_inner()).state,
+        Some(UnitStatusState::Pending(_))
+    ));
     controller.mesh.shutdown().await;
 }

@@ -106,6 +106,7 @@ fn status(state: UnitStatusState) -> UnitStatus {
         acked: 9,
         kept: String::new(),
         label: String::new(),
+        held: String::new(),
     }
 }
 
@@ -251,7 +252,15 @@ fn work_verbs() {
         ..NodeInfo::default()
     };
     check("node-info", info.clone());
-    check("node-info-start", NodeInfo { start: 0x0123_4567_89ab_cdef, starts: 12, ..info });
+    check("node-info-start", NodeInfo { start: 0x0123_4567_89ab_cdef, starts: 12, ..info.clone() });
+    let image =
+        ImageInfo { names: vec!["quay.io/a/ee:1".into()], digest: "sha256:1".into(), ..Default::default() };
+    let cordoned = Some("new disk".into());
+    let more = NodeInfo { free_disk_bytes: 5 << 30, images: vec![image], cordoned, ..info };
+    check("node-info-disk-images-cordoned", more);
+    let running = UnitStatusState::Running(Running { pid: 7 });
+    let held = UnitStatus { held: "the disk is full".into(), ..status(running) };
+    check("reply-held", UnitReply { result: Some(UnitReplyResult::Status(held)) });
 }
 
 #[test]

@@ -32,6 +32,12 @@ pub struct Info {
     pub cpu_millis: u32,
     /// Bytes.
     pub memory: u64,
+    /// Bytes that are free where its data directory is; 0: it did not say.
+    pub free_disk: u64,
+    /// Images that it said it has.
+    pub images: usize,
+    /// Why it takes no new units, if root of its machine said so there.
+    pub cordoned: Option<String>,
     /// When it said so.
     pub heard: Timestamp,
 }
@@ -129,6 +135,16 @@ pub async fn record(core: &CoreDb, nodes: &[Seen]) -> Result<(), Error> {
     update.table("instances").value("errors", "");
     update.and_where(Expr::col("enabled").eq(true)).and_where(Expr::col("errors").ne(""));
     tx.execute(update).await?;
+    for node in nodes {
+        let Some(Info { cordoned: Some(reason), .. }) = &node.info else { continue };
+        let name = node.identity.node.as_str();
+        let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+        let mut update = Query::update();
+        update.table("instances").value("errors", format!("{name} was cordoned on its own machine{why}"));
+        // What somebody has to look at first is not written over.
+        update.and_where(Expr::col("enabled").eq(true)).and_where(Expr::col("hostname").eq(name));
+        tx.execute(update).await?;
+    }
     groups::apply_policies(&mut tx).await?;
     tx.commit().await
 }

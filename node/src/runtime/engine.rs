@@ -70,6 +70,7 @@ pub(super) fn output(words: &[&str]) -> Result<String, Error> {
     let failed = |reason: String| Error::Helper { command: words.join(" "), reason };
     let Output { status, stdout, stderr } = Program::new(program)
         .args(args)
+        .env_remove("NOTIFY_SOCKET") // podman would speak to systemd for its containers
         .stdin(Stdio::null())
         .output()
         .map_err(|error| failed(error.to_string()))?;

@@ -191,6 +191,15 @@ impl Images {
         }
     }
 
+    /// Images that are here, `limit` at most, without asking the engine: all of them where [`watch`](Self::watch) sees them
+    /// come and go, elsewhere those that units asked for.
+    pub fn known(&self, limit: usize) -> Vec<ImageInfo> {
+        let found = self.0.found.lock().expect("no code panics under this lock");
+        let by_id: BTreeMap<&str, &ImageInfo> =
+            found.values().map(|found| (found.image.id.as_str(), &found.image)).collect();
+        by_id.into_values().take(limit).cloned().collect()
+    }
+
     /// All images that are here.
     ///
     /// # Errors

@@ -9,6 +9,9 @@ use tracing::warn;
 use super::Supervisor;
 use crate::capacity;
 
+/// Images that are named in one answer.
+const IMAGES_MAX: usize = 64;
+
 impl Supervisor {
     /// Identity of the data directory.
     pub fn store_id(&self) -> StoreId {
@@ -45,6 +48,9 @@ impl Supervisor {
             runtime_version: version.clone(),
             start: self.0.start.0,
             starts: self.0.start.1,
+            free_disk_bytes: capacity::free_disk(&self.0.options.data_dir),
+            images: self.0.images.as_ref().map_or_else(Vec::new, |images| images.known(IMAGES_MAX)),
+            cordoned: self.cordoned(),
         }
     }
 

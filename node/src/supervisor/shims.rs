@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use plexus_mesh::framed::FrameReader;
+use plexus_mesh::systemd::VARIABLES;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::AsyncWriteExt;
@@ -150,6 +151,10 @@ fn begin(binary: &Path, dir: &Path, group: Option<&str>) -> io::Result<UnixStrea
     ours.set_nonblocking(true)?;
     let mut command = tokio::process::Command::new(binary);
     command.arg("shim").current_dir(dir);
+    // A container's client would tell systemd that it is the agent.
+    for variable in VARIABLES {
+        command.env_remove(variable);
+    }
     if let Some(group) = group {
         command.arg("--group").arg(group);
     }

@@ -113,6 +113,11 @@ pub struct View {
 }
 
 impl View {
+    /// True when the unit ended and its owner holds every record of it.
+    pub fn is_settled(&self) -> bool {
+        self.is_finished() && self.status.acked >= self.status.records
+    }
+
     /// True when the unit ended.
     pub fn is_finished(&self) -> bool {
         matches!(self.status.state, Some(UnitStatusState::Finished(_)))

@@ -100,6 +100,18 @@ impl Pool {
         Self { wanted, state: Mutex::new(state), changed: Notify::new(), resting: watch::channel(false).0 }
     }
 
+    /// Lets containers wait or go; true when that is news.
+    pub(super) fn rest(&self, resting: bool) -> bool {
+        if self.wanted.is_empty() {
+            return false;
+        }
+        let news = self.resting.send_if_modified(|now| std::mem::replace(now, resting) != resting);
+        if news {
+            self.changed.notify_one();
+        }
+        news
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no code panics under this lock")
     }
@@ -239,13 +251,8 @@ impl Inner {
 impl Supervisor {
     /// Whether units of the caller's cluster come to this node at present: while none do, no container waits for them.
     pub fn rest(&self, caller: &Caller, resting: bool) {
-        if self.0.pool.wanted.is_empty() {
-            return;
-        }
-        let changed = self.0.pool.resting.send_if_modified(|now| std::mem::replace(now, resting) != resting);
-        if changed {
+        if self.0.pool.rest(resting || self.cordoned().is_some()) {
             info!(resting, cluster = %caller.cluster, "told whether units come here");
-            self.0.pool.changed.notify_one();
         }
     }
 

@@ -35,10 +35,7 @@ pub(crate) async fn run(
         },
         NodeVerb::Drain { node, deadline, reason } => match door::open(settings).await? {
             Door::Controller(http) => drain(&http, named(node)?, deadline, reason, output).await,
-            door => {
-                let deadline_ms = deadline.map(|time| time.as_millis() as u64);
-                local(door, node, Action::Drain { deadline_ms, reason }, output).await
-            }
+            door => drain_here(door, node, deadline, reason, output).await,
         },
         NodeVerb::Revoke { node, reason } => {
             let body = json!({"node": node, "reason": reason});
@@ -64,19 +61,58 @@ async fn local(
     action: Action,
     output: &mut Output,
 ) -> Result<Exit, Failure> {
+    let own = meant(&mut door, node).await?;
+    let answer = door.act(&action).await?;
+    let running = running(&answer)?;
+    output.show(&answer, Shape { items: None, name: "node" }, &acted(&own, &action, running))?;
+    Ok(Exit::Ok)
+}
+
+/// The node behind a local socket, if it is the one that was named.
+async fn meant(door: &mut Door, node: Option<NodeId>) -> Result<NodeId, Failure> {
     let status: Status = door.status().await?.parse()?;
     if let Some(node) = node.filter(|node| *node != status.node) {
         let text = format!("{node} is another node; {} answers here", status.node);
         return Err(Failure::new(Exit::Usage, text)
             .hint("give --controller URL or set CONTROLLER_HOST to tend other nodes"));
     }
-    let answer = door.act(&action).await?;
-    // {"schema_version":1,"node":"node-7","cordoned":true,"running":2}
+    Ok(status.node)
+}
+
+/// `{"schema_version":1,"node":"node-7","cordoned":true,"reason":"new disk","running":2}`.
+fn running(answer: &Answer) -> Result<u64, Failure> {
     let said: Value = answer.parse()?;
-    let running = said["running"].as_u64().unwrap_or(0);
-    output.show(&answer, Shape { items: None, name: "node" }, &acted(&status.node, &action, running))?;
-    // A drain that did not come to its end.
-    Ok(if matches!(action, Action::Drain { .. }) && running > 0 { Exit::Degraded } else { Exit::Ok })
+    Ok(said["running"].as_u64().unwrap_or(0))
+}
+
+/// Asks the daemon again and again, each time for a while, so that people see what still runs.
+async fn drain_here(
+    mut door: Door,
+    node: Option<NodeId>,
+    deadline: Option<Duration>,
+    reason: Option<String>,
+    output: &mut Output,
+) -> Result<Exit, Failure> {
+    let own = meant(&mut door, node).await?;
+    let began = Instant::now();
+    let (mut told, mut look) = (None, Duration::ZERO);
+    loop {
+        let left = deadline.map(|deadline| deadline.saturating_sub(began.elapsed()));
+        let wait = left.map_or(look, |left| look.min(left));
+        look = LOOK_EVERY;
+        let action = Action::Drain { deadline_ms: Some(wait.as_millis() as u64), reason: reason.clone() };
+        let answer = door.act(&action).await?;
+        let running = running(&answer)?;
+        if running == 0 || deadline.is_some_and(|deadline| began.elapsed() >= deadline) {
+            output.show(&answer, Shape { items: None, name: "node" }, &acted(&own, &action, running))?;
+            // A drain that did not come to its end.
+            return Ok(if running > 0 { Exit::Degraded } else { Exit::Ok });
+        }
+        if output.format.is_text() && told != Some(running) {
+            output.write(&format!("{own}: waiting for {}\n", count(running as usize, "unit")))?;
+            told = Some(running);
+        }
+    }
 }
 
 fn acted(node: &NodeId, action: &Action, running: u64) -> String {
