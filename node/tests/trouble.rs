@@ -10,11 +10,8 @@ use std::time::{Duration, Instant};
 
 use common::*;
 use plexus_node::shim::processes::marked;
-<<<<<<< HEAD
-use plexus_node::unit_dir::UnitDir;
-=======
 use plexus_node::supervisor::{Options, Supervisor};
->>>>>>> h8-proof
+use plexus_node::unit_dir::UnitDir;
 use plexus_proto::work::*;
 use rustix::process::{Pid, Signal, kill_process};
 
