@@ -1,13 +1,14 @@
 //! The mesh as real processes on bad networks: hops are `plexus-node`, ends are `mesh-peer`, wires lie between. What flows is
 //! numbered and checksummed, so it arrives exactly or the test fails. The seed of every wire is in the test; `SEED` adds to it.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use plexus_proto::id::Role;
 use plexus_tests::is_verify;
 use plexus_tests::net::{Flow, Hop, Net, Peer, PeerOptions};
-use plexus_tests::wire::{Direction, Shape, Wire};
+use plexus_tests::wire::{Direction, Namespace, Shape, Wire};
 use rustix::process::Signal;
 
 /// Longest life of one flow; the slowest profile needs a minute for what it is given.
@@ -55,7 +56,11 @@ fn steady(pull: bool) -> Flow {
 
 /// Flows of both directions over the profile arrive exactly.
 async fn profile(name: &'static str, own: u64) -> anyhow::Result<()> {
-    let shape = Shape::profile(name).context("no such profile")?;
+    let mut shape = Shape::profile(name).context("no such profile")?;
+    if name == "congested" {
+        // A tunnel lies on the way as well: what does not fit vanishes, and nobody says so.
+        shape.mtu = Some(1280);
+    }
     // Half a minute of a narrow wire, or 16 MiB of a wide one.
     let blocks = shape.rate.map_or(512, |rate| (rate * 10 / (16 * 1024)).clamp(16, 512));
     let mut line = Line::new(name, shape, seed(own)).await?;
@@ -219,4 +224,70 @@ async fn a_killed_hop_is_left_for_the_other() -> anyhow::Result<()> {
 #[tokio::test]
 async fn a_stopped_hop_is_left_for_the_other() -> anyhow::Result<()> {
     trouble_of_one_hop("stop", if is_verify() { 20 } else { 1 }, false).await
+}
+
+/// A host that dials, a router, and a host that listens, on networks of their own.
+struct Abroad {
+    dialer: Namespace,
+    router: Namespace,
+    listener: Namespace,
+}
+
+/// The dialer's network; its router is number 1.
+const NEAR: &str = "fd97:1::";
+/// The listener's network; its router is number 1.
+const FAR: &str = "fd97:2::";
+
+fn at(network: &str, number: u16) -> IpAddr {
+    format!("{network}{number:x}").parse().expect("networks here end with two colons")
+}
+
+impl Abroad {
+    fn new() -> anyhow::Result<Self> {
+        let all = Self { dialer: Namespace::new()?, router: Namespace::new()?, listener: Namespace::new()? };
+        all.dialer.join(&all.router, "near", &[at(NEAR, 2)], &[at(NEAR, 1)])?;
+        all.router.join(&all.listener, "far", &[at(FAR, 1)], &[at(FAR, 2)])?;
+        all.router.forward()?;
+        all.dialer.route(&format!("{FAR}/64"), at(NEAR, 1))?;
+        all.listener.route(&format!("{NEAR}/64"), at(FAR, 1))?;
+        Ok(all)
+    }
+}
+
+/// Over IPv6 through a router, whose further network shrinks from 1500 to 1300 bytes, and from an address that changes.
+#[tokio::test]
+async fn a_smaller_path_and_another_address_end_no_stream_over_ipv6() -> anyhow::Result<()> {
+    for kinds in [&["quic"][..], &["quic", "sealed"], &["tcp"]] {
+        let abroad = Abroad::new()?;
+        let net = Net::new("abroad")?;
+        let listen = [SocketAddr::new(at(FAR, 2), 7323)];
+        let hop =
+            PeerOptions { listen: &listen, kinds, host: Some(&abroad.listener), ..PeerOptions::default() };
+        let mut hop = net.peer(Role::Hop, "hop", &hop).await?;
+        let end = PeerOptions { peers: &listen, kinds, host: Some(&abroad.dialer), ..PeerOptions::default() };
+        let mut a = net.peer(Role::Controller, "a", &end).await?;
+        a.reach("hop", true).await?;
+        hop.reach("a", true).await?;
+        a.flow(1, "hop", &bulk(true, 0)).await.context("pull")?;
+        a.flow(2, "hop", &bulk(false, 0)).await.context("push")?;
+        for id in [1, 2] {
+            a.moves(id, 1 << 20).await?;
+        }
+        for (space, name) in [(&abroad.router, "far"), (&abroad.listener, "far")] {
+            space.set_mtu(name, 1300)?;
+        }
+        for id in [1, 2] {
+            a.moves(id, 1 << 20).await.with_context(|| format!("{kinds:?}, after the path shrank"))?;
+        }
+        // The old one goes first: what is under way to it is lost.
+        abroad.dialer.remove_address("near", at(NEAR, 2))?;
+        abroad.dialer.add_address("near", at(NEAR, 3))?;
+        for id in [1, 2] {
+            a.moves(id, 1 << 20).await.with_context(|| format!("{kinds:?}, under another address"))?;
+        }
+        for id in [1, 2] {
+            ensure!(a.ends(id, true, FLOW).await? > 64, "{kinds:?}");
+        }
+    }
+    Ok(())
 }

@@ -5,12 +5,13 @@ use std::io::Write as _;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use plexus_tests::{
-    Api, Cluster, JobOptions, Recap, ReservedPort, Samples, Seen, demo_image, podman_command, wait_for,
-};
+use plexus_tests::{Api, Cluster, Recap, ReservedPort, Samples, Seen, demo_image, podman_command, wait_for};
 use serde_json::{Value, json};
 
 const JOB: Duration = Duration::from_secs(180);
@@ -41,6 +42,20 @@ const PLAYBOOK: &str = "
           - first is not defined or secret | hash('sha256') == digest
       no_log: true
 ";
+
+/// The same, and then it stays there: everything that a job may hold is in its memory.
+const HOLD: &str = "
+- hosts: all
+  gather_facts: false
+  vars_files: [one.yml]
+  tasks:
+    - debug:
+        msg: holding {{ secret | length }}
+    - command: sleep 600
+";
+
+/// The users' passwords, and who may look at all processes, are the machine's: one test at a time.
+static MACHINE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// An ssh server on loopback, and passwords for the two users for as long as it lives.
 struct Host {
@@ -140,6 +155,7 @@ impl Stage {
         let project = api.get(&format!("projects/{}/", loaded.project)).await?;
         let root = cluster.layout.projects().join(project["local_path"].as_str().context("no path")?);
         fs::write(root.join("reach.yml"), PLAYBOOK).context("cannot write the playbook")?;
+        fs::write(root.join("hold.yml"), HOLD).context("cannot write the playbook")?;
         fs::write(root.join("empty.yml"), "{}\n").context("cannot write")?;
         let (one, other) = (format!("secret: {VALUE}\n"), "other: 1\n".to_owned());
         fs::write(root.join("one.yml"), encrypted("default", VAULT, &one)?).context("cannot write")?;
@@ -155,7 +171,7 @@ impl Stage {
         let body = json!({"name": "real1", "inventory": inventory, "variables": variables.to_string()});
         api.create("hosts/", &body).await?;
         let template = json!({
-            "job_type": "run", "inventory": inventory, "project": loaded.project, "playbook": "reach.yml",
+            "job_type": "run", "inventory": inventory, "project": loaded.project,
             "execution_environment": loaded.environment,
         });
         Ok(Self { template, organization: loaded.organization })
@@ -166,12 +182,14 @@ impl Stage {
         &self,
         api: &Api,
         name: &str,
+        playbook: &str,
         credentials: &[(&str, Value)],
         variables: Value,
         r#become: bool,
     ) -> anyhow::Result<i64> {
         let mut template = self.template.clone();
         template["name"] = json!(name);
+        template["playbook"] = json!(playbook);
         template["extra_vars"] = json!(variables.to_string());
         template["become_enabled"] = json!(r#become);
         let template = id(&api.create("job_templates/", &template).await?)?;
@@ -261,6 +279,70 @@ fn found_in_processes(canaries: &[Vec<u8>], found: &mut Vec<String>) {
     }
 }
 
+/// Looks at arguments and environments of all processes over and over: one that lives for a moment is met as well.
+struct Watch {
+    stop: Arc<AtomicBool>,
+    looks: JoinHandle<(usize, Vec<String>)>,
+}
+
+impl Watch {
+    fn start(canaries: &[Vec<u8>]) -> Self {
+        let (stop, canaries) = (Arc::new(AtomicBool::new(false)), canaries.to_vec());
+        let stopped = stop.clone();
+        let looks = std::thread::spawn(move || {
+            let (mut looks, mut found) = (0, Vec::new());
+            while !stopped.load(Ordering::Relaxed) {
+                found_in_processes(&canaries, &mut found);
+                looks += 1;
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            (looks, found)
+        });
+        Self { stop, looks }
+    }
+
+    /// What it has found.
+    fn end(self) -> anyhow::Result<Vec<String>> {
+        self.stop.store(true, Ordering::Relaxed);
+        let Ok((looks, mut found)) = self.looks.join() else { bail!("the watch is lost") };
+        println!("{looks} looks at all processes");
+        found.sort();
+        found.dedup();
+        Ok(found)
+    }
+}
+
+/// Files in which podman keeps what it knows of containers, and what the live ones have written in themselves. Layers of
+/// images are left out: no job writes there.
+fn found_in_containers(canaries: &[Vec<u8>], found: &mut Vec<String>) -> anyhow::Result<()> {
+    let command = podman_command();
+    let (program, first) = command.split_first().context("no podman command")?;
+    let podman = |args: &[&str]| {
+        let first: Vec<&str> = first.iter().map(String::as_str).collect();
+        run(program, &[&first, args].concat())
+    };
+    let roots = podman(&["info", "--format", "{{.Store.GraphRoot}} {{.Store.RunRoot}}"])?;
+    let (disk, memory) = roots.trim().split_once(' ').context("podman stores nowhere")?;
+    found_in_files(Path::new(memory), canaries, found);
+    for entry in fs::read_dir(disk).context("no store")?.flatten() {
+        if entry.file_name() == "overlay" {
+            continue;
+        }
+        found_in_files(&entry.path(), canaries, found);
+    }
+    let ids = podman(&["ps", "--quiet", "--no-trunc", "--filter", "label=plexus.unit"])?;
+    ensure!(ids.lines().next().is_some(), "no job's container lives");
+    for id in ids.lines() {
+        let format = "{{.GraphDriver.Data.UpperDir}}\n{{.StaticDir}}";
+        let folders = podman(&["inspect", "--format", format, id])?;
+        for folder in folders.lines() {
+            ensure!(Path::new(folder).is_dir(), "{folder:?} of {id} is no folder");
+            found_in_files(Path::new(folder), canaries, found);
+        }
+    }
+    Ok(())
+}
+
 /// Everything in a process's memory that it may write.
 fn memory(pid: u32) -> anyhow::Result<Vec<u8>> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).context("no map of memory")?;
@@ -279,7 +361,8 @@ fn memory(pid: u32) -> anyhow::Result<Vec<u8>> {
     Ok(all)
 }
 
-/// A `tcpdump` of everything on loopback but ssh itself, which is the real host's own business, and the API in clear.
+/// A `tcpdump` of what goes to and from the hop's port on loopback by UDP: every packet between controller, hop and node. Not
+/// in it: ssh itself, which is the real host's own business, and the API, whose clients have the secrets.
 struct Capture {
     child: Child,
     file: PathBuf,
@@ -313,6 +396,7 @@ impl Capture {
 
 #[tokio::test]
 async fn every_way_to_a_real_host_works_and_no_secret_is_found_anywhere() {
+    let _alone = MACHINE.lock().await;
     let host = Host::start().unwrap();
     let cluster = Cluster::builder("real-hosts").start().await.unwrap();
     let stage = Stage::load(&cluster, &host).await.unwrap();
@@ -347,15 +431,18 @@ async fn every_way_to_a_real_host_works_and_no_secret_is_found_anywhere() {
         ),
     ];
     let canaries = canaries(&host).unwrap();
+    let watch = Watch::start(&canaries);
     let mut jobs = Vec::new();
     for (name, credentials, variables, r#become) in cases {
-        let job = stage.launch(cluster.api(), name, &credentials, variables, r#become).await.unwrap();
+        let job =
+            stage.launch(cluster.api(), name, "reach.yml", &credentials, variables, r#become).await.unwrap();
         jobs.push((name, job));
     }
     let mut found = Vec::new();
     let mut wrong = Vec::new();
     for (name, job) in jobs {
-        found_in_processes(&canaries, &mut found);
+        // The jobs behind it still run.
+        found_in_files(&cluster.layout.dir, &canaries, &mut found);
         let done = cluster.api().finished(job, JOB).await.unwrap();
         let output = cluster.api().stdout(job, "txt").await.unwrap();
         if done["status"] != "successful" || Recap::parse(&output) != Recap::expected("real1: ok=2") {
@@ -364,6 +451,7 @@ async fn every_way_to_a_real_host_works_and_no_secret_is_found_anywhere() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 
+    found.extend(watch.end().unwrap());
     let packets = capture.packets().unwrap();
     assert!(packets.len() > 50_000, "the jobs went by here: {} bytes", packets.len());
     let hop = memory(cluster.hop.pid().unwrap()).unwrap();
@@ -385,41 +473,41 @@ async fn every_way_to_a_real_host_works_and_no_secret_is_found_anywhere() {
 
 #[tokio::test]
 async fn secrets_of_a_node_that_was_killed_are_on_no_disk_and_go_from_memory() {
+    let _alone = MACHINE.lock().await;
+    let host = Host::start().unwrap();
     let mut cluster = Cluster::builder("killed").start().await.unwrap();
-    let samples = Samples::new(&demo_image()).unwrap();
-    samples.copy_project(&cluster.layout.projects()).unwrap();
-    let loaded = samples.load(cluster.api()).await.unwrap();
-    let inventory = samples.load_inventory(cluster.api(), loaded, "two-hosts.ini").await.unwrap();
-    let options = JobOptions { extra_vars: Some("sleep_seconds: 600".to_owned()), ..JobOptions::default() };
-    let template =
-        samples.template(cluster.api(), loaded, "long", "sleeper.yml", inventory, &options).await.unwrap();
+    let stage = Stage::load(&cluster, &host).await.unwrap();
+    let canaries = canaries(&host).unwrap();
     let api = cluster.api().clone();
-    let kind = api.get("credential_types/?namespace=ssh").await.unwrap();
-    let canary = "canary-killed-0a4c77de";
-    let body = json!({
-        "name": "secret", "organization": loaded.organization, "credential_type": kind["results"][0]["id"],
-        "inputs": {"username": "nobody", "password": canary},
+    let watch = Watch::start(&canaries);
+    let locked = json!({
+        "username": LOGIN, "ssh_key_data": host.key("locked").unwrap(), "ssh_key_unlock": PASSPHRASE,
+        "become_password": BECOME_PASSWORD,
     });
-    let credential = id(&api.create("credentials/", &body).await.unwrap()).unwrap();
-    api.post(&format!("job_templates/{template}/credentials/"), &json!({"id": credential})).await.unwrap();
-    let job = id(&api.launch(template, &json!({})).await.unwrap()).unwrap();
-    wait_for("the job to sleep", JOB, async || match api.event_count(job).await {
-        Ok(count) => Seen::when(count >= 5, || format!("{count} events")),
+    let credentials = [("ssh", locked), ("vault", json!({"vault_id": "", "vault_password": VAULT}))];
+    let job = stage.launch(&api, "hold", "hold.yml", &credentials, json!({}), false).await.unwrap();
+    wait_for("the job to hold", JOB, async || match api.stdout(job, "txt").await {
+        Ok(text) => Seen::when(text.contains("holding") && text.contains("TASK [command]"), || text.clone()),
         Err(error) => Seen::NotYet(format!("{error:#}")),
     })
     .await
     .unwrap();
-
-    let canaries = [canary.as_bytes().to_vec()];
-    cluster.node.kill();
-    kill_shims(&cluster.layout.runtime_dir).unwrap();
     let search = |cluster: &Cluster| {
         let mut found = Vec::new();
         found_in_files(&cluster.layout.dir, &canaries, &mut found);
         found_in_processes(&canaries, &mut found);
         found
     };
-    assert_eq!(search(&cluster), [""; 0], "as the node lies there");
+    let in_containers = || {
+        let mut found = Vec::new();
+        found_in_containers(&canaries, &mut found).unwrap();
+        found
+    };
+    assert_eq!([search(&cluster), in_containers()].concat(), [""; 0], "in mid-job");
+
+    cluster.node.kill();
+    kill_shims(&cluster.layout.runtime_dir).unwrap();
+    assert_eq!([search(&cluster), in_containers()].concat(), [""; 0], "as the node lies there");
     cluster.node.start().unwrap();
     let done = api.finished(job, JOB).await.unwrap();
     assert_eq!(done["status"], "error", "{done}");
@@ -427,6 +515,7 @@ async fn secrets_of_a_node_that_was_killed_are_on_no_disk_and_go_from_memory() {
     let mut found = search(&cluster);
     found_in_files(&cluster.layout.runtime_dir, &canaries, &mut found);
     assert_eq!(found, [""; 0], "when the node has cleaned up");
+    assert_eq!(watch.end().unwrap(), [""; 0], "at any time");
     cluster.finish().await.unwrap();
 }
 

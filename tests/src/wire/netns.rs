@@ -78,7 +78,7 @@ impl Namespace {
     /// # Errors
     /// When it may not.
     pub fn forward(&self) -> anyhow::Result<()> {
-        let set = "echo 1 > /proc/sys/net/ipv4/ip_forward";
+        let set = "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding";
         self.run("sh", &["-c", set])
     }
 
