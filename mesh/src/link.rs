@@ -376,6 +376,8 @@ pub(crate) struct Origin {
     pub(crate) bandwidth: Option<u64>,
     /// Ends it.
     pub(crate) cancel: CancellationToken,
+    /// Its signs of life, for whoever began it.
+    pub(crate) pulse: Arc<Pulse>,
 }
 
 /// Runs a link to its end, and says why it ended.
@@ -385,7 +387,10 @@ pub(crate) async fn run(node: &Arc<Node>, greeted: Greeted, origin: Origin) -> E
     let end = tokio::select! {
         end = wire.closed() => end,
         () = origin.cancel.cancelled() => {
-            wire.close(code::SHUTDOWN, "shutting down");
+            match egress.pulse.is_silent() {
+                true => wire.close(code::SILENT, "nothing is heard any more"),
+                false => wire.close(code::SHUTDOWN, "shutting down"),
+            }
             wire.closed().await
         }
     };
@@ -430,7 +435,7 @@ async fn begin(node: &Arc<Node>, greeted: Greeted, origin: &Origin) -> Begun {
     let id = node.next_link();
     let (control, messages) = mpsc::channel(CONTROL_BACKLOG);
     let leaf = authorization::speaks_for_itself(neighbor.role).then_some(neighbor.address);
-    let pulse = Pulse::new(node.watch.clone());
+    let pulse = origin.pulse.clone();
     let (wire, egress) = match &channel {
         Channel::Quic { connection, .. } => {
             let egress = Egress::over_datagrams(connection.clone(), origin.bandwidth, pulse);

@@ -6,8 +6,8 @@
 //! and a cut in it is found in seconds all the same. What is heard in any way counts as an answer.
 //! A probe that is late while something is at stake also raises the question whether the neighbour's process is there
 //! at all ([`knock`]): its machine says so at once when it was killed, and then nobody waits for three probes.
-//! A silent link is first left (its [`Pulse`] says so, and the forwarding table takes the backup at once), then, if it
-//! stays silent, closed. [`Liveness`] decides, and knows no clock; [`watch`] is the task that acts, one for all links.
+//! A silent link is first left (its [`Pulse`] says so, the forwarding table takes the backup at once, and whoever dialed it
+//! tries TCP), then, if it stays silent, closed. [`Liveness`] decides, and knows no clock; [`watch`] is the task that acts, one for all links.
 //!
 //! Probes are overlay packets to [`NEIGHBOR`], answered over the link that brought them, so they show that very link,
 //! whatever its kind, in both directions.
@@ -75,6 +75,8 @@ pub(crate) struct Pulse {
     /// Round trip of the last probe that was answered, in milliseconds.
     rtt: AtomicU32,
     silent: AtomicBool,
+    /// Told when it has become silent.
+    fell: Notify,
     /// The watch looks seldom: a flow has to wake it.
     dozing: AtomicBool,
     wake: Arc<Notify>,
@@ -87,6 +89,7 @@ impl Pulse {
             carried: AtomicU32::default(),
             rtt: AtomicU32::default(),
             silent: AtomicBool::default(),
+            fell: Notify::new(),
             dozing: AtomicBool::default(),
             wake,
         }
@@ -117,6 +120,25 @@ impl Pulse {
     /// Whether nothing is heard any more.
     pub(crate) fn is_silent(&self) -> bool {
         self.silent.load(Ordering::Relaxed)
+    }
+
+    /// Resolves when nothing is heard any more; for one waiter.
+    pub(crate) async fn silence(&self) {
+        while !self.is_silent() {
+            self.fell.notified().await;
+        }
+    }
+
+    /// Whether something was heard so lately that a silent link is about to be taken back.
+    pub(crate) fn is_heard_again(&self) -> bool {
+        clock().saturating_sub(self.heard.load(Ordering::Relaxed)) < 2 * FLOWING
+    }
+
+    fn set_silent(&self, silent: bool) {
+        self.silent.store(silent, Ordering::Relaxed);
+        if silent {
+            self.fell.notify_one();
+        }
     }
 }
 
@@ -344,7 +366,7 @@ fn look(this: Address, link: &LinkHandle, life: &mut Liveness, id: LinkId, drive
 }
 
 fn fall_silent(link: &LinkHandle, id: LinkId, silent: bool, driver: &DriverHandle) {
-    link.egress.pulse.silent.store(silent, Ordering::Relaxed);
+    link.egress.pulse.set_silent(silent);
     driver.silent(id, silent);
 }
 

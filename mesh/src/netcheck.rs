@@ -8,7 +8,7 @@
 mod tries;
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use tracing::debug;
 use crate::Mesh;
 use crate::local::ActError;
 use crate::service::{Allow, Listener};
+use crate::settings::{PACKET_FLOOR, SEALED_FLOOR};
 use crate::status::{Netcheck, PathCheck, QueryError, SCHEMA_VERSION};
 use crate::stream::MeshStream;
 
@@ -34,9 +35,17 @@ const MESSAGE_MAX: u64 = 64 * 1024;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(25);
 /// Addresses tried in one go.
 const ADDRESSES_MAX: usize = 16;
-/// Least IP packet that a link needs: QUIC's 1200 bytes for the inner packet, our headers and those of the link, UDP
-/// and IPv6.
-const MTU_FLOOR: u32 = 1200 + 10 + 38 + 8 + 40;
+/// Least UDP payload on which QUIC runs, and so the least for a link on UDP (RFC 9000, 14.1).
+const LEAST: u32 = 1200;
+/// Least UDP payload in which the least overlay packet fits sealed.
+const SEALED: u32 = SEALED_FLOOR as u32;
+/// The same as one DATAGRAM, whose frame, packet number, connection id and tag take 38 bytes.
+const WHOLE: u32 = PACKET_FLOOR as u32 + 38;
+
+/// Bytes of UDP's header and that of IP.
+fn headers(to: SocketAddr) -> u32 {
+    if to.is_ipv4() { 8 + 20 } else { 8 + 40 }
+}
 
 /// What a controller asks, as JSON.
 #[derive(Debug, Serialize, Deserialize)]
@@ -233,9 +242,12 @@ fn findings(from: &NodeId, to: &NodeId, paths: &[PathCheck]) -> Vec<String> {
     if let Some(path) = paths.iter().filter(udp).find(lossless).or_else(|| paths.iter().find(udp)) {
         found.push(format!("UDP works at {}: links between both can use it", path.address));
     } else if let Some(path) = paths.iter().find(tcp) {
+        // QUIC answers no smaller packet, so nobody can tell the one from the other here.
+        let least = LEAST + own_headers(path);
         found.push(format!(
-            "UDP is blocked, TCP works at {}: links use TCP, which is slower under loss. To have UDP, let it pass to \
-             that port",
+            "UDP gets no answer at {}, TCP does: links use TCP, which is slower under loss. Either UDP is blocked, and \
+             should be let pass to that port, or the path carries no packets of {least} bytes, the least that links on \
+             UDP need",
             path.address
         ));
     } else {
@@ -246,12 +258,7 @@ fn findings(from: &NodeId, to: &NodeId, paths: &[PathCheck]) -> Vec<String> {
     }
     for path in paths {
         let Some(udp) = path.udp.as_ref().filter(|udp| udp.reachable) else { continue };
-        if let Some(mtu) = udp.mtu.filter(|&mtu| mtu < MTU_FLOOR) {
-            found.push(format!(
-                "the path to {} carries packets of {mtu} bytes at most; QUIC links need {MTU_FLOOR}, so TCP is used",
-                path.address
-            ));
-        }
+        found.extend(udp.mtu.and_then(|mtu| narrow(path, mtu)));
         if udp.loss > 0.0 {
             found.push(format!("of UDP packets to {}, {:.0} % are lost", path.address, udp.loss * 100.0));
         }
@@ -262,6 +269,36 @@ fn findings(from: &NodeId, to: &NodeId, paths: &[PathCheck]) -> Vec<String> {
         found.push(format!("{} does not resolve at {from}", names.join(", ")));
     }
     found
+}
+
+/// Headers of what goes to the address of `path`.
+fn own_headers(path: &PathCheck) -> u32 {
+    let resolved = path.resolved.as_ref().and_then(|resolved| resolved.parse().ok());
+    headers(resolved.unwrap_or_else(|| (Ipv6Addr::UNSPECIFIED, 0).into()))
+}
+
+/// What it means that IP packets of `mtu` bytes pass and no larger ones of those that were tried; none where whatever a
+/// link has to carry fits.
+fn narrow(path: &PathCheck, mtu: u32) -> Option<String> {
+    let (headers, address) = (own_headers(path), &path.address);
+    let (least, sealed, whole) = (LEAST + headers, SEALED + headers, WHOLE + headers);
+    if mtu < least {
+        Some(format!(
+            "the path to {address} carries packets of {mtu} bytes; links on UDP need {least}, so TCP is used"
+        ))
+    } else if mtu < sealed {
+        Some(format!(
+            "the path to {address} carries packets of {mtu} bytes and none of {sealed}: links on UDP work, and send \
+             full packets as two halves"
+        ))
+    } else if mtu < whole {
+        Some(format!(
+            "the path to {address} carries packets of {mtu} bytes and none of {whole}: full packets fit sealed; a link \
+             that is not sealed sends them as two halves"
+        ))
+    } else {
+        None
+    }
 }
 
 /// What comes of bytes in place of a question, a node's answers, and what a stranger answers to a try: for fuzzing.
@@ -305,28 +342,78 @@ mod tests {
 
     fn check(paths: &[PathCheck], expected: &[&str]) {
         let found = findings(&"a".parse().unwrap(), &"b".parse().unwrap(), paths);
-        assert_eq!(found.len(), expected.len(), "{found:?}");
-        for (found, expected) in found.iter().zip(expected) {
-            assert!(found.starts_with(expected), "{found}");
-        }
+        assert_eq!(found, expected);
     }
+
+    const WORKS: &str = "UDP works at h:1: links between both can use it";
+    const NOTHING: &str = "neither UDP nor TCP gets an answer from b: see that it runs and listens there, and what firewalls \
+                           on the way let pass; or have b dial a instead";
 
     #[test]
     fn findings_say_what_follows() {
-        check(&[], &["no address of b is known"]);
-        check(&[path(Some((0.0, 1500)), true)], &["UDP works at h:1"]);
-        check(&[path(None, true)], &["UDP is blocked, TCP works at h:1"]);
-        check(&[path(None, false)], &["neither UDP nor TCP"]);
         check(
-            &[path(Some((0.25, 1280)), true)],
+            &[],
             &[
-                "UDP works",
-                "the path to h:1 carries packets of 1280 bytes at most",
-                "of UDP packets to h:1, 25 % are lost",
+                "no address of b is known: it listens nowhere, or cannot be asked. If it only dials, check the other way: \
+               plexus netcheck b a",
             ],
         );
+        check(&[path(Some((0.0, 1500)), true)], &[WORKS]);
+        check(
+            &[path(None, true)],
+            &[
+                "UDP gets no answer at h:1, TCP does: links use TCP, which is slower under loss. Either UDP is blocked, \
+               and should be let pass to that port, or the path carries no packets of 1228 bytes, the least that \
+               links on UDP need",
+            ],
+        );
+        check(&[path(None, false)], &[NOTHING]);
+        check(&[path(Some((0.25, 1500)), true)], &[WORKS, "of UDP packets to h:1, 25 % are lost"]);
         let nowhere = PathCheck { resolved: None, udp: None, tcp: None, ..path(None, false) };
-        check(&[nowhere], &["neither UDP nor TCP", "h:1 does not resolve at a"]);
+        check(&[nowhere], &[NOTHING, "h:1 does not resolve at a"]);
+    }
+
+    /// The bounds are those of links: see `narrow` among the tests of the overlay.
+    #[test]
+    fn each_narrow_path_is_told_for_what_it_is() {
+        let at = |resolved: &str, mtu| PathCheck {
+            resolved: Some(resolved.into()),
+            ..path(Some((0.0, mtu)), true)
+        };
+        let halves = |mtu: u32, sealed: u32| {
+            format!(
+                "the path to h:1 carries packets of {mtu} bytes and none of {sealed}: links on UDP work, and send full \
+                 packets as two halves"
+            )
+        };
+        let fits_sealed = |mtu: u32, whole: u32| {
+            format!(
+                "the path to h:1 carries packets of {mtu} bytes and none of {whole}: full packets fit sealed; a link \
+                 that is not sealed sends them as two halves"
+            )
+        };
+        let tcp = |mtu: u32, least: u32| {
+            format!(
+                "the path to h:1 carries packets of {mtu} bytes; links on UDP need {least}, so TCP is used"
+            )
+        };
+        for (resolved, bounds) in
+            [("192.0.2.1:1", [1228, 1258, 1276]), ("[2001:db8::1]:1", [1248, 1278, 1296])]
+        {
+            let [least, sealed, whole] = bounds;
+            for (mtu, wanted) in [
+                (least - 1, Some(tcp(least - 1, least))),
+                (least, Some(halves(least, sealed))),
+                (sealed - 1, Some(halves(sealed - 1, sealed))),
+                (sealed, Some(fits_sealed(sealed, whole))),
+                (whole - 1, Some(fits_sealed(whole - 1, whole))),
+                (whole, None),
+                (9000, None),
+            ] {
+                let wanted: Vec<&str> = [WORKS].into_iter().chain(wanted.as_deref()).collect();
+                check(&[at(resolved, mtu)], &wanted);
+            }
+        }
     }
 
     #[test]

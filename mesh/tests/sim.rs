@@ -4,6 +4,7 @@
 //! `PLEXUS_SIM_SEED=n` lives that seed alone, `PLEXUS_SIM_SEEDS=n` so many of them.
 
 use plexus_mesh::testing::life::live;
+use plexus_mesh::testing::measure::measure;
 
 /// Sizes from 4 to 15: small worlds find more in the same time.
 fn size(seed: u64) -> usize {
@@ -38,6 +39,18 @@ fn routers_agree_after_trouble() {
             });
         }
     });
+}
+
+/// Far more routers than a troubled life has in the time of `make test`: everybody starts, one in a hundred comes and
+/// goes, the middle is cut and mended, and all routes are right. `make verify` adds a troubled life of as many.
+#[test]
+fn a_large_mesh_has_every_route_right() {
+    let verify = std::env::var_os("PLEXUS_VERIFY").is_some();
+    let report = measure(1, if verify { 1000 } else { 300 }).expect("every route is right");
+    assert!(report.start.messages > 0 && report.heal.messages > 0, "{report:?}");
+    if verify {
+        live(1, 1000, 3).expect("seed 1 of a thousand nodes");
+    }
 }
 
 #[test]

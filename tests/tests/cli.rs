@@ -5,7 +5,8 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use plexus_tests::{Binaries, Cluster};
+use plexus_tests::{Binaries, Cluster, Daemon, ReservedPort};
+use rustix::process::Signal;
 use serde_json::Value;
 
 fn run(program: &Path, args: &[&str]) -> Output {
@@ -81,6 +82,39 @@ async fn every_daemon_and_the_controller_tell_the_same_mesh() {
     assert_eq!(names(&json(&run_with(&cli, &["-o", "json", "nodes"], &env))), everybody);
     let trace = json(&run_with(&cli, &["-o", "json", "trace", "node-1"], &env));
     assert_eq!(trace["reached"], true, "{trace}");
+    let pages = async |name: &str| {
+        let page = cluster.api().get(&format!("/api/plexus/v1/mesh/{name}/")).await.unwrap();
+        assert_eq!(page["schema_version"], 1, "{name}: {page}");
+        page
+    };
+    let status = pages("status").await;
+    assert_eq!((&status["node"], &status["role"]), (&Value::from("controller"), &Value::from("controller")));
+    assert_eq!((names(&status), &status["links"][0]["peer"]), (everybody.to_vec(), &Value::from("hop-1")));
+    assert_eq!(status["links"][0]["key_exchange"], "X25519MLKEM768", "{status}");
+    let list = |page: &Value, key: &str| page[key].as_array().unwrap().clone();
+    let links: Vec<_> = list(&pages("links").await, "links")
+        .iter()
+        .map(|link| (link["node"].clone(), link["peer"].clone(), link["up"] == true))
+        .collect();
+    let pair = |a: &str, b: &str| (Value::from(a), Value::from(b), true);
+    assert_eq!(links, [pair("controller", "hop-1"), pair("hop-1", "node-1")]);
+    let routes: Vec<_> = list(&pages("routes").await, "routes")
+        .iter()
+        .map(|route| (route["node"].clone(), route["next_hop"].clone(), route["reachable"] == true))
+        .collect();
+    assert_eq!(routes, [pair("hop-1", "hop-1"), pair("node-1", "hop-1")]);
+    let events =
+        list(&cluster.api().get("/api/plexus/v1/mesh/events/?after=0&wait_ms=0").await.unwrap(), "events");
+    let linked = |event: &&Value| event["event"] == "link_up" && event["node"] == "hop-1";
+    let at = events.iter().find(linked).unwrap_or_else(|| panic!("{events:?}"))["number"].as_u64().unwrap();
+    let later = format!("/api/plexus/v1/mesh/events/?after={at}&wait_ms=0");
+    let later = list(&cluster.api().get(&later).await.unwrap(), "events");
+    assert!(later.iter().all(|event| event["number"].as_u64() > Some(at)), "{later:?}");
+    let asked = serde_json::json!({ "from": "node-1", "to": "hop-1" });
+    let checked = cluster.api().post("/api/plexus/v1/mesh/netcheck/", &asked).await.unwrap();
+    assert_eq!((&checked["from"], &checked["to"]), (&Value::from("node-1"), &Value::from("hop-1")));
+    assert!(list(&checked, "paths").iter().any(|path| path["udp"]["reachable"] == true), "{checked}");
+    assert!(checked["findings"][0].as_str().unwrap().starts_with("UDP works at 127.0.0.1:"), "{checked}");
     let unknown = run_with(&cli, &["ping", "node-9", "--count", "1"], &env);
     assert_eq!(unknown.status.code(), Some(4), "{}", err(&unknown));
     let wrong = run_with(&cli, &["nodes"], &[env[0], env[1], ("CONTROLLER_PASSWORD", "wrong"), env[3]]);
@@ -118,8 +152,8 @@ async fn an_operator_sees_and_tends_the_mesh() {
     let trace = json(&plexus(&["trace", "node-1", "-o", "json", "--count", "5"]));
     let hops = trace["hops"].as_array().unwrap();
     assert!(hops.iter().all(|hop| hop["answered"].as_u64() >= Some(5)), "{trace}");
-    let wide = out(&plexus(&["status", "-o", "wide"]));
-    assert!(wide.contains("KEY EXCHANGE") && wide.contains("hop-1"), "{wide}");
+    let wide = out(&plexus(&["status", "--wide"]));
+    assert!(wide.contains("KEY EXCHANGE") && wide.contains("X25519MLKEM768"), "{wide}");
 
     // Root alone acts; the tests may run as somebody else.
     let root = rustix::process::geteuid().is_root();
@@ -134,6 +168,9 @@ async fn an_operator_sees_and_tends_the_mesh() {
         "{}",
         err(&reload)
     );
+    for daemon in [&cluster.controller, &cluster.node] {
+        reads_again(&cluster, daemon).await;
+    }
     let checked = plexus(&["netcheck", "node-1", "hop-1"]);
     assert!(out(&checked).contains("UDP works at 127.0.0.1:"), "{}{}", out(&checked), err(&checked));
     forward_a_port(&cli, &socket);
@@ -160,6 +197,69 @@ async fn an_operator_sees_and_tends_the_mesh() {
     cluster.hop.start().unwrap();
     cluster.node_ready().await.unwrap();
     cluster.finish().await.unwrap();
+}
+
+/// A running daemon is given a further peer by SIGHUP, loses it by `plexus reload`, and takes nothing of a file that is
+/// wrong. Its link to the hop stays the one it was.
+async fn reads_again(cluster: &Cluster, daemon: &Daemon) {
+    let name = daemon.name();
+    let (file, socket) = (cluster.layout.config(name), cluster.layout.socket(name).display().to_string());
+    let cli = cluster.layout.binaries.cli();
+    let plexus = |args: &[&str]| run(&cli, &[&["--socket", &socket], args].concat());
+    // What it is told to dial, and since when it is linked with the hop. A peer that does not answer is a problem, hence
+    // the exit code.
+    let state = || -> (Vec<String>, String) {
+        let status: Value = serde_json::from_slice(&plexus(&["status", "-o", "json"]).stdout).unwrap();
+        let peers = status["peers"].as_array().unwrap().iter();
+        let link = status["links"].as_array().unwrap().iter().find(|link| link["peer"] == "hop-1");
+        let since =
+            link.unwrap_or_else(|| panic!("{name} has no link to the hop: {status}"))["since"].clone();
+        (peers.map(|peer| peer["address"].as_str().unwrap().to_owned()).collect(), since.to_string())
+    };
+    let deadline = std::time::Duration::from_secs(60);
+    let good = std::fs::read_to_string(&file).unwrap();
+    let (dialed, since) = state();
+    // Nobody listens there: that it is dialed is what shows.
+    let port = ReservedPort::new().unwrap();
+    let other = format!("127.0.0.1:{}", port.port());
+    let more = format!("{good}\n[[mesh.peers]]\naddress = \"{other}\"\n");
+    std::fs::write(&file, &more).unwrap();
+    daemon.signal(Signal::HUP).unwrap();
+    let both = [dialed.clone(), vec![other.clone()]].concat();
+    plexus_tests::wait_for(&format!("{name} to dial {other}"), deadline, async || {
+        let (now, _) = state();
+        plexus_tests::Seen::when(now == both, || format!("{now:?}"))
+    })
+    .await
+    .unwrap();
+    assert_eq!(state(), (both.clone(), since.clone()), "{name}");
+
+    // A file that is wrong, by itself and only for this daemon: the whole of it is left.
+    for wrong in [
+        format!("{good}\nnonsense = \n"),
+        format!("{good}\n[nobody]\nknows = \"this\"\n"),
+        good.replace("identity_dir = \"", "identity_dir = \"/nonexistent"),
+    ] {
+        assert_ne!(wrong, good);
+        std::fs::write(&file, &wrong).unwrap();
+        let seen = daemon.log_size();
+        daemon.signal(Signal::HUP).unwrap();
+        let said = "settings not reloaded, the old ones stay";
+        plexus_tests::wait_for(&format!("{name} to refuse"), deadline, async || {
+            let log = daemon.log();
+            plexus_tests::Seen::when(log[seen..].contains(said), || daemon.log_tail(5))
+        })
+        .await
+        .unwrap();
+        let refused = plexus(&["reload"]);
+        assert_eq!((refused.status.code(), out(&refused).as_str()), (Some(1), ""), "{}", err(&refused));
+        assert_eq!(state(), (both.clone(), since.clone()), "{name}");
+    }
+
+    std::fs::write(&file, &good).unwrap();
+    let reloaded = plexus(&["reload"]);
+    assert_eq!(out(&reloaded), format!("changed: no longer dialing {other}\n"), "{}", err(&reloaded));
+    assert_eq!(state(), (dialed, since), "{name}");
 }
 
 /// `plexus forward` as a process of its own: a server behind the node answers through it, each direction's end kept.

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use plexus_proto::id::Role;
 use plexus_tests::net::{Net, PeerOptions};
-use plexus_tests::{Cluster, Daemon, Newcomer, Replay, Seen, wait_for};
+use plexus_tests::{Api, Cluster, Daemon, Newcomer, Replay, ReservedPort, Seen, wait_for};
+use reqwest::Method;
+use serde_json::{Value, json};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const CASE: &str = "ok-2-hosts";
@@ -153,6 +155,168 @@ async fn a_request_that_was_carried_by_hand_makes_a_member() {
     let traced = controller.trace("far").await.unwrap();
     assert_eq!(traced, ["hop-1", "far"]);
     daemon.stop().await.unwrap();
+}
+
+/// A site of its own: its hop joins by token and listens, and its node joins through that hop.
+#[tokio::test]
+async fn a_hop_joins_by_token_and_others_join_through_it() {
+    let cluster = Cluster::builder("join-hop").process(vec!["/bin/true".into()]).start().await.unwrap();
+    let port = ReservedPort::new().unwrap();
+    let at = format!("127.0.0.1:{}", port.port());
+    let token = cluster.token(&["--role", "hop", "--name", "site-hop"]).await.unwrap();
+    let mut hop = Newcomer::new(&cluster, "site-hop").unwrap();
+    let said = well(&hop.join(&token, &["--name", "site-hop", "--listen", &at]).await.unwrap());
+    for part in
+        ["joining mesh demo.plexus as hop site-hop", "certified as spiffe://demo.plexus/main/hop/site-hop"]
+    {
+        assert!(said.contains(part), "{part:?} in {said}");
+    }
+    hop.check_modes().unwrap();
+    // A token for one role is none for another.
+    let node_token = cluster.token(&["--role", "execution", "--name", "site-hop"]).await.unwrap();
+    let other = Newcomer::new(&cluster, "other").unwrap();
+    refused(&other.join(&node_token, &["--name", "site-hop"]).await.unwrap(), "is enrolled with role hop");
+
+    hop.daemon.start().unwrap();
+    hop.daemon.logged("mesh started", 0, DEADLINE).await.unwrap();
+    let token = cluster.token(&["--role", "execution", "--name", "site-1"]).await.unwrap();
+    let mut node = Newcomer::new(&cluster, "site-1").unwrap();
+    // The hop has to have found the controller before it can ask one.
+    wait_for("site-1 to join", DEADLINE, async || {
+        let joined = node.join(&token, &["--name", "site-1", "--via", &at]).await.unwrap();
+        Seen::when(joined.status.success(), || text(&joined))
+    })
+    .await
+    .unwrap();
+    node.start().unwrap();
+    ready(&cluster, &node, "site-1", "ready").await;
+    let trace = cluster.plexus_json("controller", &["trace", "site-1"]).await.unwrap();
+    let way: Vec<_> = trace["hops"].as_array().unwrap().iter().map(|hop| &hop["node"]).collect();
+    assert_eq!(way, ["hop-1", "site-hop", "site-1"], "{trace}");
+    node.daemon.stop().await.unwrap();
+    hop.daemon.stop().await.unwrap();
+    cluster.finish().await.unwrap();
+}
+
+/// A second controller beside the first: its identity comes by token, or by an intermediate of its own for a cluster of its
+/// own, which it then admits machines to.
+#[tokio::test]
+async fn further_controllers_join_by_token_or_have_an_intermediate_of_their_own() {
+    let cluster =
+        Cluster::builder("join-controller").process(vec!["/bin/true".into()]).start().await.unwrap();
+    let token = cluster.token(&["--role", "controller", "--name", "second"]).await.unwrap();
+    let joining = Newcomer::new(&cluster, "joining").unwrap();
+    let said = well(&joining.join(&token, &["--name", "second"]).await.unwrap());
+    let next = format!("set identity_dir = \"{}\"", joining.identity_dir().display());
+    for part in
+        ["note: this token is for a controller", "joining mesh demo.plexus as controller second", &next]
+    {
+        assert!(said.contains(part), "{part:?} in {said}");
+    }
+    let second = Controller::start(&cluster, "second", &joining.identity_dir(), None).await;
+    second.sees(&["controller", "hop-1", "node-1", "second"]).await;
+    let wanted = json!({"role": "execution", "name": "x"});
+    let nothing = second.api.send(Method::POST, TOKENS, Some(&wanted)).await.unwrap();
+    assert!(nothing.status >= 400, "it has no authority: {nothing:?}");
+
+    let layout = &cluster.layout;
+    let path = |path: &Path| path.display().to_string();
+    let (ca, own) = (path(&layout.ca_dir()), layout.dir.join("ca-2"));
+    layout.plexus(&["ca", "intermediate", "--ca", &ca, "--cluster", "other", "--out", &path(&own)]).unwrap();
+    let again =
+        layout.plexus(&["ca", "intermediate", "--ca", &ca, "--cluster", "other", "--out", &path(&own)]);
+    assert!(format!("{:#}", again.unwrap_err()).contains("already holds a certificate authority"));
+    layout.issue(&own, "controller", "third", &layout.identity_dir("third")).unwrap();
+    let third = Controller::start(&cluster, "third", &layout.identity_dir("third"), Some(&own)).await;
+    third.sees(&["controller", "hop-1", "node-1", "second", "third"]).await;
+    let wanted = json!({
+        "role": "execution", "name": "theirs", "addresses": [format!("127.0.0.1:{}", layout.mesh_port)],
+    });
+    let made = third.api.send(Method::POST, TOKENS, Some(&wanted)).await.unwrap();
+    let token = made.body["token"].as_str().unwrap_or_else(|| panic!("{made:?}")).to_owned();
+    let mut machine = Newcomer::new(&cluster, "theirs").unwrap();
+    let said = well(&machine.join(&token, &["--name", "theirs"]).await.unwrap());
+    // The second range of addresses, and the second cluster.
+    let certified = "certified as spiffe://demo.plexus/other/execution/theirs, address 002";
+    assert!(said.contains(certified), "{said}");
+    machine.start().unwrap();
+    third.sees(&["controller", "hop-1", "node-1", "second", "theirs", "third"]).await;
+    machine.daemon.stop().await.unwrap();
+    second.stop().await;
+    third.stop().await;
+    cluster.finish().await.unwrap();
+}
+
+/// Join tokens, as the API has them.
+const TOKENS: &str = "/api/plexus/v1/mesh/tokens/";
+
+/// A controller beside that of a cluster, with data of its own.
+struct Controller {
+    daemon: Daemon,
+    api: Api,
+    cli: PathBuf,
+    socket: PathBuf,
+    _ports: [ReservedPort; 2],
+}
+
+impl Controller {
+    /// Starts it with the configuration of the cluster's, but for what is its own.
+    async fn start(cluster: &Cluster, name: &str, identity: &Path, ca: Option<&Path>) -> Self {
+        let layout = &cluster.layout;
+        let ports = [(); 2].map(|()| ReservedPort::new().expect("a free port"));
+        let quoted = |path: &Path| format!("{:?}", path.display().to_string());
+        let mut text =
+            std::fs::read_to_string(layout.config("controller")).expect("the controller's configuration");
+        let port = |port: u16| format!("\"127.0.0.1:{port}\"");
+        for (old, new) in [
+            (quoted(&layout.data_dir("controller")), quoted(&layout.data_dir(name))),
+            (quoted(&layout.socket("controller")), quoted(&layout.socket(name))),
+            (quoted(&layout.identity_dir("controller")), quoted(identity)),
+            (port(layout.https_port), port(ports[0].port())),
+            (port(layout.http_port), port(ports[1].port())),
+        ] {
+            assert!(text.contains(&old), "{old} in {text}");
+            text = text.replace(&old, &new);
+        }
+        let authority = format!("[enrolment]\nca_dir = {}\n", quoted(&layout.ca_dir()));
+        assert!(text.contains(&authority), "{text}");
+        let own = ca.map(|ca| format!("[enrolment]\nca_dir = {}\n", quoted(ca))).unwrap_or_default();
+        let config = layout.config(name);
+        std::fs::write(&config, text.replace(&authority, &own)).expect("a configuration");
+        let args = vec!["run".into(), "--config".into(), config.into()];
+        let mut daemon = Daemon::new(name, layout.binaries.controller(), args, layout.log(name));
+        daemon.set_env("PLEXUS_CONTROLLER_ADMIN_PASSWORD", cluster.api().password());
+        daemon.start().expect("a second controller");
+        let base = format!("http://127.0.0.1:{}", ports[1].port());
+        let api = Api::new(&base, cluster.api().user(), cluster.api().password()).expect("a client");
+        api.up(DEADLINE).await.unwrap_or_else(|error| panic!("{error:#}\n{}", daemon.log_tail(20)));
+        Self { daemon, api, cli: layout.binaries.cli(), socket: layout.socket(name), _ports: ports }
+    }
+
+    /// Waits until it reaches these nodes, itself included, and no other.
+    async fn sees(&self, expected: &[&str]) {
+        wait_for("the mesh as the further controller sees it", DEADLINE, async || {
+            let mut command = tokio::process::Command::new(&self.cli);
+            command.arg("--socket").arg(&self.socket).args(["nodes", "-o", "json"]);
+            let asked = command.output().await.expect("plexus runs");
+            let nodes: Value = serde_json::from_slice(&asked.stdout).unwrap_or_default();
+            let mut reached: Vec<&str> = nodes["nodes"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter(|node| node["reachable"] == true)
+                .filter_map(|node| node["node"].as_str())
+                .collect();
+            reached.sort_unstable();
+            Seen::when(reached == expected, || text(&asked))
+        })
+        .await
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", self.daemon.log_tail(20)));
+    }
+
+    async fn stop(mut self) {
+        self.daemon.stop().await.expect("an orderly end");
+    }
 }
 
 /// Waits until the controller shows `node` in `state`.

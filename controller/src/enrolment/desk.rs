@@ -53,31 +53,7 @@ impl Desk for Enrolment {
         call: EnrolCall,
         via: Option<Identity>,
     ) -> Pin<Box<dyn Future<Output = EnrolAnswer> + Send + '_>> {
-        Box::pin(async move {
-            let outcome = match &call.kind {
-                Some(EnrolCallKind::Join(join)) => self.join(&call, join).await,
-                Some(EnrolCallKind::Renew(renew)) => self.renew(&call, renew).await,
-                None => Err(no(Code::Malformed, "the call is of no kind that is known here")),
-            };
-            let via = via.as_ref().map(|via| via.node.as_str());
-            match outcome {
-                Ok(answer) => answer,
-                Err(No::Refused(code, message)) => {
-                    tracing::info!(?code, message, via, "call for a certificate refused");
-                    refusal(code, message)
-                }
-                Err(No::Failed(error @ Error::NoAuthority)) => refusal(Code::NoAuthority, error.to_string()),
-                Err(No::Failed(error)) => {
-                    tracing::error!(
-                        error = &error as &dyn std::error::Error,
-                        via,
-                        "cannot answer a call for a certificate"
-                    );
-                    // What exactly failed is for our log alone.
-                    refusal(Code::Internal, "the controller failed; its log says why")
-                }
-            }
-        })
+        Box::pin(self.answer_at(call, via, UnixTime::now()))
     }
 }
 
@@ -95,6 +71,38 @@ struct Known {
 }
 
 impl Enrolment {
+    /// Answers a call; certificates are judged as of `at`.
+    pub(super) async fn answer_at(
+        &self,
+        call: EnrolCall,
+        via: Option<Identity>,
+        at: UnixTime,
+    ) -> EnrolAnswer {
+        let outcome = match &call.kind {
+            Some(EnrolCallKind::Join(join)) => self.join(&call, join).await,
+            Some(EnrolCallKind::Renew(renew)) => self.renew(&call, renew, at).await,
+            None => Err(no(Code::Malformed, "the call is of no kind that is known here")),
+        };
+        let via = via.as_ref().map(|via| via.node.as_str());
+        match outcome {
+            Ok(answer) => answer,
+            Err(No::Refused(code, message)) => {
+                tracing::info!(?code, message, via, "call for a certificate refused");
+                refusal(code, message)
+            }
+            Err(No::Failed(error @ Error::NoAuthority)) => refusal(Code::NoAuthority, error.to_string()),
+            Err(No::Failed(error)) => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    via,
+                    "cannot answer a call for a certificate"
+                );
+                // What exactly failed is for our log alone.
+                refusal(Code::Internal, "the controller failed; its log says why")
+            }
+        }
+    }
+
     async fn join(&self, call: &EnrolCall, join: &JoinCall) -> Result<EnrolAnswer, No> {
         self.authority()?;
         let request = Request::parse(&join.csr).map_err(|error| no(Code::Malformed, error.to_string()))?;
@@ -243,19 +251,18 @@ impl Enrolment {
         self.signed(call, chain)
     }
 
-    async fn renew(&self, call: &EnrolCall, renew: &RenewCall) -> Result<EnrolAnswer, No> {
+    async fn renew(&self, call: &EnrolCall, renew: &RenewCall, at: UnixTime) -> Result<EnrolAnswer, No> {
         let authority = self.authority()?;
         let chain: Vec<CertificateDer<'_>> =
             renew.chain.iter().map(|der| CertificateDer::from(&der[..])).collect();
         let verifier = self.0.credentials.verifier();
-        let (identity, standing) =
-            verifier.standing(&chain, UnixTime::now()).map_err(|error| match error {
-                identity::Error::Revoked { .. } => no(Code::Revoked, error.to_string()),
-                identity::Error::Expired { .. } => {
-                    no(Code::TooLate, format!("{error}, more than 90 days ago: join again with a token"))
-                }
-                error => no(Code::Malformed, error.to_string()),
-            })?;
+        let (identity, standing) = verifier.standing(&chain, at).map_err(|error| match error {
+            identity::Error::Revoked { .. } => no(Code::Revoked, error.to_string()),
+            identity::Error::Expired { .. } => {
+                no(Code::TooLate, format!("{error}, more than 90 days ago: join again with a token"))
+            }
+            error => no(Code::Malformed, error.to_string()),
+        })?;
         verifier
             .verify_signature(&chain, &enrol::renewal_message(&renew.nonce), &renew.signature)
             .map_err(|error| no(Code::Malformed, error.to_string()))?;

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use plexus_mesh::enrol::{Desk, IssueError, LocalKey, Token, check};
 use plexus_proto::enrol::{
-    EnrolAnswer, EnrolAnswerKind, EnrolCall, EnrolCallKind, EnrolRefusalCode as Code, JoinCall,
+    EnrolAnswer, EnrolAnswerKind, EnrolCall, EnrolCallKind, EnrolRefusalCode as Code, JoinCall, RenewCall,
 };
 use plexus_proto::id::Role;
-use rustls_pki_types::UnixTime;
+use rustls_pki_types::{CertificateDer, UnixTime};
 
 use super::*;
 
@@ -238,4 +238,97 @@ async fn without_an_authority_nothing_is_issued_and_the_reason_is_told() {
     );
     let answer = bare.answer(call(&token, "node-1", &house.machine("m")), None).await;
     assert_eq!(issued(answer).unwrap_err(), Code::NoAuthority);
+}
+
+/// A renewal as a node asks for it: signed with the key of `shown`, over a chain that may be another's.
+fn renewal(shown: &Credentials, chain: &[CertificateDer<'_>]) -> EnrolCall {
+    let nonce = vec![5; 16];
+    let renew = RenewCall {
+        signature: shown.sign(&plexus_mesh::enrol::renewal_message(&nonce)).into(),
+        nonce: nonce.into(),
+        chain: chain.iter().map(|der| der.to_vec().into()).collect(),
+    };
+    EnrolCall { kind: Some(EnrolCallKind::Renew(renew)) }
+}
+
+#[tokio::test]
+async fn a_renewal_that_may_not_be_has_its_word() {
+    let house = House::new().await;
+    let life = Duration::from_secs(3600);
+    let issue = |authority: &CertificateAuthority, name: &str, folder: &str| {
+        let out = house.dir.path().join(folder);
+        authority.issue(Role::Execution, &name.parse().unwrap(), &out, life).unwrap();
+        Credentials::load(&out).unwrap()
+    };
+    let ca = CertificateAuthority::open(&house.dir.path().join("ca")).unwrap();
+    let good = issue(&ca, "node-1", "node-1");
+    let members = || async {
+        let mut select = sea_query::Query::select();
+        select.column("node").from("members").order_by("node", sea_query::Order::Asc);
+        let rows = house.enrolment.0.core.all(&select).await.unwrap();
+        rows.iter().map(|row| row.value::<String>("node").unwrap()).collect::<Vec<_>>()
+    };
+
+    // Another's chain under our own signature, and ours with a bit turned.
+    let other = issue(&ca, "node-2", "node-2");
+    let borrowed = renewal(&good, &other.chain());
+    let mut bent = renewal(&good, &good.chain());
+    if let Some(EnrolCallKind::Renew(renew)) = &mut bent.kind {
+        renew.nonce = vec![6; 16].into();
+    }
+    // A chain of an authority that nobody here knows, of no certificate at all, and of a leaf alone.
+    let strange = CertificateAuthority::init(
+        &house.dir.path().join("strange"),
+        &"demo".parse().unwrap(),
+        &"main".parse().unwrap(),
+    )
+    .unwrap();
+    let stranger = issue(&strange, "node-1", "stranger");
+    // Of this mesh, and of another cluster, which has controllers of its own.
+    let elsewhere = ca.intermediate(&"other".parse().unwrap(), &house.dir.path().join("ca-2")).unwrap();
+    let foreign = issue(&elsewhere, "node-1", "foreign");
+    // Another key that enrolled under this name since, and one whose name was revoked.
+    let before = issue(&ca, "node-3", "node-3");
+    let (_, token) = house.token("node-3", 1, false).await;
+    house.join(&token, "node-3", &house.machine("successor")).await.unwrap();
+    let revoked = issue(&ca, "node-4", "node-4");
+    let key = plexus_mesh::identity::key_fingerprint(revoked.public_key());
+    let mut insert = sea_query::Query::insert();
+    insert.into_table("revocations").columns(["node", "key_hash", "revoked_by", "created"]);
+    insert.values_panic(["node-4".into(), key.to_vec().into(), "admin".into(), now().into()]);
+    let mut tx = house.enrolment.0.core.begin(crate::store::core::Class::Intent).await.unwrap();
+    tx.insert(&mut insert).await.unwrap();
+    tx.commit().await.unwrap();
+    // Of the same cluster, and of a range of addresses that another controller certifies.
+    let beside = ca.intermediate(ca.cluster(), &house.dir.path().join("ca-3")).unwrap();
+    let neighbour = issue(&beside, "node-5", "neighbour");
+
+    for (what, call, word) in [
+        ("another's chain", borrowed, Code::Malformed),
+        ("a signature of other bytes", bent, Code::Malformed),
+        ("a stranger's chain", renewal(&stranger, &stranger.chain()), Code::Malformed),
+        ("no chain", renewal(&good, &[]), Code::Malformed),
+        ("half a chain", renewal(&good, &good.chain()[..1]), Code::Malformed),
+        ("another cluster", renewal(&foreign, &foreign.chain()), Code::NoAuthority),
+        ("another controller's address", renewal(&neighbour, &neighbour.chain()), Code::NoAuthority),
+        ("another machine since", renewal(&before, &before.chain()), Code::NameTaken),
+        ("a revoked key", renewal(&revoked, &revoked.chain()), Code::Revoked),
+    ] {
+        let answer = house.enrolment.answer(call, None).await;
+        assert_eq!(issued(answer).unwrap_err(), word, "{what}");
+    }
+    let days = |days: u64| {
+        UnixTime::since_unix_epoch(Duration::from_secs(UnixTime::now().as_secs() + days * 86_400))
+    };
+    let late = house.enrolment.answer_at(renewal(&good, &good.chain()), None, days(91)).await;
+    assert_eq!(issued(late).unwrap_err(), Code::TooLate, "90 days and the hour of its life are over");
+    assert_eq!(members().await, ["node-3"], "whoever is refused is no member for it");
+    let call = renewal(&good, &good.chain());
+    let signed = issued(house.enrolment.answer(call.clone(), None).await).unwrap();
+    let verifier = house.enrolment.0.credentials.verifier();
+    let checked = check(&verifier, ca.cluster(), &call, good.public_key(), &signed, UnixTime::now()).unwrap();
+    assert_eq!(checked.identity, *good.identity(), "name, role and address stay");
+    assert_eq!(members().await, ["node-1", "node-3"]);
+    // One that has expired is as good, for these 90 days.
+    issued(house.enrolment.answer_at(renewal(&good, &good.chain()), None, days(89)).await).unwrap();
 }

@@ -41,7 +41,10 @@ Exit codes:
 pub(crate) struct Args {
     /// Form of the output.
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
-    pub(crate) output: Format,
+    output: Format,
+    /// The same as -o wide: for people, with every column.
+    #[arg(long, global = true, conflicts_with = "output")]
+    wide: bool,
     /// When to use colour.
     #[arg(long, global = true, value_enum, default_value_t = When::Auto, value_name = "WHEN")]
     pub(crate) color: When,
@@ -62,13 +65,20 @@ pub(crate) struct Args {
     pub(crate) command: Command,
 }
 
+impl Args {
+    /// Form of the output.
+    pub(crate) fn format(&self) -> Format {
+        if self.wide { Format::Wide } else { self.output }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Says whether the mesh is well, and if not what to do; exit code 3 if something is wrong.
     #[command(after_help = "\
 Examples:
   plexus status                 one screen
-  plexus status -o wide         with key exchange and kind of each link
+  plexus status --wide          with key exchange, packet size and loss of each link
   plexus status --watch         the same, kept up to date
   plexus status -o json | jq .problems")]
     Status,
@@ -83,7 +93,7 @@ Examples:
     #[command(after_help = "\
 Examples:
   plexus links
-  plexus links -o wide          with MTU, loss and key exchange
+  plexus links --wide           with MTU, loss and key exchange
   plexus --controller https://controller:8043 links")]
     Links,
     /// Lists the way to each node, and the one that takes over when it is lost.
@@ -275,6 +285,17 @@ mod tests {
     #[test]
     fn arguments_are_consistent() {
         definition().debug_assert();
+    }
+
+    #[test]
+    fn wide_is_a_form_of_output_before_and_after_the_command() {
+        let format = |line: &str| Args::try_parse_from(line.split(' ')).map(|args| args.format());
+        for line in ["plexus status --wide", "plexus --wide status", "plexus status -o wide"] {
+            assert_eq!(format(line).unwrap(), Format::Wide, "{line}");
+        }
+        assert_eq!(format("plexus status").unwrap(), Format::Table);
+        assert_eq!(format("plexus status -o json").unwrap(), Format::Json);
+        assert!(format("plexus status --wide -o json").is_err(), "one form at a time");
     }
 
     #[test]

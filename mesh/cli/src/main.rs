@@ -29,7 +29,7 @@ use crate::watch::look;
 async fn main() -> ExitCode {
     plexus_mesh::install_crypto_provider();
     let args = Args::parse();
-    let mut output = Output::new(args.output, args.color);
+    let mut output = Output::new(args.format(), args.color);
     let ended = run(args, &mut output).await;
     let exit = match ended {
         Ok(exit) => exit,

@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use plexus_mesh::status::{
     Status, Trace, TraceHop,
 };
 use plexus_proto::id::{Address, NodeId, Role};
+use rustls_pki_types::UnixTime;
 use tempfile::TempDir;
 
 /// How a command ended.
@@ -49,6 +50,10 @@ impl Ended {
 struct Daemon {
     problem: bool,
     pings: AtomicU32,
+    /// How often the status was asked for.
+    looks: AtomicU32,
+    /// Whether it knows of a second node beside it.
+    company: AtomicBool,
 }
 
 fn node(text: &str) -> NodeId {
@@ -57,6 +62,8 @@ fn node(text: &str) -> NodeId {
 
 impl Answers for Daemon {
     fn status(&self) -> Status {
+        let company = self.company.load(Ordering::SeqCst);
+        self.looks.fetch_add(1, Ordering::SeqCst);
         let problem = Problem {
             code: "no_links".into(),
             subject: "me".into(),
@@ -75,7 +82,7 @@ impl Answers for Daemon {
             next_hop: None,
             software: "test 1".into(),
             since: Timestamp::now(),
-            neighbors: BTreeMap::new(),
+            neighbors: if company { [(node("hop-2"), 10)].into() } else { BTreeMap::new() },
             backup_next_hop: None,
             backup_cost: None,
         };
@@ -179,6 +186,7 @@ impl Answers for Daemon {
 
 struct Served {
     dir: TempDir,
+    daemon: Arc<Daemon>,
     _runtime: tokio::runtime::Runtime,
 }
 
@@ -188,9 +196,10 @@ impl Served {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let socket = runtime.block_on(LocalSocket::bind(&dir.path().join("sock"))).unwrap();
-        let daemon = Arc::new(Daemon { problem, pings: AtomicU32::new(0) });
-        runtime.spawn(socket.serve(daemon, std::future::pending()));
-        Self { dir, _runtime: runtime }
+        let (pings, looks, company) = Default::default();
+        let daemon = Arc::new(Daemon { problem, pings, looks, company });
+        runtime.spawn(socket.serve(daemon.clone(), std::future::pending()));
+        Self { dir, daemon, _runtime: runtime }
     }
 
     fn path(&self) -> String {
@@ -199,6 +208,15 @@ impl Served {
 
     fn run(&self, args: &[&str]) -> Ended {
         run(args, &[("PLEXUS_SOCKET", &self.path())])
+    }
+
+    /// Waits until the status was asked for so many more times.
+    fn looked(&self, times: u32) {
+        let (before, start) = (self.daemon.looks.load(Ordering::SeqCst), std::time::Instant::now());
+        while self.daemon.looks.load(Ordering::SeqCst) < before + times {
+            assert!(start.elapsed() < Duration::from_secs(60), "nobody looks any more");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
@@ -303,6 +321,46 @@ fn an_authority_is_made_once_and_issues() {
 }
 
 #[test]
+fn an_intermediate_is_made_once_with_addresses_of_its_own_and_issues() {
+    let folder = TempDir::new().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (ca, second, third) = (path("ca"), path("ca-2"), path("ca-3"));
+    assert_eq!(run(&["ca", "init", &ca, "--mesh", "demo", "--cluster", "main"], &[]).code, 0);
+    let make = |cluster: &str, out: &str, extra: &[&str]| {
+        run(&[&["ca", "intermediate", "--ca", &ca, "--cluster", cluster, "--out", out], extra].concat(), &[])
+    };
+    let made = make("main", &second, &[]);
+    assert_eq!((made.code, made.err.as_str()), (0, ""));
+    let next = format!("in {second}\nnext: set ca_dir = \"{second}\" in [enrolment] of that controller\n");
+    let begins = "made an intermediate of mesh demo, cluster main, addresses 002";
+    assert!(made.out.starts_with(begins) && made.out.ends_with(&next), "{}", made.out);
+    let again = make("main", &second, &[]);
+    assert!(again.code == 1 && again.err.contains("already holds a certificate authority"), "{}", again.err);
+    let made = make("other", &third, &["-o", "json"]);
+    let document: serde_json::Value = serde_json::from_str(&made.out).unwrap();
+    assert_eq!((&document["cluster"], &document["mesh"]), (&"other".into(), &"demo".into()));
+    assert!(document["first_address"].as_str().unwrap().starts_with("003"), "{document}");
+
+    // Each of them certifies members of one mesh, who believe one another; none of them has the root's key.
+    let issue = |ca: &str, name: &str| {
+        let out = path(name);
+        let args = ["ca", "issue", "--ca", ca, "--role", "controller", "--name", name, "--out", &out];
+        assert_eq!(run(&args, &[]).code, 0);
+        Credentials::load(Path::new(&out)).unwrap()
+    };
+    let members = [issue(&ca, "one"), issue(&second, "two"), issue(&third, "three")];
+    let told: Vec<_> = members.iter().map(|member| member.identity().uri()).collect();
+    let expected = ["main/controller/one", "main/controller/two", "other/controller/three"];
+    assert_eq!(told, expected.map(|path| format!("spiffe://demo/{path}")));
+    for (one, other) in [(0, 1), (1, 0), (0, 2), (2, 1)] {
+        let seen = members[one].verifier().verify(&members[other].chain(), UnixTime::now()).unwrap();
+        assert_eq!(&seen, members[other].identity());
+    }
+    let below = run(&["ca", "intermediate", "--ca", &second, "--cluster", "x", "--out", &path("x")], &[]);
+    assert!(below.code == 1 && below.err.contains("bring the root's key"), "{}", below.err);
+}
+
+#[test]
 fn a_root_is_rolled_over_in_three_steps() {
     let folder = TempDir::new().unwrap();
     let ca = folder.path().join("ca").display().to_string();
@@ -394,9 +452,16 @@ fn a_watch_in_a_pipe_is_a_line_for_each_change() {
     let mut child = command.env_clear().args(args).stdout(std::process::Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     assert_eq!(lines.next().unwrap().unwrap(), r#"{"schema_version":1,"from":"me","links":[]}"#);
+    served.looked(3);
+    served.daemon.company.store(true, Ordering::SeqCst);
+    let second = lines.next().unwrap().unwrap();
+    assert!(second.contains(r#""peer":"hop-2""#), "{second}");
+    served.looked(3);
     assert!(child.try_wait().unwrap().is_none());
     child.kill().unwrap();
     child.wait().unwrap();
+    let more: Vec<_> = lines.map(Result::unwrap).collect();
+    assert!(more.is_empty(), "what stays as it is gives no line: {more:?}");
 }
 
 #[test]

@@ -275,14 +275,20 @@ pub(crate) fn public_key(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
 }
 
 /// Whether `endorsement` is a certificate by one of `trusted` for the very key and mesh of `root`, as an authority
-/// of the same kind. Times do not matter: a root is trusted until it is taken off the list.
+/// of the same kind: without a scope, for a root also certifies each intermediate, whose owner must not pass it off as
+/// the word for a root. Times do not matter: a root is trusted until it is taken off the list.
 pub(crate) fn endorses(
     trusted: &[CertificateDer<'_>],
     endorsement: &CertificateDer<'_>,
     root: &CertificateDer<'_>,
 ) -> bool {
     let (Some(word), Some(new)) = (parse(endorsement), parse(root)) else { return false };
-    let same = word.public_key().subject_public_key.data == new.public_key().subject_public_key.data
+    let unlimited = |authority: &X509Certificate<'_>| {
+        Oid::from(SCOPE_OID).is_ok_and(|oid| matches!(authority.get_extension_unique(&oid), Ok(None)))
+    };
+    let same = unlimited(&word)
+        && unlimited(&new)
+        && word.public_key().subject_public_key.data == new.public_key().subject_public_key.data
         && word.subject() == new.subject()
         && word.is_ca()
         && new.is_ca()

@@ -16,6 +16,7 @@ use super::udp::SharedSocket;
 use super::{Error, Fresh, Origin, Side, frames, greet, run};
 use crate::bounded::Bounded;
 use crate::enrol;
+use crate::liveness::Pulse;
 use crate::node::Node;
 
 /// Longest handshake of QUIC, from its first packet: as long as whoever dials tries.
@@ -144,7 +145,8 @@ impl Door {
             drop(place);
             match greeted {
                 Ok(greeted) => {
-                    run(&node, greeted, Origin { dialed: false, bandwidth: None, cancel }).await;
+                    let pulse = Arc::new(Pulse::new(node.watch.clone()));
+                    run(&node, greeted, Origin { dialed: false, bandwidth: None, cancel, pulse }).await;
                 }
                 // A full channel means that nobody could read so many warnings.
                 Err(error) => drop(refused.try_send((remote, error))),

@@ -10,6 +10,7 @@ use super::connect::connect;
 use super::{End, Greeted, Origin, code, run};
 use crate::config::{LinkKind, Peer};
 use crate::error::chain;
+use crate::liveness::Pulse;
 use crate::node::{Dialed, Node, Progress, random_u64};
 
 /// First wait after a link was lost; doubles up to [`LONGEST`], so that a neighbour that comes back is linked within
@@ -22,6 +23,8 @@ const LONGEST_REFUSED: Duration = Duration::from_secs(30);
 /// First wait of a link over TCP before QUIC is tried again, and the longest; between half and all of it.
 const UP_FIRST: Duration = Duration::from_secs(5);
 const UP_SELDOM: Duration = Duration::from_secs(60);
+/// Between two tries of TCP beside a silent link.
+const SILENT_AGAIN: Duration = Duration::from_millis(500);
 /// How long the old link stays beside the better one: what is on its way arrives, and both ends know the new one.
 const OVERLAP: Duration = Duration::from_millis(500);
 
@@ -120,25 +123,48 @@ async fn dial_on(node: &Arc<Node>, dialed: &Dialed) {
     }
 }
 
-/// Runs a link to its end. One over TCP makes room for one over QUIC as soon as that works: the new one is up before the
-/// old one goes, so streams notice nothing.
+/// Runs a link to its end, by the best kind that works. One over TCP makes room for one over QUIC as soon as that
+/// works; one over QUIC that falls silent for one over TCP, if the neighbour answers there: UDP is blocked then. Either way
+/// the new one is up before the old one goes, so streams notice nothing, or no more than the silence.
 async fn run_best(node: &Arc<Node>, dialed: &Dialed, peer: &Arc<Peer>, greeted: Greeted) -> End {
-    let (mut on_tcp, mut link) = (greeted.is_tcp(), Running::start(node, dialed, peer, greeted));
+    let mut link = Running::start(node, dialed, peer, greeted);
     let mut wait = UP_FIRST;
-    while on_tcp && peer.kinds.contains(&LinkKind::Quic) && node.offers(LinkKind::Quic) {
+    let offers = |kind| peer.kinds.contains(&kind) && node.offers(kind);
+    let (quic, tcp) = (offers(LinkKind::Quic), offers(LinkKind::Tcp));
+    let movable = |link: &Running| if link.on_tcp { quic } else { tcp };
+    while movable(&link) {
+        let kinds = [if link.on_tcp { LinkKind::Quic } else { LinkKind::Tcp }];
+        let due = async {
+            if link.on_tcp {
+                tokio::time::sleep(wait / 2 + jitter(wait / 2)).await
+            } else {
+                link.pulse.silence().await
+            }
+        };
         tokio::select! {
             end = &mut link.task => return ended(end),
-            () = tokio::time::sleep(wait / 2 + jitter(wait / 2)) => {}
+            () = due => {}
         }
-        wait = (wait * 2).min(UP_SELDOM);
-        let better = tokio::select! {
+        let other = tokio::select! {
             end = &mut link.task => return ended(end),
-            better = connect(node, peer, &[LinkKind::Quic]) => better,
+            other = connect(node, peer, &kinds) => other,
         };
-        let Ok(better) = better else { continue };
-        info!(peer = %better.neighbor(), "link moves up to QUIC");
-        let old = std::mem::replace(&mut link, Running::start(node, dialed, peer, better));
-        on_tcp = false;
+        if link.on_tcp {
+            wait = (wait * 2).min(UP_SELDOM);
+        }
+        let other = match other {
+            Ok(other) if link.on_tcp || !link.pulse.is_heard_again() => other,
+            // It is about to be taken back, or nobody answers by TCP either: a link that stays silent ends by itself.
+            _ if !link.on_tcp => {
+                tokio::select! {
+                    end = &mut link.task => return ended(end),
+                    () = tokio::time::sleep(SILENT_AGAIN) => continue,
+                }
+            }
+            _ => continue,
+        };
+        info!(peer = %other.neighbor(), kind = %kinds[0], "link moves");
+        let old = std::mem::replace(&mut link, Running::start(node, dialed, peer, other));
         tokio::time::sleep(OVERLAP).await;
         old.cancel.cancel();
         let _ = old.task.await;
@@ -150,17 +176,20 @@ async fn run_best(node: &Arc<Node>, dialed: &Dialed, peer: &Arc<Peer>, greeted: 
 /// A link in a task of its own; ends when dropped.
 struct Running {
     task: tokio::task::JoinHandle<End>,
+    on_tcp: bool,
+    pulse: Arc<Pulse>,
     cancel: CancellationToken,
     _guard: tokio_util::sync::DropGuard,
 }
 
 impl Running {
     fn start(node: &Arc<Node>, dialed: &Dialed, peer: &Peer, greeted: Greeted) -> Self {
-        let cancel = dialed.cancel.child_token();
-        let origin = Origin { dialed: true, bandwidth: peer.bandwidth, cancel: cancel.clone() };
-        let running = node.clone();
+        let (cancel, pulse) = (dialed.cancel.child_token(), Arc::new(Pulse::new(node.watch.clone())));
+        let origin =
+            Origin { dialed: true, bandwidth: peer.bandwidth, cancel: cancel.clone(), pulse: pulse.clone() };
+        let (running, on_tcp) = (node.clone(), greeted.is_tcp());
         let task = node.tasks.spawn(async move { run(&running, greeted, origin).await });
-        Self { task, _guard: cancel.clone().drop_guard(), cancel }
+        Self { task, on_tcp, pulse, _guard: cancel.clone().drop_guard(), cancel }
     }
 }
 

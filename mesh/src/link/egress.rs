@@ -7,8 +7,8 @@ mod bucket;
 mod lanes;
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
@@ -43,7 +43,7 @@ pub(crate) struct Egress {
     /// Told once when packets leave sealed after a time without.
     pub(crate) active: Notify,
     /// Signs of life.
-    pub(crate) pulse: Pulse,
+    pub(crate) pulse: Arc<Pulse>,
     pub(crate) sent: Counter,
     pub(crate) dropped: Counter,
 }
@@ -64,23 +64,27 @@ impl Counter {
 
 impl Egress {
     /// Over the DATAGRAMs of `connection`, and sealed once [`Egress::seal`] has been called.
-    pub(crate) fn over_datagrams(connection: Connection, bandwidth: Option<u64>, pulse: Pulse) -> Self {
+    pub(crate) fn over_datagrams(
+        connection: Connection,
+        bandwidth: Option<u64>,
+        pulse: impl Into<Arc<Pulse>>,
+    ) -> Self {
         Self::new(Some(Datagrams::new(connection)), bandwidth, pulse)
     }
 
     /// For a writer of frames that calls [`Egress::next`].
-    pub(crate) fn over_frames(bandwidth: Option<u64>, pulse: Pulse) -> Self {
+    pub(crate) fn over_frames(bandwidth: Option<u64>, pulse: impl Into<Arc<Pulse>>) -> Self {
         Self::new(None, bandwidth, pulse)
     }
 
-    fn new(datagrams: Option<Datagrams>, bandwidth: Option<u64>, pulse: Pulse) -> Self {
+    fn new(datagrams: Option<Datagrams>, bandwidth: Option<u64>, pulse: impl Into<Arc<Pulse>>) -> Self {
         let bucket = bandwidth.map(|rate| Bucket::new(rate, Instant::now()));
         Self {
             datagrams,
             queues: Mutex::new(Queues { bucket, ..Queues::default() }),
             due: Notify::new(),
             active: Notify::new(),
-            pulse,
+            pulse: pulse.into(),
             sent: Counter::default(),
             dropped: Counter::default(),
         }

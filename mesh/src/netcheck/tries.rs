@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use quinn::udp::UdpSocketState;
 use tokio::net::{TcpStream, UdpSocket, lookup_host};
 
+use super::{LEAST, SEALED, WHOLE, headers};
 use crate::node::random_u64;
 use crate::status::{PathCheck, TcpCheck, UdpCheck, millis};
 
@@ -16,11 +17,20 @@ const PATIENCE: Duration = Duration::from_millis(1200);
 const ECHOES: usize = 10;
 /// Between two of them.
 const PACE: Duration = Duration::from_millis(20);
-/// IP packets of these sizes are tried, largest last: the least that QUIC asks for, IPv6's least, tunnels, Ethernet and
-/// jumbo frames.
+/// IP packets of these sizes are tried after those that a link needs: IPv6's least, tunnels, Ethernet and jumbo frames.
 const SIZES: [u32; 9] = [1280, 1328, 1360, 1400, 1420, 1460, 1492, 1500, 9000];
 /// A QUIC version that is reserved so that nobody ever speaks it: who sees it answers with those it does speak.
 const VERSION: u32 = 0x1a2a_3a4a;
+
+/// What is tried where UDP and IP take so many bytes of `headers`, from the least packet that QUIC answers to jumbo
+/// frames. What links need is among them, so that no finding rests on a guess between two sizes.
+fn sizes(headers: u32) -> Vec<u32> {
+    let mut sizes: Vec<u32> =
+        [LEAST, SEALED, WHOLE].map(|payload| payload + headers).into_iter().chain(SIZES).collect();
+    sizes.sort_unstable();
+    sizes.dedup();
+    sizes
+}
 
 /// Tries every address, all at once.
 pub(super) async fn all(addresses: &[String]) -> Vec<PathCheck> {
@@ -85,7 +95,7 @@ impl Prober {
         // Forbids fragmentation, as on the sockets of links.
         UdpSocketState::new((&socket).into())?;
         socket.connect(to).await?;
-        Ok(Self { socket, headers: if to.is_ipv4() { 28 } else { 48 }, error: None })
+        Ok(Self { socket, headers: headers(to), error: None })
     }
 
     async fn run(&mut self) -> UdpCheck {
@@ -93,7 +103,7 @@ impl Prober {
         let mut least = None;
         let mut answered = 0;
         for _ in 0..ECHOES {
-            sent.push((self.send(SIZES[0]).await, Instant::now()));
+            sent.push((self.send(LEAST + self.headers).await, Instant::now()));
             answered += self.collect(&mut sent, PACE, &mut least).await;
         }
         let deadline = Instant::now() + PATIENCE;
@@ -118,10 +128,11 @@ impl Prober {
         }
     }
 
-    /// Largest of [`SIZES`] that is answered; each gets three tries, for a lost packet is no small path.
+    /// Largest of the [`sizes`] that is answered, of which the least is known to be; each gets three tries, for a lost
+    /// packet is no small path.
     async fn mtu(&mut self) -> u32 {
-        let mut largest = SIZES[0];
-        for size in SIZES.into_iter().skip(1) {
+        let mut largest = LEAST + self.headers;
+        for size in sizes(self.headers).into_iter().skip(1) {
             let mut got = 0;
             for _ in 0..3 {
                 let mut sent = vec![(self.send(size).await, Instant::now())];
@@ -222,6 +233,15 @@ mod tests {
         assert_eq!(answers(&sent), None, "not a version negotiation");
         for short in 0..14 {
             assert_eq!(answers(&answer[..short]), None);
+        }
+    }
+
+    #[test]
+    fn sizes_rise_from_the_least_and_hold_what_links_need() {
+        for (headers, needed) in [(28, [1228, 1258, 1276]), (48, [1248, 1278, 1296])] {
+            let sizes = sizes(headers);
+            assert!(sizes.is_sorted() && sizes[0] == needed[0], "{sizes:?}");
+            assert!(needed.iter().all(|needed| sizes.contains(needed)), "{sizes:?}");
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use plexus_proto::id::Role;
 use plexus_proto::packet::HOP_LIMIT;
 
-use super::{Weather, World};
+use super::{Cable, Weather, World};
 use crate::routing::{DIGEST_PERIOD, Input, LinkId};
 
 /// How trouble is noticed: some at once, some by silence.
@@ -129,54 +129,69 @@ impl World {
         self.input(node, Input::Announcement { link, announcement });
     }
 
-    /// In trouble packets may circle for a moment; each crosses no more hops than its limit, by whatever tables it
-    /// meets, and never a node that is no hop.
+    /// In trouble packets may circle for a moment, by whatever tables they meet: never through a node that is no hop, and
+    /// neither a way nor a circle is longer than the hop limit, or packets on it would be lost to that alone.
     fn sample_walks(&mut self) -> Result<(), String> {
         for _ in 0..20 {
             let (from, to) = (self.random.below(self.nodes.len()), self.random.below(self.nodes.len()));
-            let (mut at, mut left) = (from, HOP_LIMIT);
-            while at != to && left > 0 && (at == from || self.transits(at)) {
-                let Some(router) = self.router(at) else { break };
-                let Some(route) = router.routes().get(self.address(to)) else { break };
-                let Some(&cable) = self.by_link.get(&route.next.link) else { break };
-                at = self.other_end(cable, at);
-                left -= 1;
-                if at != to && !self.transits(at) {
-                    return Err(format!(
-                        "a packet from n{from} to n{to} was sent through n{at}, which is no hop"
-                    ));
-                }
-            }
+            self.follow(from, to)?;
         }
         Ok(())
+    }
+
+    /// Follows next hops from `from` as far as they lead: to `to`, to where nobody knows on, or once around a circle.
+    fn follow(&self, from: usize, to: usize) -> Result<(), String> {
+        let (mut at, mut way) = (from, vec![from]);
+        while at != to && (at == from || self.transits(at)) {
+            let Some(router) = self.router(at) else { return Ok(()) };
+            let Some(route) = router.routes().get(self.address(to)) else { return Ok(()) };
+            let Some(&cable) = self.by_link.get(&route.next.link) else { return Ok(()) };
+            at = self.other_end(cable, at);
+            if at != to && !self.transits(at) {
+                return Err(format!(
+                    "a packet from n{from} to n{to} was sent through n{at}, which is no hop"
+                ));
+            }
+            if let Some(seen) = way.iter().position(|&seen| seen == at) {
+                let circle = way.len() - seen;
+                return match circle > usize::from(HOP_LIMIT) {
+                    true => Err(format!("packets from n{from} to n{to} circle through {circle} nodes")),
+                    false => Ok(()),
+                };
+            }
+            way.push(at);
+        }
+        match way.len() - 1 > usize::from(HOP_LIMIT) {
+            true => Err(format!("a packet from n{from} to n{to} has to cross {} links", way.len() - 1)),
+            false => Ok(()),
+        }
     }
 
     /// Cost of the best way from `from` to each node it can reach: Bellman and Ford, to share nothing with the
     /// router.
     fn truth(&self, from: usize) -> BTreeMap<usize, u64> {
-        let mut best = BTreeMap::from([(from, 0)]);
         if self.router(from).is_none() {
             return BTreeMap::new();
         }
+        let well: Vec<&Cable> =
+            (0..self.cables.len()).filter(|&c| self.is_well(c)).map(|c| &self.cables[c]).collect();
+        let mut best: Vec<Option<u64>> = vec![None; self.nodes.len()];
+        best[from] = Some(0);
         loop {
             let mut better = false;
-            for cable in (0..self.cables.len()).filter(|&cable| self.is_well(cable)) {
-                let cable = &self.cables[cable];
-                for (a, b) in [(0, 1), (1, 0)] {
-                    let (a, b) = (cable.ends[a], cable.ends[b]);
-                    let transits = a == from || self.transits(a);
-                    let way = best.get(&a).filter(|_| transits).map(|&c: &u64| c + u64::from(cable.cost));
-                    if let Some(cost) = way
-                        && best.get(&b).is_none_or(|&known| cost < known)
-                    {
-                        best.insert(b, cost);
+            for cable in &well {
+                for [a, b] in [cable.ends, [cable.ends[1], cable.ends[0]]] {
+                    let Some(cost) = best[a].filter(|_| a == from || self.transits(a)) else { continue };
+                    let cost = cost + u64::from(cable.cost);
+                    if best[b].is_none_or(|known| cost < known) {
+                        best[b] = Some(cost);
                         better = true;
                     }
                 }
             }
             if !better {
-                best.remove(&from);
-                return best;
+                best[from] = None;
+                return best.into_iter().enumerate().filter_map(|(to, cost)| Some((to, cost?))).collect();
             }
         }
     }
@@ -191,8 +206,13 @@ impl World {
     }
 
     /// Everybody reaches whom it should, by the shortest way, and holds the newest of all it reaches.
-    fn check(&self) -> Result<(), String> {
-        for from in 0..self.nodes.len() {
+    pub(super) fn check(&self) -> Result<(), String> {
+        self.check_of(0..self.nodes.len())
+    }
+
+    /// The same as far as these nodes know.
+    pub(super) fn check_of(&self, nodes: impl IntoIterator<Item = usize>) -> Result<(), String> {
+        for from in nodes {
             let Some(router) = self.router(from) else { continue };
             let mut truth = self.truth(from);
             truth.retain(|&to, _| self.should_know(from, to));
@@ -216,7 +236,7 @@ impl World {
                     return Err(format!("n{from} takes {known:?} for the cost to n{to}, which is {cost}"));
                 }
                 match self.walk(from, to) {
-                    Ok(walked) if walked == cost => {}
+                    Ok(walked) if walked == cost => self.follow(from, to)?,
                     other => {
                         return Err(format!("the way from n{from} to n{to} costs {cost}; walked: {other:?}"));
                     }
@@ -234,5 +254,44 @@ impl World {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A chain of hops, one longer than a packet may cross, all of whose routes are right.
+    #[test]
+    fn a_way_beyond_the_hop_limit_is_found() {
+        for (hops, fine) in [(HOP_LIMIT, true), (HOP_LIMIT + 1, false)] {
+            let mut world = World::new(1);
+            for node in 0..=usize::from(hops) {
+                world.add(Role::Hop);
+                if node > 0 {
+                    world.lay(node - 1, node, 1, Duration::from_millis(1), 0);
+                }
+            }
+            (0..=usize::from(hops)).for_each(|node| world.boot(node, false));
+            world.run(DIGEST_PERIOD * 2);
+            assert_eq!(world.walk(0, usize::from(hops)), Ok(u64::from(hops)));
+            assert_eq!(world.follow(0, usize::from(hops)).is_ok(), fine, "{hops}");
+        }
+    }
+
+    #[test]
+    fn a_packet_through_a_node_that_is_no_hop_is_found() {
+        let mut world = World::new(1);
+        let roles = [Role::Hop, Role::Execution, Role::Hop];
+        let [a, b, c] = roles.map(|role| world.add(role));
+        world.lay(a, b, 1, Duration::from_millis(1), 0);
+        world.lay(b, c, 1, Duration::from_millis(1), 0);
+        [a, b, c].into_iter().for_each(|node| world.boot(node, false));
+        world.run(DIGEST_PERIOD * 2);
+        assert!(world.router(a).unwrap().routes().get(world.address(c)).is_none(), "leaves carry nothing");
+        assert!(world.check().is_ok() && world.follow(a, c).is_ok());
+        // A router that takes the leaf for a hop would send through it.
+        world.nodes[b].identity.role = Role::Hop;
+        assert!(world.check().is_err());
     }
 }

@@ -192,9 +192,14 @@ async fn a_link_falls_back_to_tcp_and_moves_up_again_under_an_open_stream() {
     far.write_u8(3).await.unwrap();
     assert_eq!(within("answer over QUIC", near.read_u8()).await.unwrap(), 3);
 
-    // And down again: the QUIC link dies of silence.
+    // And down again: the QUIC link is silent, and left for one on TCP before it is given up.
     gate.let_udp(false);
+    let blocked = Instant::now();
+    // What flows makes the silence show sooner; this much is sent in one go and waits for its way.
+    near.write_u8(9).await.unwrap();
     kinds(&controller, &["tcp"]).await;
+    println!("on TCP {:?} after UDP was blocked", blocked.elapsed());
+    assert_eq!(within("byte over TCP", far.read_u8()).await.unwrap(), 9);
     near.write_u8(4).await.unwrap();
     assert_eq!(within("byte over TCP", far.read_u8()).await.unwrap(), 4);
     assert!(gate.streams.load(Ordering::Relaxed) >= 2);
@@ -407,6 +412,44 @@ async fn sealed_packets_fit_the_least_path_of_ipv6() {
 async fn datagrams_carry_what_they_cannot_hold_as_halves() {
     narrow(1232, &[LinkKind::Quic], "quic").await;
     narrow(1200, &[LinkKind::Quic, LinkKind::Sealed], "quic").await;
+}
+
+#[tokio::test]
+async fn a_path_too_narrow_for_udp_has_a_link_on_tcp() {
+    narrow(1199, &[LinkKind::Quic, LinkKind::Sealed, LinkKind::Tcp], "tcp").await;
+    narrow(1100, &LinkKind::ALL, "tcp").await;
+}
+
+/// The bounds that netcheck goes by are those at which links change what they do, as the tests above show.
+#[tokio::test]
+async fn netcheck_names_the_packet_size_that_is_missing() {
+    let world = World::new();
+    let hop = world.hop(any()).await;
+    let at = hop.listen_addresses()[0];
+    let controller = world.leaf(Role::Controller, "controller", at).await;
+    reachable(&controller, "hop-1", true).await;
+    // A second way to the same neighbour, which is not dialed while there is a link: the gate is netcheck's alone.
+    let gate = Gate::new(at).await;
+    let mut both = world.config(Role::Controller, "controller", &[], &[at, gate.at]);
+    both.peers[1].name = Some(id("hop-1"));
+    controller.reload(both).await.unwrap();
+    for (most, mtu, says) in [
+        (1248, Some(1276), None),
+        (1247, Some(1258), Some("1258 bytes and none of 1276: full packets fit sealed")),
+        (1229, Some(1228), Some("1228 bytes and none of 1258: links on UDP work")),
+        (1199, None, None),
+    ] {
+        gate.most.store(most, Ordering::Relaxed);
+        let checked = within("netcheck", controller.netcheck(None, id("hop-1"))).await.unwrap();
+        let address = gate.at.to_string();
+        let path = checked.paths.iter().find(|path| path.address == address).unwrap();
+        assert_eq!(path.udp.as_ref().unwrap().mtu, mtu, "{most}: {checked:?}");
+        assert!(path.tcp.as_ref().unwrap().reachable);
+        let about = format!("the path to {address} carries");
+        let said: Vec<_> = checked.findings.iter().filter(|finding| finding.starts_with(&about)).collect();
+        assert_eq!(said.len(), usize::from(says.is_some()), "{said:?}");
+        assert!(said.iter().all(|said| said.contains(says.unwrap())), "{said:?}");
+    }
 }
 
 #[tokio::test]

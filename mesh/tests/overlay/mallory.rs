@@ -259,6 +259,37 @@ async fn frames_that_are_none_end_the_link_and_unknown_ones_do_not() {
     assert_eq!(hop.status().packets.refused, 0);
 }
 
+/// The hop limit is what ends a packet that circles: each hop takes one, and the last one counts what it drops.
+#[tokio::test]
+async fn a_packet_crosses_no_more_hops_than_its_limit() {
+    let world = World::new();
+    let first = world.hop(any()).await;
+    let at = first.listen_addresses()[0];
+    let mut hops = vec![first];
+    for name in ["hop-2", "hop-3"] {
+        let before = hops[hops.len() - 1].listen_addresses()[0];
+        hops.push(Mesh::start(world.config(Role::Hop, name, &[any()], &[before])).await.unwrap());
+    }
+    let node = world.leaf(Role::Execution, "node-1", hops[2].listen_addresses()[0]).await;
+    reachable(&hops[0], "node-1", true).await;
+    let mallory = Mallory::link(&world, Role::Execution, "mallory", at).await;
+    let (source, destination) = (mallory.address(), node.identity().address);
+    for (hop_limit, expires_at) in [(2, Some(1)), (1, Some(0)), (3, Some(2)), (4, None)] {
+        let before: Vec<_> = hops.iter().map(|hop| hop.status().packets.expired).collect();
+        let unwanted = node.status().packets.unwanted;
+        let header = Header { class: Class::Bulk, ecn: 0, rekey: false, hop_limit, source, destination };
+        mallory.connection.send_datagram(header.packet(b"no inner connection begins like this")).unwrap();
+        match expires_at {
+            Some(hop) => counted(&hops[hop], "expired", |packets| packets.expired > before[hop]).await,
+            None => counted(&node, "arrived", |packets| packets.unwanted > unwanted).await,
+        }
+        for (hop, mesh) in hops.iter().enumerate() {
+            let more = mesh.status().packets.expired - before[hop];
+            assert_eq!(more, u64::from(expires_at == Some(hop)), "limit {hop_limit} at hop-{}", hop + 1);
+        }
+    }
+}
+
 /// Forged, spliced, altered and replayed words of others, from each role; then an honest one of its own, which is read
 /// after them.
 #[tokio::test]

@@ -32,7 +32,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     if !options.measure.is_empty() {
         for &nodes in &options.measure {
-            let report = measure(options.seed, nodes);
+            let report = measure(options.seed, nodes).map_err(anyhow::Error::msg)?;
             if options.json { println!("{}", json(&report)) } else { print(&report) }
         }
         return Ok(ExitCode::SUCCESS);

@@ -95,7 +95,7 @@ fn problems(problems: &[Problem], wide: bool, paint: Paint) -> String {
         }
     }
     if problems.len() > shown {
-        text += &format!("  and {} more: plexus status -o wide\n", problems.len() - shown);
+        text += &format!("  and {} more: plexus status --wide\n", problems.len() - shown);
     }
     text
 }
@@ -258,7 +258,7 @@ PROBLEMS
         status.links = vec![link; 1000];
         let text = render(&status, false, Paint(false), fixture::now());
         assert!(text.lines().count() <= 48, "{text}");
-        assert!(text.contains("and 992 more: plexus status -o wide\n"), "{text}");
+        assert!(text.contains("and 992 more: plexus status --wide\n"), "{text}");
         assert!(text.contains("and 988 more: plexus links\n"), "{text}");
     }
 
