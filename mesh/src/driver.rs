@@ -470,7 +470,10 @@ impl Driver {
         self.published.links.store(Arc::new(self.links.clone()));
         let known = self.published.directory.load();
         self.sought.retain(|(sought, _)| match sought {
-            Sought::Name(name) => known.by_name(name).is_none(),
+            // Who asks for a name goes there at once, and the announcement of a node comes before the way to it.
+            Sought::Name(name) => {
+                known.by_name(name).is_none_or(|found| self.router.routes().get(found.address).is_none())
+            }
             Sought::Address(address) => known.by_address(*address).is_none(),
         });
         self.published.view.send_if_modified(|current| {

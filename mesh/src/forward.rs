@@ -365,6 +365,7 @@ impl Allowance {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt as _;
     use plexus_proto::id::Role;
 
     #[derive(Debug, Default)]
@@ -434,6 +435,24 @@ mod tests {
             let drops = (overlay.drops.unroutable.value(), overlay.drops.expired.value());
             assert_eq!(drops, (unroutable, expired), "{role}");
         }
+    }
+
+    /// Routers that disagree for a moment may send a packet round in a circle, but not for ever.
+    #[test]
+    fn a_packet_in_a_circle_ends_at_the_hop_limit() {
+        let (overlay, _) = overlay(Role::Hop);
+        let via = via(None);
+        overlay.route(vec![(OTHER, Some(Exit { next: via.egress.clone(), backup: None }))]);
+        let mut batch = packet(LEAF, OTHER, HOP_LIMIT);
+        for left in (1..HOP_LIMIT).rev() {
+            overlay.receive(&via, batch);
+            batch = via.egress.next().now_or_never().expect("it is passed on");
+            assert_eq!(batch.header().hop_limit, left);
+        }
+        overlay.receive(&via, batch);
+        assert!(via.egress.next().now_or_never().is_none(), "it goes no further");
+        let counts = (overlay.forwarded.value(), overlay.drops.expired.value());
+        assert_eq!(counts, (u64::from(HOP_LIMIT) - 1, 1));
     }
 
     #[test]

@@ -3,8 +3,10 @@
 //! Scenarios of Receptor's work units have their counterparts in `trouble`, `crash` and `first_light`; what is left out on
 //! purpose, and why, stands in `docs/receptor-comparison.md`.
 
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::io::Read as _;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use plexus_mesh::ca::CertificateAuthority;
@@ -12,6 +14,10 @@ use plexus_mesh::{Config, Credentials, Mesh};
 use plexus_proto::id::Role;
 use plexus_tests::net::{Hop, Net, Peer, PeerOptions};
 use plexus_tests::{Seen, is_verify, wait_for};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::{AlertDescription, DigitallySignedStruct, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 /// Longest wait for anything.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -48,9 +54,13 @@ async fn star(kinds: &[&str]) -> anyhow::Result<()> {
         controller.reach(&name, true).await?;
         controller.requests(&name, 1, Duration::ZERO).await?;
     }
-    for node in &mut nodes {
+    for (number, node) in nodes.iter_mut().enumerate() {
         node.reach("controller", true).await?;
         node.requests("controller", 1, Duration::ZERO).await?;
+        // Nodes keep no map: their first request asks the hop for the way.
+        for other in (0..leaves).filter(|other| *other != number) {
+            node.requests(&format!("node-{other}"), 1, Duration::ZERO).await?;
+        }
     }
     Ok(())
 }
@@ -96,8 +106,11 @@ async fn mesh_shutdown() -> anyhow::Result<()> {
     let mut controller = end(&net, Role::Controller, "controller", &[first.address()], &[]).await?;
     controller.reach("hop-2", true).await?;
     for hop in [&mut second, &mut first] {
+        let began = Instant::now();
         hop.daemon.stop().await?;
+        ensure!(began.elapsed() < Duration::from_secs(10), "it took {:?}", began.elapsed());
         std::net::UdpSocket::bind(hop.address()).context("the port is still taken")?;
+        ensure!(std::net::TcpStream::connect(hop.address()).is_err(), "somebody still listens");
     }
     Ok(())
 }
@@ -163,17 +176,83 @@ async fn tls_auth_fail_bad_key() -> anyhow::Result<()> {
     controller.reach("hop-1", true).await?;
     ensure!(!stranger.watch().borrow().nodes.contains_key(&"hop-1".parse()?), "the stranger sees the hop");
     controller.reach("stranger", false).await?;
+    // NoKey: a client that shows no certificate at all, whatever it thinks of the hop's.
+    let address = hop.address();
+    let refusal = tokio::task::spawn_blocking(move || without_certificate(address)).await??;
+    ensure!(refusal == AlertDescription::CertificateRequired, "{refusal:?}");
     Ok(())
 }
 
-/// TestQuicConnectTimeout: both ends of a stream whose peer is gone get an error, not data and not an end.
+/// The alert that a client of a TCP link gets who has no certificate.
+fn without_certificate(hop: SocketAddr) -> anyhow::Result<AlertDescription> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyServer(provider)))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"plexus-link/1".to_vec()];
+    let mut client = rustls::ClientConnection::new(Arc::new(config), "plexus.invalid".try_into()?)?;
+    let mut socket = TcpStream::connect(hop)?;
+    socket.set_read_timeout(Some(DEADLINE))?;
+    // For the client the handshake is over before the hop has seen what is missing; so it reads on.
+    let heard = rustls::Stream::new(&mut client, &mut socket).read(&mut [0; 64]);
+    let error = heard.err().context("the hop talks with a client without a certificate")?;
+    match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        Some(rustls::Error::AlertReceived(alert)) => Ok(*alert),
+        _ => Err(error).context("no alert"),
+    }
+}
+
+/// Takes any server's certificate: what is tried is the hop's judgment, not the client's.
+#[derive(Debug)]
+struct AnyServer(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// TestQuicConnectTimeout: both ends of streams whose way is gone for longer than a session waits get an error, not data and
+/// not an end; and so does who talked with a process that is gone, as soon as another has taken its place.
 #[tokio::test]
 async fn a_peer_that_is_gone_is_an_error() -> anyhow::Result<()> {
     let net = Net::new("receptor-timeout")?;
-    let hop = start_hop(&net, "hop-1", &[]).await?;
+    let mut hop = start_hop(&net, "hop-1", &[]).await?;
     let mut controller = end(&net, Role::Controller, "controller", &[hop.address()], &[]).await?;
-    let node = end(&net, Role::Execution, "node-1", &[hop.address()], &[]).await?;
+    let mut node = end(&net, Role::Execution, "node-1", &[hop.address()], &[]).await?;
     controller.reach("node-1", true).await?;
+    node.reach("controller", true).await?;
     let flow = plexus_tests::net::Flow {
         class: "bulk",
         pull: true,
@@ -181,15 +260,30 @@ async fn a_peer_that_is_gone_is_an_error() -> anyhow::Result<()> {
         pause: Duration::from_millis(2),
         blocks: 0,
     };
-    controller.flow(1, "node-1", &flow).await?;
-    controller.moves(1, 10_000).await?;
+    for (near, far) in [(&mut controller, "node-1"), (&mut node, "controller")] {
+        near.flow(1, far, &flow).await?;
+        near.moves(1, 10_000).await?;
+    }
+    hop.daemon.kill();
+    for near in [&mut controller, &mut node] {
+        let ended = near.ends(1, false, GONE).await;
+        ensure!(ended.is_err(), "it passed for whole: {ended:?}");
+    }
+
+    hop.start().await?;
+    controller.reach("node-1", true).await?;
+    controller.flow(2, "node-1", &flow).await?;
+    controller.moves(2, 10_000).await?;
     drop(node);
     // The peer starts again: its old sessions are disowned at once instead of after their idle time.
     let mut again = end(&net, Role::Execution, "node-1", &[hop.address()], &[]).await?;
     again.reach("controller", true).await?;
     controller.reach("node-1", true).await?;
     again.requests("controller", 1, Duration::ZERO).await?;
-    let ended = controller.ends(1, false, Duration::from_secs(90)).await;
+    let ended = controller.ends(2, false, GONE).await;
     ensure!(ended.is_err(), "it passed for whole: {ended:?}");
     Ok(())
 }
+
+/// Longest wait for the end of a session that hears nothing: its idle time is a minute.
+const GONE: Duration = Duration::from_secs(180);
