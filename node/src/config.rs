@@ -10,7 +10,7 @@ use serde::Deserialize;
 use crate::spool::SEGMENT_BYTES;
 
 /// Smallest quota of a spool: its newest segment is at work and stays, so that one segment alone would hold a job for ever.
-const SPOOL_QUOTA_MIN: u64 = 2 * SEGMENT_BYTES;
+pub const SPOOL_QUOTA_MIN: u64 = 2 * SEGMENT_BYTES;
 /// Most containers that wait for one image and organization: each holds some 50 MiB.
 const WARM_MAX: u16 = 100;
 
@@ -79,6 +79,9 @@ pub struct WorkSection {
     pub allow_swap: bool,
     /// MiB of unacknowledged output that a unit may hold on disk; its output pipe is not read beyond.
     pub spool_quota_mib: u64,
+    /// MiB of unacknowledged output that all units together may hold on disk before each is held at [`SPOOL_QUOTA_MIN`]; 0: no
+    /// limit but those of each.
+    pub spool_total_mib: u64,
     /// MiB of project trees kept between units.
     pub cache_mib: u64,
     /// Cores that the controller reckons with, instead of those its control group allows: for work that hardly computes.
@@ -213,6 +216,8 @@ impl Default for WorkSection {
             allow_swap: false,
             // A day of a busy job (100 events/s of 1 kB) would be 8 GiB; half a day without its controller is enough.
             spool_quota_mib: 4096,
+            // Eight such jobs: a node whose controller is away for a day must not fill the disk of everything else on it.
+            spool_total_mib: 32 * 1024,
             cache_mib: 10 * 1024,
             cores: None,
             memory_mib: None,
@@ -329,6 +334,7 @@ impl Config {
             ("work.runtime", work.runtime != wanted.runtime),
             ("work.allow_swap", work.allow_swap != wanted.allow_swap),
             ("work.spool_quota_mib", work.spool_quota_mib != wanted.spool_quota_mib),
+            ("work.spool_total_mib", work.spool_total_mib != wanted.spool_total_mib),
             ("work.cache_mib", work.cache_mib != wanted.cache_mib),
             ("work.cores", work.cores != wanted.cores),
             ("work.memory_mib", work.memory_mib != wanted.memory_mib),

@@ -10,6 +10,7 @@ pub mod images;
 mod incarnations;
 mod leftovers;
 mod shims;
+mod spools;
 mod tombstones;
 mod unit;
 mod warm;
@@ -42,6 +43,7 @@ use crate::work::{Caller, Unit, refusal};
 use cordon::Cordon;
 use incarnations::Incarnations;
 use shims::Spare;
+use spools::Spools;
 use tombstones::{Tombstones, today};
 pub use unit::View;
 use unit::{Request, Task};
@@ -155,6 +157,7 @@ struct Inner {
     incarnations: Incarnations,
     tombstones: Tombstones,
     cordon: Cordon,
+    spools: Spools,
     units: Mutex<BTreeMap<Attempt, Handle>>,
     serial: AtomicU64,
     /// A shim that waits for the next unit.
@@ -266,6 +269,7 @@ impl Supervisor {
             Images::new(engine, options.work.images.clone(), private, ledger)
         });
         let pool = warm::Pool::new(if kind.is_container() { options.work.warm.clone() } else { Vec::new() });
+        let spools = Spools::new(&options.work);
         let supervisor = Self(Arc::new(Inner {
             options,
             pool,
@@ -280,6 +284,7 @@ impl Supervisor {
             incarnations,
             tombstones,
             cordon,
+            spools,
             units: Mutex::default(),
             serial: AtomicU64::new(0),
             spare: Mutex::default(),
@@ -295,6 +300,10 @@ impl Supervisor {
         let (warmer, cancel) = (supervisor.clone(), supervisor.0.cancel.clone());
         supervisor.0.tasks.spawn(async move {
             cancel.run_until_cancelled(warmer.keep_warm()).await;
+        });
+        let (quotas, cancel) = (supervisor.clone(), supervisor.0.cancel.clone());
+        supervisor.0.tasks.spawn(async move {
+            cancel.run_until_cancelled(quotas.pass_on_quotas()).await;
         });
         let reaper = supervisor.clone();
         let cancel = supervisor.0.cancel.clone();

@@ -525,7 +525,8 @@ async fn a_full_disk_holds_the_job_and_loses_nothing() {
     let held = || async { plexus_node::spool::held_bytes(&spool).unwrap_or(0) };
     wait_for(held, |held| *held >= 22 << 20).await;
     // Nothing gives way until a controller takes what is there.
-    tokio::time::sleep(Duration::from_millis(600)).await;
+    let why = || async { job.status(&node).await.unwrap().held };
+    wait_for(why, |why| why == "its disk is full").await;
     assert!(finished(&job.status(&node).await.unwrap()).is_none());
     let mut records = job.attach(&node, 1).await;
     let mut acked = 0;

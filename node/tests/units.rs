@@ -311,7 +311,8 @@ async fn a_full_spool_holds_the_job_until_records_are_acknowledged() {
     };
     wait_for(held, |held| *held >= 20 << 20).await;
     // Nobody reads: it stays where it is.
-    tokio::time::sleep(std::time::Duration::from_millis(600)).await;
+    let why = || async { job.status(&node).await.unwrap().held };
+    wait_for(why, |why| why == "its spool is full").await;
     assert!(held().await < 22 << 20, "{} bytes", held().await);
     let mut records = job.attach(&node, 1).await;
     let mut acked = 0;
@@ -324,6 +325,50 @@ async fn a_full_spool_holds_the_job_until_records_are_acknowledged() {
         }
     }
     assert!(records.stdout().ends_with("\n6000000\nlast\n"));
+    assert_eq!(why().await, "");
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn spools_that_are_full_together_hold_every_job_and_let_each_go_on() {
+    let mut place = Place::new();
+    (place.work.spool_quota_mib, place.work.spool_total_mib) = (64, 40);
+    let node = place.start().await;
+    let jobs = [(); 2].map(|()| Job::script("seq 1 6000000; echo last"));
+    for job in &jobs {
+        job.start(&node).await;
+    }
+    let all = "the spools of all jobs there are full together";
+    for job in &jobs {
+        wait_for(|| async { job.status(&node).await.unwrap().held }, |why| why == all).await;
+    }
+    // The next agent counts what it finds, and holds them as well.
+    node.shutdown().await;
+    drop(node);
+    let node = place.start().await;
+    let sum = || async {
+        let spools = jobs.iter().map(|job| place.unit_dir(job.attempt).join("spool"));
+        spools.map(|spool| plexus_node::spool::held_bytes(&spool).unwrap_or(0)).sum::<u64>()
+    };
+    let before = sum().await;
+    assert!((40 << 20..64 << 20).contains(&before), "{before} bytes");
+    for job in &jobs {
+        wait_for(|| async { job.status(&node).await.unwrap().held }, |why| why == all).await;
+    }
+    assert_eq!(sum().await, before);
+    for job in &jobs {
+        let mut records = job.attach(&node, 1).await;
+        let mut acked = 0;
+        while !matches!(records.got.last(), Some((_, RecordKind::End(_)))) {
+            assert_eq!(records.next().await, None);
+            let last = records.got.last().map_or(0, |(number, _)| *number);
+            if last >= acked + 20 {
+                records.ack(last).await;
+                acked = last;
+            }
+        }
+        assert!(records.stdout().ends_with("\n6000000\nlast\n"));
+    }
     node.shutdown().await;
 }
 

@@ -5,6 +5,7 @@
 //! node refuses for good ends the job.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -154,7 +155,7 @@ pub(super) async fn drive(
 ) {
     let job = JobKey { id: unit.job, created };
     let client = NodeClient::new(&context.mesh, &unit.node);
-    let mut driver = Driver { client, context, unit, kind, job, cancel };
+    let mut driver = Driver { client, context, unit, kind, job, cancel, said: AtomicBool::new(false) };
     let mut pause = PAUSE_MIN;
     loop {
         let mut last = match driver.attempt().await {
@@ -256,7 +257,7 @@ async fn settle(
     if session.is_complete() {
         acknowledge(stream, unit.attempt, epoch, session.next_record()).await
     } else {
-        read_records(stream, session, unit.attempt, epoch).await.map(drop)
+        read_records(stream, session, unit.attempt, epoch, &watch::Sender::new(None)).await.map(drop)
     }
 }
 
@@ -290,6 +291,8 @@ struct Driver {
     kind: Kind,
     job: JobKey,
     cancel: watch::Receiver<CancelSignal>,
+    /// Something stands in the job's explanation that is to go when it is over.
+    said: AtomicBool,
 }
 
 impl Driver {
@@ -392,6 +395,21 @@ impl Driver {
         std::future::pending().await // the payload is through, or broke; its sender says which
     }
 
+    /// Shows why output is held on the node, and when it is not any more; and that a node which could not be reached is there
+    /// again.
+    async fn tell_held(&self, mut held: watch::Receiver<Option<String>>) -> std::convert::Infallible {
+        while held.changed().await.is_ok() {
+            let why = held.borrow_and_update().clone().unwrap_or_default();
+            if !why.is_empty() {
+                self.say(&format!("waiting: output is held on node {}: {why}", self.unit.node)).await;
+            } else if self.said.load(Ordering::Relaxed) && self.cancel.borrow().is_none() {
+                self.say("").await;
+            }
+            sleep(PROGRESS).await;
+        }
+        std::future::pending().await // the stream is at its end; its reader says why
+    }
+
     async fn open(&self, service: &str) -> Result<MeshStream, Trouble> {
         open_stream(&self.context, &self.unit.node, service).await
     }
@@ -403,8 +421,10 @@ impl Driver {
             session.result().await?
         } else {
             let stream = self.open(dispatch::RECORDS).await?;
+            let (tell, held) = watch::channel(None);
             tokio::select! {
-                result = read_records(stream, session, self.unit.attempt, epoch) => result?,
+                result = read_records(stream, session, self.unit.attempt, epoch, &tell) => result?,
+                never = self.tell_held(held) => match never {},
                 trouble = self.pass_on_cancels(epoch) => return Err(trouble),
             }
         };
@@ -517,6 +537,7 @@ impl Driver {
     }
 
     async fn say(&self, words: &str) {
+        self.said.store(!words.is_empty(), Ordering::Relaxed);
         if let Err(error) = units::explain(&self.context.core, self.unit.job, words).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot say why the job waits");
         }
@@ -553,6 +574,7 @@ async fn read_records(
     mut session: Session,
     attempt: Attempt,
     epoch: OwnerEpoch,
+    held: &watch::Sender<Option<String>>,
 ) -> Result<UnitResult, Trouble> {
     let (reader, writer) = tokio::io::split(stream);
     let (mut reader, mut writer) = (FrameReader::new(reader), FrameWriter::new(writer));
@@ -576,6 +598,10 @@ async fn read_records(
                     Some(RecordMessageKind::Refusal(refusal)) => return Err(refused(&refusal)),
                     _ => return Err(Trouble::Passing("the node spoke out of turn".to_owned())),
                 };
+                if let Some(status) = &status {
+                    let news = Some(status.held.clone());
+                    held.send_if_modified(|now| *now != news && { *now = news; true });
+                }
                 let ended = status.and_then(|status| ended_without_records(&status, session.next_record()));
                 if let Some(finished) = ended.filter(|_| !session.is_complete()) {
                     return Ok(UnitResult { finished: Some(finished), ..UnitResult::default() });

@@ -161,8 +161,8 @@ async fn read(
 }
 
 /// What counts as a change of state.
-fn stage(status: &UnitStatus) -> Option<std::mem::Discriminant<UnitStatusState>> {
-    status.state.as_ref().map(std::mem::discriminant)
+fn stage(status: &UnitStatus) -> (Option<std::mem::Discriminant<UnitStatusState>>, String) {
+    (status.state.as_ref().map(std::mem::discriminant), status.held.clone())
 }
 
 async fn say<W: AsyncWrite + Unpin>(

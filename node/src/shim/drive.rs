@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::ending::{Action, Ending, Exit, conclude};
 use super::link::Link;
 use super::memory::Kills;
-use super::protocol::{Ended, Launch, Order, Report, Started, Written};
+use super::protocol::{Ended, Held, Launch, Order, Quota, Report, Started, Written};
 use super::syncer::Syncer;
 use super::worker::{Got, Process, Worker};
 use super::{MARKER, WALK_PAUSE, processes};
@@ -33,6 +33,8 @@ use crate::unit_dir::remove_tree;
 
 /// How long a full spool waits before it tries the disk again; a trim wakes it sooner.
 const FULL_RETRY: Duration = Duration::from_millis(250);
+/// How long output is held until that is said: a busy job stands at its quota for a moment now and then.
+const HELD_SAID: Duration = Duration::from_secs(1);
 /// Longest wait for the container engine to remove a container before its processes are killed one by one.
 const ENGINE_LIMIT: Duration = Duration::from_secs(20);
 /// Longest wait, after the end, for the engine's own helpers to finish their cleaning.
@@ -80,6 +82,10 @@ struct Sink {
     /// Records that found the disk full or the quota used up. While there is one, nothing is read from the worker.
     waiting: VecDeque<RecordKind>,
     retry_at: Option<Instant>,
+    /// The quota is what it is because all spools of the node are full together.
+    shared: bool,
+    /// Why records wait, and since when.
+    full: Option<(&'static str, Instant)>,
 }
 
 /// The forced end of what the worker left.
@@ -136,7 +142,16 @@ impl Shim {
         let mut shim = Self {
             kills: Kills::begin(group.as_deref()),
             private_dir: PathBuf::from(&launch.private_dir),
-            output: Sink { spool, dir, quota, held: 0, waiting: VecDeque::new(), retry_at: None },
+            output: Sink {
+                spool,
+                dir,
+                quota,
+                held: 0,
+                waiting: VecDeque::new(),
+                retry_at: None,
+                shared: false,
+                full: None,
+            },
             syncer: Syncer::start()?,
             listener,
             agent: Some(agent),
@@ -298,6 +313,10 @@ impl Shim {
                     }
                 }
                 Order::Heard(_) => self.ending.on_heard(Instant::now()),
+                Order::Quota(Quota { bytes, shared }) => {
+                    (self.output.quota, self.output.shared) = (bytes, shared);
+                    self.output.retry_at = self.output.retry_at.map(|_| Instant::now());
+                }
                 Order::Trimmed(_) => {
                     self.output.recount();
                     self.output.retry_at = self.output.retry_at.map(|_| Instant::now());
@@ -459,7 +478,7 @@ impl Shim {
                 Point::EndSynced.hit();
                 self.ended = Some(Ended { finished: Some(finished), records });
             }
-            Err(error) if error.is_full() => self.output.retry_at = Some(Instant::now() + FULL_RETRY),
+            Err(error) if error.is_full() => self.output.wait("its disk is full"),
             Err(error) => return Err(error.into()),
         }
         Ok(())
@@ -516,7 +535,13 @@ impl Shim {
         // Only the latest number counts, so a slow agent costs no memory.
         if agent.told < last && !agent.has_unsent() {
             agent.told = last;
-            agent.say(Report::Written(Written { records: last }));
+            agent.say(Report::Written(Written { records: last, bytes: self.output.held }));
+            sent = sent.and_then(|()| agent.flush());
+        }
+        let held = self.output.words(Instant::now());
+        if agent.told_held != held && !agent.has_unsent() {
+            agent.told_held = held;
+            agent.say(Report::Held(Held { why: held.to_owned() }));
             sent = sent.and_then(|()| agent.flush());
         }
         let told = agent.told;
@@ -551,11 +576,26 @@ impl Sink {
         }
     }
 
+    /// Nothing goes in for now.
+    fn wait(&mut self, why: &'static str) {
+        let now = Instant::now();
+        self.retry_at = Some(now + FULL_RETRY);
+        self.full = Some((why, self.full.map_or(now, |(_, since)| since)));
+    }
+
+    /// Why nothing goes in, once it has been so for a while; otherwise empty.
+    fn words(&self, now: Instant) -> &'static str {
+        self.full
+            .filter(|(_, since)| now.saturating_duration_since(*since) >= HELD_SAID)
+            .map_or("", |(why, _)| why)
+    }
+
     fn flush(&mut self) -> anyhow::Result<()> {
         self.retry_at = None;
         while let Some(record) = self.waiting.front() {
             if self.held >= self.quota {
-                self.retry_at = Some(Instant::now() + FULL_RETRY);
+                let all = "the spools of all jobs there are full together";
+                self.wait(if self.shared { all } else { "its spool is full" });
                 return Ok(());
             }
             let before = self.spool.segment_len();
@@ -569,11 +609,13 @@ impl Sink {
                     self.held += after.checked_sub(before).unwrap_or(after);
                 }
                 Err(error) if error.is_full() => {
-                    self.retry_at = Some(Instant::now() + FULL_RETRY);
+                    self.wait("its disk is full");
                     return Ok(());
                 }
                 Err(error) => return Err(error.into()),
             }
+            // At the first that went in: what waits for the end record's room has none.
+            self.full = None;
         }
         Ok(())
     }

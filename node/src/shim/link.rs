@@ -20,6 +20,8 @@ pub(super) struct Link {
     held: Vec<Order>,
     /// Last record the agent was told of.
     pub(super) told: u64,
+    /// Why the agent thinks that output is held.
+    pub(super) told_held: &'static str,
 }
 
 /// What a shim is told first.
@@ -34,8 +36,14 @@ impl Link {
     /// Greets an agent.
     pub(super) fn new(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(false)?;
-        let mut link =
-            Self { stream, received: BytesMut::new(), unsent: BytesMut::new(), held: Vec::new(), told: 0 };
+        let mut link = Self {
+            stream,
+            received: BytesMut::new(),
+            unsent: BytesMut::new(),
+            held: Vec::new(),
+            told: 0,
+            told_held: "",
+        };
         let pid = std::process::id();
         link.say(Report::Hello(Hello { version: VERSION, pid }));
         Ok(link)

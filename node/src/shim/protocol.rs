@@ -11,7 +11,7 @@ use prost::bytes::Bytes;
 use prost::{Message, Oneof};
 
 /// Version of this conversation.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Longest frame: the worker's standard input travels in `Launch`.
 pub const FRAME_MAX: usize = plexus_proto::frame::PRIVATE_FRAME_MAX;
 /// Name of the shim's socket in the unit's runtime directory, its working directory.
@@ -21,7 +21,7 @@ pub const SOCKET: &str = "shim.sock";
 #[derive(Clone, PartialEq, Message)]
 pub struct ToShim {
     /// What it says.
-    #[prost(oneof = "Order", tags = "1, 2, 3, 30, 31")]
+    #[prost(oneof = "Order", tags = "1, 2, 3, 30, 31, 32")]
     pub order: Option<Order>,
 }
 
@@ -44,6 +44,20 @@ pub enum Order {
     /// connection. Since version 3.
     #[prost(message, boxed, tag = "31")]
     Warm(Box<Warm>),
+    /// The spool's quota from now on, in place of the launch's. Since version 4; an older shim keeps what it has.
+    #[prost(message, tag = "32")]
+    Quota(Quota),
+}
+
+/// See [`Order::Quota`].
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Quota {
+    /// Bytes the spool may hold.
+    #[prost(uint64, tag = "1")]
+    pub bytes: u64,
+    /// It is as small as that because all spools of the node are full together.
+    #[prost(bool, tag = "2")]
+    pub shared: bool,
 }
 
 /// See [`Order::Warm`]. Nothing in it is secret: no unit is known yet.
@@ -153,7 +167,7 @@ impl fmt::Debug for Launch {
 #[derive(Clone, PartialEq, Message)]
 pub struct FromShim {
     /// What it says.
-    #[prost(oneof = "Report", tags = "1, 2, 3, 4, 30")]
+    #[prost(oneof = "Report", tags = "1, 2, 3, 4, 30, 31")]
     pub report: Option<Report>,
 }
 
@@ -175,6 +189,17 @@ pub enum Report {
     /// The worker that was started ahead runs in its container: a unit may come. Since version 3.
     #[prost(message, tag = "30")]
     Ready(Ready),
+    /// The worker's output is held, or is not any more. Since version 4.
+    #[prost(message, tag = "31")]
+    Held(Held),
+}
+
+/// See [`Report::Held`].
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Held {
+    /// Why, for people; empty: it is not held.
+    #[prost(string, tag = "1")]
+    pub why: String,
 }
 
 /// See [`Report::Ready`].
@@ -206,6 +231,9 @@ pub struct Written {
     /// Number of the last record.
     #[prost(uint64, tag = "1")]
     pub records: u64,
+    /// Bytes of the spool; 0 from a shim before version 4.
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
 }
 
 /// See [`Report::Ended`].
@@ -283,7 +311,7 @@ mod tests {
         let saved: [(&[u8], Report); 4] = [
             (&[10, 4, 8, 1, 16, 7], Report::Hello(Hello { version: 1, pid: 7 })),
             (&[18, 2, 8, 9], Report::Started(Started { pid: 9 })),
-            (&[26, 2, 8, 3], Report::Written(Written { records: 3 })),
+            (&[26, 2, 8, 3], Report::Written(Written { records: 3, bytes: 0 })),
             (
                 &[34, 8, 10, 4, 8, 1, 16, 0, 16, 4],
                 Report::Ended(Ended {

@@ -66,7 +66,7 @@ fn wait_for_launch(link: &mut Link, worker: &mut Worker) -> anyhow::Result<Optio
                     return Ok(Some(launch));
                 }
                 Some(Order::Cancel(_)) => return Ok(None), // it is not wanted any more
-                Some(Order::Heard(_) | Order::Trimmed(_) | Order::Warm(_)) | None => {}
+                Some(Order::Heard(_) | Order::Trimmed(_) | Order::Warm(_) | Order::Quota(_)) | None => {}
             }
         } else if worker_spoke {
             if let Some(heard) = &mut said

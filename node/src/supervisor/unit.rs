@@ -93,6 +93,8 @@ pub(super) enum Request {
     Damaged {
         why: String,
     },
+    /// The quota of its spool may be another.
+    Quota,
     Shim {
         conversation: u64,
         news: News,
@@ -153,6 +155,10 @@ pub(super) struct Task {
     clean: bool,
     /// A spool that could not be closed when its shim was gone: the disk was full, say.
     unclosed: Option<Unclosed>,
+    /// Bytes of its spool, as counted in the node's sum.
+    spooled: u64,
+    /// Why its output is held; empty: it is not.
+    held: Box<str>,
 }
 
 /// What is tried again.
@@ -229,6 +235,8 @@ impl Task {
             persisted,
             clean: !persisted,
             unclosed: None,
+            spooled: 0,
+            held: Box::default(),
         });
         (task, seen)
     }
@@ -255,11 +263,28 @@ impl Task {
 
     /// What an earlier life of the agent left to do.
     async fn take_up(&mut self) {
+        if self.persisted {
+            let spool = self.dir.spool();
+            let bytes = self.inner.blocking(move || spool::held_bytes(&spool).unwrap_or(0)).await;
+            self.spools(bytes);
+        }
         match self.unit.state() {
             State::Preparing { .. } => self.find_shim().await,
             // Private data of an earlier life: the key to it is gone, so it comes again.
             State::Pending if self.persisted => self.clean_up().await,
             State::Pending | State::Running { .. } | State::Finished(_) => {}
+        }
+    }
+
+    /// Its spool has so many bytes now.
+    fn spools(&mut self, bytes: u64) {
+        self.inner.spools.changed(std::mem::replace(&mut self.spooled, bytes), bytes);
+    }
+
+    /// Tells the shim what its spool may hold. Before the launch there is none, and the launch says it too.
+    async fn tell_quota(&self) {
+        if let Some(shim) = self.shim.as_ref().filter(|_| self.launched) {
+            shim.order(Order::Quota(self.inner.spools.quota())).await;
         }
     }
 
@@ -316,6 +341,7 @@ impl Task {
                 }
             }
             Request::Damaged { why } => self.on_damaged(why).await,
+            Request::Quota => self.tell_quota().await,
             Request::Shim { conversation, news } if conversation == self.conversation => {
                 self.on_news(news).await
             }
@@ -497,6 +523,7 @@ impl Task {
         match news {
             News::Report(Report::Hello(hello)) => {
                 debug!(pid = hello.pid, version = hello.version, "shim connected");
+                self.tell_quota().await;
                 if self.unit.is_canceled()
                     && let Some(shim) = &self.shim
                 {
@@ -511,7 +538,13 @@ impl Task {
                 self.inner.keep_spare();
             }
             News::Report(Report::Ready(_)) => {}
-            News::Report(Report::Written(written)) => self.unit.on_records(written.records),
+            News::Report(Report::Written(written)) => {
+                self.unit.on_records(written.records);
+                if written.bytes > 0 {
+                    self.spools(written.bytes);
+                }
+            }
+            News::Report(Report::Held(held)) => self.held = held.why.into(),
             News::Report(Report::Ended(ended)) => {
                 Point::EndHeard.hit();
                 let finished = ended.finished.unwrap_or_default();
@@ -519,6 +552,7 @@ impl Task {
             }
             News::Gone => {
                 self.shim = None;
+                self.held = Box::default();
                 if self.launched && !matches!(self.unit.state(), State::Finished(_)) {
                     self.find_shim().await;
                 }
@@ -719,23 +753,27 @@ impl Task {
         let trimmed = self.inner.blocking(move || {
             if whole {
                 unit_dir::remove_tree(&spool).ok();
-                return Ok(true);
+                return Ok(Some(0));
             }
-            spool::trim(&spool, acked)
+            Ok(spool::trim(&spool, acked)?.then(|| spool::held_bytes(&spool).unwrap_or(0)))
         });
         match trimmed.await {
-            Ok(true) => {
+            Ok(Some(bytes)) => {
                 Point::Trimmed.hit();
+                self.spools(bytes);
                 if let Some(shim) = &self.shim {
                     shim.order(Order::Trimmed(Trimmed {})).await;
                 }
             }
-            Ok(false) => {}
-            Err(error) => warn!(error = &error as &dyn std::error::Error, "spool cannot be trimmed"),
+            Ok(None) => {}
+            Err::<_, spool::Error>(error) => {
+                warn!(error = &error as &dyn std::error::Error, "spool cannot be trimmed")
+            }
         }
     }
 
     async fn erase(&mut self) {
+        self.spools(0);
         if !self.clean {
             self.wipe_runtime_dir().await;
         }
@@ -788,6 +826,9 @@ impl Task {
         let mut status = self.unit.status();
         if self.spec.keep_seconds > 0 && self.stored && self.kept.exists() {
             status.kept = self.kept.display().to_string();
+        }
+        if !matches!(self.unit.state(), State::Finished(_)) {
+            status.held = self.held.to_string();
         }
         self.view.send_if_modified(|view| {
             let changed = view.status != status || view.attachment != self.attachment;

@@ -95,6 +95,9 @@ impl Task {
         if let Some(shim) = &self.shim {
             shim.order(Order::Launch(Box::new(launch))).await;
         }
+        if self.inner.spools.is_over() {
+            self.tell_quota().await; // the launch does not say why it is so small
+        }
         Point::LaunchSent.hit();
         Ok(())
     }
@@ -108,7 +111,7 @@ impl Task {
         let (runtime, dir, runtime_dir) =
             (self.inner.runtime.clone(), self.dir.clone(), self.runtime_dir.clone());
         let (attempt, spec, block) = (self.unit.attempt(), self.spec.clone(), block.clone());
-        let quota = self.inner.options.work.spool_quota_mib << 20;
+        let quota = self.inner.spools.quota().bytes;
         let mounts = self.inner.cache.has_overlay();
         self.inner
             .blocking(move || {
