@@ -348,11 +348,12 @@ impl Driver {
             pull: loaded.pull.into(),
             tree: Some(tree.reference()),
             grace_seconds: GRACE_SECONDS,
-            timeout_seconds: 0,
+            timeout_seconds: loaded.run.limits.hard(),
             env: Default::default(),
             organization: loaded.organization.clone(),
             keep_seconds: if cleans_up { 0 } else { KEEP_SECONDS },
             collect: self.kind.collects(),
+            // A unit outlives the silence of its controller for as long as that takes; an operator may abandon it.
             owner_deadline_seconds: 0,
         };
         let waited = Timestamp::now().duration_since(self.job.created).as_secs_f64() * 1e3;
