@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
+use plexus_proto::id::NodeId;
 use plexus_proto::work::{Finished, Outcome};
 use serde_json::json;
 
@@ -38,6 +40,17 @@ pub fn of(result: &UnitResult, canceled: bool) -> Final {
 /// The last word on a job whose unit never ran.
 pub fn without_unit(status: &'static str, explanation: impl Into<String>) -> Final {
     Final { status, explanation: explanation.into(), ..Final::default() }
+}
+
+/// What people read on a job while a request to cancel it, `asked` for then, has not reached its node. `seen`: when the node was
+/// last known to be reachable, where it is not now. `words` say what is in the way where it is.
+pub fn cancel_pending(node: &NodeId, asked: Timestamp, seen: Option<Timestamp>, words: &str) -> String {
+    match seen {
+        Some(seen) => {
+            format!("cancel pending: node {node} unreachable since {seen:.0}; asked for at {asked:.0}")
+        }
+        None => format!("cancel pending: {words}; asked for at {asked:.0}"),
+    }
 }
 
 fn verdict(result: &UnitResult, canceled: bool) -> (&'static str, String) {
@@ -191,6 +204,17 @@ mod tests {
         let (status, words) = check(&result, true);
         assert_eq!(status, "successful");
         assert!(words.contains("before the cancel"), "{words}");
+    }
+
+    #[test]
+    fn a_cancel_that_waits_names_its_node_and_since_when() {
+        let (node, at) = ("node-1".parse().unwrap(), |text: &str| text.parse::<Timestamp>().unwrap());
+        let (asked, seen) = (at("2026-01-02T03:04:05Z"), at("2026-01-02T03:00:00Z"));
+        let check = |seen| cancel_pending(&node, asked, seen, "node node-1 refused: no room");
+        let asked = "asked for at 2026-01-02T03:04:05Z";
+        let away = "node node-1 unreachable since 2026-01-02T03:00:00Z";
+        assert_eq!(check(Some(seen)), format!("cancel pending: {away}; {asked}"));
+        assert_eq!(check(None), format!("cancel pending: node node-1 refused: no room; {asked}"));
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub use trouble::explain;
 
 use address::Address;
 
-use crate::payload::private::{Run, file, settings, ssh_key, unlock};
+use crate::payload::private::{Limits, Run, file, settings, ssh_key, unlock};
 
 /// The playbook, shipped in this program.
 const PLAYBOOK: &str = include_str!("project_update/playbook.yml");
@@ -169,8 +169,8 @@ pub struct Update {
     pub track_submodules: bool,
     /// Parts of the playbook, comma list.
     pub tags: String,
-    /// Seconds of run time allowed; 0 or less: no limit.
-    pub timeout: i64,
+    /// How long it may take.
+    pub limits: Limits,
     /// Environment that every job has.
     pub env: BTreeMap<String, String>,
     /// As whom.
@@ -213,7 +213,7 @@ impl Update {
         let address = Address::read(self.scm, &self.url, &self.login)?;
         let mut files = vec![
             file("inventory/hosts.json", localhost().to_string()),
-            settings(self.timeout),
+            settings(self.limits),
             file("env/cmdline", format!("--tags={}", self.tags)),
             file("update/playbook.yml", PLAYBOOK.to_owned()),
             // Not the one of the project: what was fetched before does not decide how the next is fetched.
@@ -245,7 +245,7 @@ impl Update {
         if !self.login.ssh_key_data.is_empty() {
             kwargs["ssh_key"] = json!(ssh_key(&self.login.ssh_key_data));
         }
-        Ok(Run { kwargs, files })
+        Ok(Run { kwargs, files, limits: self.limits })
     }
 
     fn variables(&self, address: &Address) -> Value {
@@ -343,7 +343,7 @@ mod tests {
             clean: false,
             track_submodules: false,
             tags: "update_git".to_owned(),
-            timeout: 0,
+            limits: Limits::default(),
             env: BTreeMap::new(),
             login,
             galaxy: Vec::new(),

@@ -15,7 +15,8 @@ use plexus_proto::id::NodeId;
 const DEFAULT_FORKS: u32 = 5;
 /// Forks a whole core can drive; AWX's SYSTEM_TASK_FORKS_CPU.
 const FORKS_PER_CORE: u32 = 4;
-/// Bytes a fork needs; AWX's SYSTEM_TASK_FORKS_MEM, 100 MB.
+/// Bytes a fork needs; AWX's SYSTEM_TASK_FORKS_MEM, 100 MB. The 2 GiB that AWX takes off a machine first are for its own web and
+/// task services, which run on no execution node here.
 const BYTES_PER_FORK: u64 = 100 * 1024 * 1024;
 
 /// Forks a job will keep busy at once: no more than it has hosts, and one for Ansible itself.

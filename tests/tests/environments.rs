@@ -89,6 +89,35 @@ async fn playbooks_run_under_any_user_id() {
 }
 
 #[tokio::test]
+async fn a_job_shows_its_command_directory_environment_and_what_it_set() {
+    let cluster = Cluster::builder("set-stats").start().await.unwrap();
+    let samples = Samples::new(&demo_image()).unwrap();
+    samples.copy_project(&cluster.layout.projects()).unwrap();
+    let api = cluster.api();
+    let loaded = samples.load(api).await.unwrap();
+    let playbook = "- hosts: all\n  gather_facts: false\n  tasks:\n    - set_stats: {data: {version: 7, colours: [green]}}\n";
+    std::fs::write(cluster.layout.projects().join("samples/stats.yml"), playbook).unwrap();
+    let inventory = samples.load_inventory(api, loaded, "two-hosts.ini").await.unwrap();
+    let options = JobOptions { limit: Some("web1".to_owned()), ..JobOptions::default() };
+    let template = samples.template(api, loaded, "stats", "stats.yml", inventory, &options).await.unwrap();
+    let job = api.launch(template, &json!({})).await.unwrap()["id"].as_i64().unwrap();
+    let done = api.finished(job, JOB).await.unwrap();
+    assert_eq!(done["status"], "successful", "{done}");
+    assert_eq!(done["artifacts"], json!({"version": 7, "colours": ["green"]}), "{done}");
+    assert_eq!(done["job_cwd"], "/runner/project", "{done}");
+    let words: Vec<String> = serde_json::from_str(done["job_args"].as_str().unwrap()).unwrap();
+    assert!(words[0].ends_with("ansible-playbook") && words.contains(&"stats.yml".to_owned()), "{words:?}");
+    assert!(words.contains(&"--limit=web1".to_owned()), "{words:?}");
+    let env = &done["job_env"];
+    assert_eq!(
+        (&env["JOB_ID"], &env["ANSIBLE_FORCE_COLOR"]),
+        (&json!(job.to_string()), &json!("True")),
+        "{env}"
+    );
+    cluster.finish().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_job_says_where_its_private_directory_is_kept() {
     let cluster = Cluster::builder("kept").start().await.unwrap();
     let samples = Samples::new(&demo_image()).unwrap();

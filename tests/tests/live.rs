@@ -208,6 +208,47 @@ async fn a_node_that_was_away_brings_its_spool_also_of_a_job_that_was_given_up()
     replay.finish().await.unwrap();
 }
 
+/// A request to cancel is stored before anything is done about it: it outlives the controller, and is honoured as soon as there
+/// is a way to the node.
+#[tokio::test]
+async fn a_cancel_waits_for_its_node_across_the_death_of_the_controller() {
+    let mut replay = Replay::start("cancel-pending", CASE, LINES).await.unwrap();
+    let job = replay.launch().await.unwrap();
+    replay.at_gate(job).await.unwrap();
+    let starts = replay.starts();
+    replay.cluster.hop.kill();
+    let path = format!("jobs/{job}/cancel/");
+    let answer = replay.api().send(reqwest::Method::POST, &path, None).await.unwrap();
+    assert_eq!(answer.status, 202, "{answer:?}");
+    // No time for more than its answer.
+    replay.cluster.restart_controller().await.unwrap();
+
+    let pending =
+        wait_for("the cancel to be pending", DEADLINE, async || match replay.api().job(job).await {
+            Ok(shown)
+                if shown["job_explanation"].as_str().is_some_and(|why| why.contains("cancel pending")) =>
+            {
+                Seen::Yes(shown)
+            }
+            other => Seen::NotYet(format!("{other:?}")),
+        })
+        .await
+        .unwrap();
+    assert_eq!((&pending["status"], &pending["finished"]), (&"running".into(), &().into()), "{pending}");
+    let why = pending["job_explanation"].as_str().unwrap();
+    assert!(why.contains("node node-1 unreachable since 20") && why.contains("asked for at 20"), "{why}");
+
+    replay.cluster.hop.start().unwrap();
+    let done = replay.api().finished(job, DEADLINE).await.unwrap();
+    assert_eq!((&done["status"], &done["job_explanation"]), (&"canceled".into(), &"".into()), "{done}");
+    // Its gate was never opened: the worker was ended there, and is not started again.
+    replay.cluster.clean().await.unwrap();
+    assert_eq!(replay.starts(), starts);
+    let stored = replay.api().event_count(job).await.unwrap();
+    assert_eq!(stored, LINES - 2, "what it printed until then");
+    replay.finish().await.unwrap();
+}
+
 /// Bytes of all files below a folder.
 fn held(dir: &Path) -> u64 {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();

@@ -29,16 +29,30 @@ impl Snapshot {
     }
 
     fn bring_back(&self) {
-        // No mount outlives its machine.
-        for line in fs::read_to_string("/proc/self/mounts").expect("mounts").lines() {
-            let below = line.split(' ').nth(1).filter(|at| Path::new(at).starts_with(&self.of));
-            if let Some(at) = below {
-                Command::new("umount").args(["--lazy", at]).status().expect("umount runs");
-            }
-        }
-        fs::remove_dir_all(&self.of).expect("the disk of today goes");
+        wipe(&self.of);
         copy(&self.kept.path().join("disk"), &self.of);
     }
+}
+
+fn wipe(disk: &Path) {
+    // No mount outlives its machine.
+    for line in fs::read_to_string("/proc/self/mounts").expect("mounts").lines() {
+        let below = line.split(' ').nth(1).filter(|at| Path::new(at).starts_with(disk));
+        if let Some(at) = below {
+            Command::new("umount").args(["--lazy", at]).status().expect("umount runs");
+        }
+    }
+    fs::remove_dir_all(disk).expect("the disk of today goes");
+}
+
+/// The node's machine loses its power: its processes go, and its memory.
+fn power_off(replay: &mut Replay) {
+    replay.cluster.node.kill();
+    let (controller, hop) = (replay.cluster.controller.pid(), replay.cluster.hop.pid());
+    let mut found = replay.cluster.leftovers();
+    found.processes.retain(|(pid, _)| ![controller, hop].contains(&Some(*pid)));
+    found.sweep();
+    fs::remove_dir_all(replay.cluster.layout.runtime_dir.join("node-1")).expect("its memory goes");
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -60,18 +74,46 @@ async fn a_node_set_back_to_a_snapshot_runs_nothing_a_second_time() {
     let starts = replay.starts();
 
     // The machine is set back: its processes and its memory go, its disk is that of before the job.
-    replay.cluster.node.kill();
-    let (controller, hop) = (replay.cluster.controller.pid(), replay.cluster.hop.pid());
-    let mut found = replay.cluster.leftovers();
-    found.processes.retain(|(pid, _)| ![controller, hop].contains(&Some(*pid)));
-    found.sweep();
-    fs::remove_dir_all(replay.cluster.layout.runtime_dir.join("node-1")).unwrap();
+    power_off(&mut replay);
     snapshot.bring_back();
     replay.cluster.node.start().unwrap();
 
     check_lost(&replay, job, &expected, "set back").await;
     assert_eq!(replay.starts(), starts, "it is not started again");
     // The node is fit for work, and the next job is whole.
+    assert_eq!(replay.undisturbed().await.unwrap(), expected);
+    replay.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_node_that_is_reimaged_under_its_job_runs_nothing_a_second_time() {
+    let mut replay = Replay::start("node-reimaged", CASE, LINES).await.unwrap();
+    let expected = replay.undisturbed().await.unwrap();
+    let job = replay.launch().await.unwrap();
+    replay.at_gate(job).await.unwrap();
+    let starts = replay.starts();
+
+    // It keeps its name and its certificate, and nothing else. That takes its time: it is missed meanwhile.
+    let before = instance(&replay).await["uuid"].clone();
+    power_off(&mut replay);
+    wipe(&replay.cluster.layout.data_dir("node-1"));
+    wait_for("the node to be missed", LIFE, async || {
+        let node = instance(&replay).await;
+        Seen::when(node["node_state"] == "unavailable", || node.to_string())
+    })
+    .await
+    .unwrap();
+    replay.cluster.node.start().unwrap();
+
+    check_lost(&replay, job, &expected, "set up anew").await;
+    assert_eq!(replay.starts(), starts, "it is not started again");
+    // It is fit for work as soon as it has told its new store.
+    wait_for("the new store to be known", LIFE, async || {
+        let node = instance(&replay).await;
+        Seen::when(node["uuid"] != before && node["node_state"] == "ready", || node.to_string())
+    })
+    .await
+    .unwrap();
     assert_eq!(replay.undisturbed().await.unwrap(), expected);
     replay.finish().await.unwrap();
 }
@@ -132,6 +174,67 @@ async fn a_controller_set_back_while_its_job_runs_goes_on_with_it() {
     assert_eq!(replay.successful(job).await.unwrap(), expected);
     assert_eq!(replay.starts().len(), 2, "the undisturbed job and this one, each once");
     replay.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_restored_database_waits_for_db_recovered_and_then_goes_on_each_time() {
+    let mut replay = Replay::start("db-recovered", CASE, LINES).await.unwrap();
+    let expected = replay.undisturbed().await.unwrap();
+    replay.cluster.clean().await.unwrap();
+    replay.cluster.controller.stop().await.unwrap();
+    let backup = Snapshot::take(&replay.cluster.layout.data_dir("controller"));
+    // A life above that of the backup, of which the node hears.
+    let mut highest = recovered(&replay, 0);
+    replay.cluster.controller.start().unwrap();
+    replay.cluster.api_up().await.unwrap();
+    assert_eq!(replay.undisturbed().await.unwrap(), expected);
+    replay.cluster.clean().await.unwrap();
+
+    // The same backup twice: each time the job says what is to be done, with the number to do it with.
+    for _ in 0..2 {
+        replay.cluster.controller.stop().await.unwrap();
+        backup.bring_back();
+        replay.cluster.controller.start().unwrap();
+        replay.cluster.api_up().await.unwrap();
+        replay.open_gate().unwrap();
+        let starts = replay.starts();
+        let job = replay.launch().await.unwrap();
+        let why = wait_for("the job to say why it waits", LIFE, async || match replay.api().job(job).await {
+            Ok(shown) if shown["job_explanation"].to_string().contains("db recovered") => Seen::Yes(shown),
+            other => Seen::NotYet(format!("{other:?}")),
+        })
+        .await
+        .unwrap();
+        assert!(why["status"] == "waiting" || why["status"] == "pending", "{why}");
+        let words = format!("cluster main was seen with incarnation {highest}; 1 is past");
+        let told = why["job_explanation"].as_str().unwrap();
+        assert!(told.contains(&words) && told.ends_with("run plexus-controller db recovered"), "{told}");
+        assert_eq!(replay.starts(), starts);
+
+        replay.cluster.controller.stop().await.unwrap();
+        let above = highest;
+        highest = recovered(&replay, above);
+        assert!(highest > above, "{highest} is not above {above}");
+        replay.cluster.controller.start().unwrap();
+        replay.cluster.api_up().await.unwrap();
+        assert_eq!(replay.successful(job).await.unwrap(), expected);
+        assert_eq!(replay.starts().len(), starts.len() + 1);
+        replay.cluster.clean().await.unwrap();
+    }
+    replay.finish().await.unwrap();
+}
+
+/// Runs the command that operators run, and gives the incarnation that it says.
+fn recovered(replay: &Replay, above: i64) -> i64 {
+    let layout = &replay.cluster.layout;
+    let mut command = Command::new(layout.binaries.controller());
+    command.args(["db", "recovered", "--config"]).arg(layout.config("controller"));
+    let output = command.args(["--above", &above.to_string()]).output().expect("the controller's program");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    let number =
+        said.strip_prefix("this database is now incarnation ").and_then(|rest| rest.split(' ').next());
+    number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{said}"))
 }
 
 #[tokio::test]
@@ -239,6 +342,12 @@ async fn a_cloned_node_is_named_to_the_operator_and_its_job_is_run_once() {
     }
     assert_eq!(replay.starts(), starts);
     replay.finish().await.unwrap();
+}
+
+/// What the controller says of its one execution node.
+async fn instance(replay: &Replay) -> Value {
+    let list = replay.api().get("instances/?hostname=node-1").await.expect("instances");
+    list["results"][0].clone()
 }
 
 /// The epoch's counter under which the node holds its one unit.

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use plexus_mesh::ca::CertificateAuthority;
 use plexus_proto::id::Role;
-use plexus_tests::{Answer, Api, Cluster, Daemon, JobOptions, Loaded, Replay, Samples, demo_image};
+use plexus_tests::{
+    Answer, Api, Builder, Cluster, Daemon, JobOptions, Loaded, Replay, Samples, WorkerImage, demo_image,
+};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -59,8 +61,8 @@ struct Images {
 }
 
 impl Images {
-    async fn start(name: &str) -> Self {
-        let cluster = Cluster::builder(name).start().await.unwrap();
+    async fn start(builder: Builder) -> Self {
+        let cluster = builder.start().await.unwrap();
         let samples = Samples::new(&demo_image()).unwrap();
         samples.copy_project(&cluster.layout.projects()).unwrap();
         let loaded = samples.load(cluster.api()).await.unwrap();
@@ -89,7 +91,7 @@ impl Images {
 
 #[tokio::test]
 async fn image_that_is_missing_or_nonsense_is_named_in_the_explanation() {
-    let images = Images::start("images").await;
+    let images = Images::start(Cluster::builder("images")).await;
 
     let missing = images.job("localhost/plexus-no-such-image:1", "never").await.unwrap();
     assert!(missing["status"] == "error" || missing["status"] == "failed", "{missing}");
@@ -109,6 +111,53 @@ async fn image_that_is_missing_or_nonsense_is_named_in_the_explanation() {
             assert!(explanation.contains("This is :: not an image"), "{explanation}");
         }
     }
+    images.cluster.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_worker_that_fails_is_explained_with_the_tail_of_its_standard_error() {
+    let script = tempfile::NamedTempFile::new().unwrap();
+    let command = vec!["sh".to_owned(), script.path().display().to_string(), "{dir}".to_owned()];
+    let replay = Replay::start_command("worker-fails", command).await.unwrap();
+    let cases = [
+        ("kill -KILL $$", "signal 9 (SIGKILL)", "dying words"),
+        ("exec /nowhere/ansible-runner", "command not found", "/nowhere/ansible-runner"),
+        // Its own mount goes with it.
+        (
+            "exec unshare --user --map-root-user --mount sh -c 'mount -t tmpfs -o size=64k none /mnt && cat /dev/zero >/mnt/full'",
+            "a disk of the worker was full",
+            "No space left on device",
+        ),
+    ];
+    for (words, reason, tail) in cases {
+        fs::write(script.path(), format!("sed '/\"eof\"/q' >/dev/null\necho dying words >&2\n{words}\n"))
+            .unwrap();
+        let job = replay.launch().await.unwrap();
+        let done = replay.api().finished(job, JOB).await.unwrap();
+        assert_eq!((&done["status"], &done["failed"]), (&json!("error"), &json!(true)), "{words}: {done}");
+        let why = done["job_explanation"].as_str().unwrap();
+        assert!(why.contains(reason) && why.contains(tail) && why.contains("dying words"), "{words}: {why}");
+    }
+    replay.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_container_without_a_worker_or_without_memory_says_so() {
+    let images = Images::start(Cluster::builder("no-memory").podman("memory_mib = 64")).await;
+    let empty = WorkerImage::without_commands("empty").unwrap();
+    let missing = images.job(empty.name(), "never").await.unwrap();
+    assert_eq!(missing["status"], "error", "{missing}");
+    let why = missing["job_explanation"].as_str().unwrap();
+    let words =
+        format!("ansible-runner is not in image {}; the image is no execution environment", empty.name());
+    assert!(why.contains(&words) && why.contains("Standard error ended with:"), "{why}");
+
+    let greedy = "sed '/\"eof\"/q' >/dev/null; echo dying words >&2; exec tail /dev/zero";
+    let greedy = WorkerImage::make("greedy", greedy, &[]).unwrap();
+    let done = images.job(greedy.name(), "never").await.unwrap();
+    assert_eq!(done["status"], "error", "{done}");
+    let why = done["job_explanation"].as_str().unwrap();
+    assert!(why.contains("ran out of memory") && why.contains("dying words"), "{why}");
     images.cluster.finish().await.unwrap();
 }
 

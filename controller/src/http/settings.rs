@@ -116,6 +116,14 @@ const SETTINGS: &[Setting] = &[
         help: "Maximum time in seconds to allow jobs to run. Use value of 0 to indicate that no timeout should be imposed. A timeout set on an individual job template will override this.",
     },
     Setting {
+        name: "DEFAULT_JOB_IDLE_TIMEOUT",
+        slug: "jobs",
+        kind: Kind::Int(0, 31_536_000),
+        default: || json!(0),
+        read_only: false,
+        help: "If no output is detected from ansible in this number of seconds the execution will be terminated. Use value of 0 to indicate that no idle timeout should be imposed.",
+    },
+    Setting {
         name: "DEFAULT_INVENTORY_UPDATE_TIMEOUT",
         slug: "jobs",
         kind: Kind::Int(0, 31_536_000),

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::injectors::Injected;
-use super::private::{Run, file, quote, settings};
+use super::private::{Limits, Run, file, quote, settings};
 use crate::facts;
 use crate::inventory::document::{Reading, shown};
 
@@ -142,8 +142,8 @@ pub struct Update {
     pub limit: String,
     /// 0 to 2.
     pub verbosity: i64,
-    /// Seconds of run time allowed; 0 or less: no limit.
-    pub timeout: i64,
+    /// How long it may take.
+    pub limits: Limits,
     /// What credentials bring, and variables that all jobs have.
     pub injected: Injected,
     /// Of a credential for Google's cloud: its project.
@@ -160,7 +160,7 @@ impl Update {
     /// # Errors
     /// [`Unusable`].
     pub fn run(mut self) -> Result<Run, Unusable> {
-        let mut files = vec![settings(self.timeout)];
+        let mut files = vec![settings(self.limits)];
         let mut sources = Vec::new();
         for (id, document) in &self.inputs {
             let path = format!("inventory/hosts_{id}.json");
@@ -210,7 +210,7 @@ impl Update {
             "suppress_env_files": true,
             "fact_cache_type": if constructed { "jsonfile" } else { "" },
         });
-        Ok(Run { kwargs, files })
+        Ok(Run { kwargs, files, limits: self.limits })
     }
 
     fn command(&self, sources: &[String], folder: &str) -> String {

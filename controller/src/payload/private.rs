@@ -42,14 +42,44 @@ pub struct JobOptions {
     pub force_handlers: bool,
     /// `--become`.
     pub r#become: bool,
-    /// Seconds of run time allowed; 0 or less: no limit.
-    pub timeout: i64,
+    /// How long it may take.
+    pub limits: Limits,
     /// Number of the inventory.
     pub inventory_id: Option<i64>,
     /// Revision of the project, where it has one.
     pub project_revision: String,
     /// Whether facts of hosts are kept from job to job.
     pub fact_cache: bool,
+}
+
+/// How much longer than the runner's own limit the node gives a unit before it ends it itself: that begins earlier, with the
+/// start of the container, and what the runner does after its own limit must fit in: it packs the artifacts.
+const MARGIN_SECONDS: u64 = 60;
+
+/// How long a run may take, in seconds; 0: as long as it likes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// From the start of Ansible to its end.
+    pub run: u32,
+    /// Without an event.
+    pub idle: u32,
+}
+
+impl Limits {
+    /// What people wrote: a job's `own` time, that which the setting of its kind gives to jobs of 0, and the setting for idle
+    /// ones. AWX's rule: less than 0 is no limit at all, whatever the setting.
+    pub fn of(own: i64, setting: i64, idle: i64) -> Self {
+        let seconds = |seconds: i64| u32::try_from(seconds.max(0)).unwrap_or(u32::MAX);
+        Self { run: seconds(if own == 0 { setting } else { own }), idle: seconds(idle) }
+    }
+
+    /// Seconds after which the node ends a unit whose runner did not; 0: never.
+    pub fn hard(self) -> u64 {
+        match self.run {
+            0 => 0,
+            seconds => u64::from(seconds) + MARGIN_SECONDS,
+        }
+    }
 }
 
 /// Inputs of a machine credential, decrypted. Empty text: not set.
@@ -153,6 +183,8 @@ pub struct Run {
     pub kwargs: Value,
     /// Below the private data directory.
     pub files: Vec<PrivateFile>,
+    /// What the runner itself keeps to, by its settings among the files.
+    pub limits: Limits,
 }
 
 impl std::fmt::Debug for Run {
@@ -187,16 +219,17 @@ pub fn file(path: &str, content: String) -> PrivateFile {
 }
 
 /// `env/settings`, which must exist as a file: a runner that suppresses environment files drops settings that come as a
-/// kwarg only. `pexpect_timeout` bounds how late a cancel or timeout acts; the runner's default is 5 s. `timeout` in
-/// seconds; 0 or less: no limit.
-pub fn settings(timeout: i64) -> PrivateFile {
+/// kwarg only. `pexpect_timeout` bounds how late a cancel or timeout acts; the runner's default is 5 s.
+pub fn settings(limits: Limits) -> PrivateFile {
     let mut settings = json!({
         "pexpect_timeout": 0.5,
         "suppress_ansible_output": true,
         "suppress_output_file": true,
     });
-    if timeout > 0 {
-        settings["job_timeout"] = json!(timeout);
+    for (name, seconds) in [("job_timeout", limits.run), ("idle_timeout", limits.idle)] {
+        if seconds > 0 {
+            settings[name] = json!(seconds);
+        }
     }
     file("env/settings", settings.to_string())
 }
@@ -240,7 +273,7 @@ impl Private<'_> {
     pub fn run(&self) -> Run {
         let mut files = vec![
             file("inventory/hosts.json", self.inventory.to_json().to_string()),
-            settings(self.options.timeout),
+            settings(self.options.limits),
             file("env/cmdline", self.command_line()),
         ];
         for (name, content) in &self.injected.files {
@@ -256,7 +289,7 @@ impl Private<'_> {
             let facts = facts::files(self.facts).into_iter();
             files.extend(facts.map(|(name, content)| file(&format!("{cache}/{name}"), content)));
         }
-        Run { kwargs: self.kwargs(), files }
+        Run { kwargs: self.kwargs(), files, limits: self.options.limits }
     }
 
     fn kwargs(&self) -> Value {
@@ -449,6 +482,23 @@ mod tests {
         assert_eq!(kwargs["kwargs"]["ssh_key"], "KEY\n");
         assert_eq!(eof, "{\"eof\": true}\n");
         assert_eq!(format!("{machine:?}"), "MachineCredential(..)");
+    }
+
+    #[test]
+    fn limits_are_awxs() {
+        let check = |own, setting, idle| {
+            let limits = Limits::of(own, setting, idle);
+            let block = block(&JobOptions { limits, ..JobOptions::default() }, None);
+            let written: Value = serde_json::from_str(&content(&block, "env/settings")).unwrap();
+            (written["job_timeout"].as_u64(), written["idle_timeout"].as_u64(), limits.hard())
+        };
+        assert_eq!(check(0, 0, 0), (None, None, 0));
+        assert_eq!(check(30, 0, 0), (Some(30), None, 90));
+        assert_eq!(check(0, 60, 5), (Some(60), Some(5), 120), "the setting is for jobs that say nothing");
+        assert_eq!(check(30, 60, 0), (Some(30), None, 90));
+        assert_eq!(check(-1, 60, 5), (None, Some(5), 0), "no limit, whatever the setting");
+        let most = u64::from(u32::MAX);
+        assert_eq!(check(i64::MAX, 0, 0), (Some(most), None, most + 60));
     }
 
     #[test]

@@ -30,6 +30,7 @@ use crate::kind::Kind;
 use crate::outcome;
 use crate::store::core::Error as StoreError;
 use crate::store::events::{EventQuery, JobKey, Order, TextMatch};
+use crate::store::instances;
 use crate::store::units::{self, Final, Unit, UnitState};
 use crate::store::updates;
 use crate::{project, project_update};
@@ -329,8 +330,9 @@ impl Driver {
                 }
                 // It did start there, so one of the two disks is not what it was. Submitting it could run it again.
                 Err(Trouble::Fatal(format!(
-                    "The job's end is unknown: node {} does not know what it had started, so its disk or this controller's \
-                     database was set back to an earlier state. What the job printed until then is stored.",
+                    "The job's end is unknown: node {} does not know what it had started, so its disk was set up anew or set back \
+                     to an earlier state, or this controller's database was set back. What the job printed until then is \
+                     stored.",
                     self.unit.node
                 )))
             }
@@ -351,11 +353,12 @@ impl Driver {
             pull: loaded.pull.into(),
             tree: Some(tree.reference()),
             grace_seconds: GRACE_SECONDS,
-            timeout_seconds: 0,
+            timeout_seconds: loaded.run.limits.hard(),
             env: Default::default(),
             organization: loaded.organization.clone(),
             keep_seconds: if cleans_up { 0 } else { KEEP_SECONDS },
             collect: self.kind.collects(),
+            // A unit outlives the silence of its controller for as long as that takes; an operator may abandon it.
             owner_deadline_seconds: 0,
         };
         let waited = Timestamp::now().duration_since(self.job.created).as_secs_f64() * 1e3;
@@ -506,7 +509,7 @@ impl Driver {
                     Ok(_) => break,
                     Err(Trouble::Outranked) => return Trouble::Outranked,
                     Err(trouble) => {
-                        self.say(&format!("cancel pending since {since:.0}: {trouble}")).await;
+                        self.say_pending(since, &trouble.to_string()).await;
                         sleep(pause).await;
                         pause = (pause * 2).min(PAUSE_MAX);
                     }
@@ -531,9 +534,19 @@ impl Driver {
     async fn explain(&self, words: &str) {
         let since = *self.cancel.borrow();
         match since {
-            Some(since) => self.say(&format!("cancel pending since {since:.0}: {words}")).await,
+            Some(since) => self.say_pending(since, words).await,
             None => self.say(&format!("waiting: {words}")).await,
         }
+    }
+
+    async fn say_pending(&self, asked: Timestamp, words: &str) {
+        let node = &self.unit.node;
+        let reachable = self.context.nodes.borrow().get(node).is_some_and(|node| node.reachable);
+        let seen = match reachable {
+            true => None,
+            false => instances::last_seen(&self.context.core, node).await.unwrap_or_default(),
+        };
+        self.say(&outcome::cancel_pending(node, asked, seen, words)).await;
     }
 
     async fn say(&self, words: &str) {

@@ -17,11 +17,12 @@ use sea_query::{Expr, ExprTrait, Query};
 use serde_json::{Map, Value};
 
 use super::Context;
+use crate::http::settings;
 use crate::job::{self, CredentialError};
 use crate::kind::Kind;
 use crate::payload;
 use crate::payload::injectors::{self, Injected, Inputs};
-use crate::payload::private::Run;
+use crate::payload::private::{Limits, Run};
 use crate::payload::tree::{self, Digest, Tree};
 use crate::project_update::Unusable;
 use crate::registry::write::parse_variables;
@@ -215,13 +216,13 @@ async fn task_environment(context: &Context) -> Result<BTreeMap<String, String>,
     Ok(serde_json::from_str(&text).unwrap_or_default())
 }
 
-/// Seconds a job may run where its own row says 0: the setting of its kind.
-async fn timeout(context: &Context, own: i64, setting: &str) -> Result<i64, StoreError> {
-    if own != 0 {
-        return Ok(own);
-    }
-    let limit = context.core.setting(&job::setting(setting)).await?;
-    Ok(limit.and_then(|limit| limit.parse().ok()).unwrap_or(0))
+/// How long a job may take: by its `own` row, by the setting of its kind where that says 0, and by the one for all.
+async fn limits(context: &Context, own: i64, setting: &str) -> Result<Limits, StoreError> {
+    let of_kind = settings::setting(&context.core, setting);
+    let idle = settings::setting(&context.core, "DEFAULT_JOB_IDLE_TIMEOUT");
+    let (of_kind, idle) = tokio::try_join!(of_kind, idle)?;
+    let seconds = |value: Value| value.as_i64().unwrap_or(0);
+    Ok(Limits::of(own, seconds(of_kind), seconds(idle)))
 }
 
 /// The credential for the registry of the job's image.

@@ -159,6 +159,14 @@ pub async fn hold(core: &CoreDb, node: &NodeId, why: &str) -> Result<(), Error> 
     tx.commit().await
 }
 
+/// When a node was last known to be reachable: to the minute, as long as it was; what it is when nothing has come since.
+pub async fn last_seen(core: &CoreDb, node: &NodeId) -> Result<Option<Timestamp>, Error> {
+    let mut select = Query::select();
+    select.column("last_seen").from("instances").and_where(Expr::col("hostname").eq(node.as_str()));
+    let seen = core.optional(select).await?.map(|row| row.at::<Option<i64>>(0)).transpose()?.flatten();
+    Ok(seen.and_then(|seen| Timestamp::from_microsecond(seen).ok()))
+}
+
 /// What somebody decided about each node.
 pub async fn decided(core: &CoreDb) -> Result<BTreeMap<NodeId, Decided>, Error> {
     let mut select = Query::select();

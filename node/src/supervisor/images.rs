@@ -143,9 +143,7 @@ impl NodeImages {
             Action::ImagePull { image } => {
                 let images = self.engine().map_err(|NotReady(problem)| failed(problem))?;
                 let pulled = images.pull(&image, None, |_| {}).await;
-                pulled
-                    .map(|image| json!({"image": shown(&image)}))
-                    .map_err(|NotReady(problem)| failed(problem))
+                pulled.map(|image| shown(&image)).map_err(|NotReady(problem)| failed(problem))
             }
             other => Err(ActError::NotOffered(other.name())),
         }
@@ -154,6 +152,7 @@ impl NodeImages {
 
 fn shown(image: &ImageInfo) -> Value {
     json!({
+        "name": image.names.first().unwrap_or(&image.id),
         "names": image.names,
         "id": image.id,
         "digest": image.digest,

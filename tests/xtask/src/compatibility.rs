@@ -27,6 +27,14 @@ const UNPROVEN: [(&str, &str, &str); 4] = [
 
 const NO_UPDATE: &str = "there is none before a project is fetched";
 
+/// What is there and counts otherwise than in AWX.
+const OTHERWISE: &str = "\n## Other than AWX\n\n\
+- **Capacity by memory** is all of a node's memory over 100 MB for each fork. AWX takes 2 GiB off first, for its own web and task services, \
+which no execution node of Plexus runs: the same machine shows 20 forks more here. `capacity_adjustment` and an instance's `enabled` mean the same.\n\
+- **Memory and cores** are those that the node's control group leaves it, or that its configuration states; AWX counts the machine's.\n\
+- **A job never fails because its node is away.** AWX fails it after three minutes; here it waits and says for what, until the node is back or \
+somebody abandons it (`plexus work abandon`).\n";
+
 const HEAD: &str = "# Clients of AWX\n\n\
     What the unmodified clients of AWX 24.6.1 do here: `awx` (awxkit from PyPI), the modules of the `awx.awx` collection, and plain \
     HTTP requests as people copy them from AWX's documentation. This page is written by tests: a mark stands where a test saw the \
@@ -114,6 +122,7 @@ fn page(registry: &Value, rows: &BTreeSet<Row>) -> anyhow::Result<String> {
             missing.join(", ")
         );
     }
+    page.push_str(OTHERWISE);
     page.push_str("\n## Not here yet\n\nTheir lists answer as lists of nothing, what would make one says what is missing:\n");
     let later: Vec<String> = registry["later"]
         .as_array()

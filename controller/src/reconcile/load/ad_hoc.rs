@@ -6,7 +6,7 @@ use sea_query::{Expr, ExprTrait, Query};
 use serde_json::{Value, json};
 
 use super::playbook::{inventory_of, passwords};
-use super::{Error, Made, Source, inject, timeout, variables};
+use super::{Error, Made, Source, inject, limits, variables};
 use crate::job;
 use crate::payload::private::{Inventory, JobOptions, Private};
 use crate::reconcile::Context;
@@ -29,7 +29,7 @@ pub(super) async fn load(context: &Context, id: i64) -> Result<Made, Error> {
         forks: row.value("forks")?,
         verbosity: row.value("verbosity")?,
         r#become: row.value("become_enabled")?,
-        timeout: timeout(context, row.value("timeout")?, "DEFAULT_JOB_TIMEOUT").await?,
+        limits: limits(context, row.value("timeout")?, "DEFAULT_JOB_TIMEOUT").await?,
         inventory_id: row.value("inventory_id")?,
         ..JobOptions::default()
     };

@@ -7,7 +7,7 @@ use sea_query::{Expr, ExprTrait, Order, Query};
 use tokio::sync::mpsc;
 
 use super::playbook::source_tree;
-use super::{Error, Made, Source, inject, timeout, variables};
+use super::{Error, Made, Source, inject, limits, variables};
 use crate::facts;
 use crate::inventory::members::CONSTRUCTED;
 use crate::inventory::{self, Script};
@@ -45,7 +45,7 @@ pub(super) async fn load(context: &Context, id: i64) -> Result<Made, Error> {
         source_vars,
         limit: row.value("limit")?,
         verbosity: row.value("verbosity")?,
-        timeout: timeout(context, row.value("timeout")?, "DEFAULT_INVENTORY_UPDATE_TIMEOUT").await?,
+        limits: limits(context, row.value("timeout")?, "DEFAULT_INVENTORY_UPDATE_TIMEOUT").await?,
         injected: inject(context, &credentials).await?,
         cloud_project: project.unwrap_or_default().to_owned(),
         inputs,

@@ -8,13 +8,15 @@ use plexus_tree::store::unhex;
 use sea_query::{Expr, ExprTrait, JoinType, Order, Query};
 use serde_json::{Map, Value};
 
-use super::{ASK, Error, Made, Source, inject, meta, timeout, variables};
+use super::{ASK, Error, Made, Source, inject, limits, meta, variables};
 use crate::facts;
 use crate::http::settings;
 use crate::inventory::members::Members;
 use crate::job;
 use crate::payload::extra_vars::Trust;
-use crate::payload::private::{Group, Inventory, JobOptions, MachineCredential, Private, VaultCredential};
+use crate::payload::private::{
+    Group, Inventory, JobOptions, Limits, MachineCredential, Private, VaultCredential,
+};
 use crate::project;
 use crate::project_update;
 use crate::reconcile::Context;
@@ -82,8 +84,8 @@ pub(super) async fn load(context: &Context, id: i64) -> Result<Made, Error> {
         let passwords = passwords(context, id, &credentials).await?;
         Ok((credentials, passwords))
     };
-    let limit = async { Ok(timeout(context, options.timeout, "DEFAULT_JOB_TIMEOUT").await?) };
-    let (tree, inventory, facts, extra_vars, survey, credentials, (trust, own), limit) = tokio::try_join!(
+    let limits = async { Ok(limits(context, row.value("timeout")?, "DEFAULT_JOB_TIMEOUT").await?) };
+    let (tree, inventory, facts, extra_vars, survey, credentials, (trust, own), limits) = tokio::try_join!(
         tree,
         inventory,
         facts,
@@ -91,10 +93,10 @@ pub(super) async fn load(context: &Context, id: i64) -> Result<Made, Error> {
         survey,
         credentials,
         trusted(context, template),
-        limit
+        limits
     )?;
     let ((tree, installed), (credentials, (machine, vaults))) = (tree, credentials);
-    options.timeout = limit;
+    options.limits = limits;
     let mut extra_vars: Map<String, Value> = extra_vars;
     // Names that people give to things are no programs either.
     let mut doubted: Vec<String> = extra_vars.keys().cloned().collect();
@@ -150,7 +152,7 @@ fn options(id: i64, row: &Row) -> Result<JobOptions, StoreError> {
         start_at_task: row.value("start_at_task")?,
         force_handlers: row.value("force_handlers")?,
         r#become: row.value("become_enabled")?,
-        timeout: row.value("timeout")?,
+        limits: Limits::default(),
         inventory_id: row.value("inventory_id")?,
         project_revision: row.value("scm_revision")?,
         fact_cache: row.value("use_fact_cache")?,

@@ -2,7 +2,7 @@
 
 use sea_query::{Expr, ExprTrait, JoinType, Order, Query};
 
-use super::{Error, Made, Source, task_environment, timeout};
+use super::{Error, Made, Source, limits, task_environment};
 use crate::job;
 use crate::project_update::{Galaxy, Login, Scm, Unusable, Update};
 use crate::reconcile::Context;
@@ -27,7 +27,7 @@ pub(super) async fn load(context: &Context, id: i64) -> Result<Made, Error> {
         clean: row.value("scm_clean")?,
         track_submodules: row.value("scm_track_submodules")?,
         tags: row.value("job_tags")?,
-        timeout: timeout(context, row.value("timeout")?, "DEFAULT_PROJECT_UPDATE_TIMEOUT").await?,
+        limits: limits(context, row.value("timeout")?, "DEFAULT_PROJECT_UPDATE_TIMEOUT").await?,
         env: task_environment(context).await?,
         galaxy: galaxy(context, id, &credentials).await?,
         signed_by: credentials.iter().find(|found| found.kind == "cryptography").map(key),

@@ -218,19 +218,20 @@ async fn images(door: &mut Door, image: Image, output: &mut Output) -> Result<Ex
     let (shape, text) = match &action {
         Action::ImageList => (Shape { items: Some("images"), name: "name" }, image_list(&said, output.paint)),
         Action::ImageCheck { .. } => {
-            (Shape { items: Some("checks"), name: "check" }, image_checks(&said, output.paint))
+            (Shape { items: Some("runtimes"), name: "runtime" }, image_checks(&said, output.paint))
         }
         _ => (Shape { items: None, name: "name" }, pulled(&said)),
     };
     output.show(&answer, shape, &text)?;
-    Ok(if said["ok"] == Value::Bool(false) { Exit::Degraded } else { Exit::Ok })
+    let could_start = !matches!(action, Action::ImageCheck { .. }) || could_start(&said);
+    Ok(if could_start { Exit::Ok } else { Exit::Degraded })
 }
 
 fn word(value: &Value) -> String {
     value.as_str().map_or_else(|| if value.is_null() { "-".into() } else { value.to_string() }, str::to_owned)
 }
 
-/// `{"images":[{"name":"quay.io/a/b:c","digest":"sha256:…","bytes":1000,"in_use":true}]}`.
+/// `{"images":[{"name":"quay.io/a/b:c","digest":"sha256:…","size":1000,"in_use":true}]}`, sizes in bytes.
 fn image_list(said: &Value, paint: Paint) -> String {
     let Some(images) = said["images"].as_array().filter(|images| !images.is_empty()) else {
         return "no images are here\n".to_owned();
@@ -239,7 +240,7 @@ fn image_list(said: &Value, paint: Paint) -> String {
     for image in images {
         // Twelve digits tell images apart, as everywhere else.
         let digest: String = word(&image["digest"]).chars().take("sha256:".len() + 12).collect();
-        let size = image["bytes"]
+        let size = image["size"]
             .as_u64()
             .map_or_else(|| "-".to_owned(), |bytes| format!("{} MB", bytes / 1_000_000));
         let used = match image["in_use"].as_bool() {
@@ -252,20 +253,41 @@ fn image_list(said: &Value, paint: Paint) -> String {
     table.render(paint)
 }
 
-/// `{"ok":false,"checks":[{"check":"podman","ok":true,"text":"5.4","advice":""}]}`.
+/// Whether units could start: by the runtime that the node has chosen, and from the image if one was named.
+fn could_start(said: &Value) -> bool {
+    let mut runtimes = said["runtimes"].as_array().into_iter().flatten();
+    let works = runtimes.any(|tried| tried["runtime"] == said["runtime"] && tried["missing"] == "");
+    works && said["problem"].as_str().unwrap_or_default().is_empty()
+}
+
+/// `{"runtime":"podman","runtimes":[{"runtime":"podman","version":"5.4","missing":""}],"overlay":true}`; with an image also
+/// `"name":"quay.io/a/b:c","problem":"","versions":{"ansible-core":"2.19.14"}`.
 fn image_checks(said: &Value, paint: Paint) -> String {
     let mut table = Table::new(&["CHECK", "STATE", "WHAT"]);
-    let mut advice = String::new();
-    for check in said["checks"].as_array().into_iter().flatten() {
-        let ok = check["ok"].as_bool().unwrap_or(false);
-        let state = if ok { Cell::new(Color::Green, "ok") } else { Cell::new(Color::Red, "missing") };
-        table.row(vec![word(&check["check"]).into(), state, word(&check["text"]).into()]);
-        if let Some(text) = check["advice"].as_str().filter(|text| !text.is_empty()) {
-            advice += &format!("  {}: {text}\n", word(&check["check"]));
-        }
+    let mut row = |check: String, missing: &str, what: String| {
+        let state = match missing {
+            "" => Cell::new(Color::Green, "ok"),
+            _ => Cell::new(Color::Red, "missing"),
+        };
+        table.row(vec![
+            check.into(),
+            state,
+            if missing.is_empty() { what } else { missing.to_owned() }.into(),
+        ]);
+    };
+    for tried in said["runtimes"].as_array().into_iter().flatten() {
+        let version = tried["version"].as_str().unwrap_or_default().to_owned();
+        row(word(&tried["runtime"]), tried["missing"].as_str().unwrap_or_default(), version);
     }
-    let title = if advice.is_empty() { "" } else { "\nWHAT TO DO\n" };
-    format!("{}{title}{advice}", table.render(paint))
+    let copies = if said["overlay"] == true { "" } else { "each unit gets a copy of its project" };
+    row("overlay".to_owned(), copies, String::new());
+    if let Some(name) = said["name"].as_str() {
+        let versions = said["versions"].as_object().into_iter().flatten();
+        let versions: Vec<String> =
+            versions.map(|(name, version)| format!("{name} {}", word(version))).collect();
+        row(name.to_owned(), said["problem"].as_str().unwrap_or_default(), versions.join(", "));
+    }
+    table.render(paint)
 }
 
 fn pulled(said: &Value) -> String {
@@ -291,7 +313,7 @@ mod tests {
     #[test]
     fn images_and_what_they_miss_are_tables() {
         let said = json!({"images": [
-            {"name": "quay.io/a/b:c", "digest": "sha256:0123456789abcdef", "bytes": 1_500_000_000u64, "in_use": true},
+            {"name": "quay.io/a/b:c", "digest": "sha256:0123456789abcdef", "size": 1_500_000_000u64, "in_use": true},
             {"name": "local", "digest": null},
         ]});
         let expected = "\
@@ -300,19 +322,29 @@ quay.io/a/b:c  sha256:0123456789ab  1500 MB  yes
 local          -                    -        -
 ";
         assert_eq!(image_list(&said, Paint(false)), expected);
-        let said = json!({"checks": [
-            {"check": "podman", "ok": true, "text": "5.4"},
-            {"check": "subuid", "ok": false, "text": "no range for plexus", "advice": "usermod --add-subuids"},
+        let mut said = json!({"runtime": "podman", "overlay": true, "runtimes": [
+            {"runtime": "podman", "version": "5.4", "missing": ""},
+            {"runtime": "docker", "version": "", "missing": "no daemon answers"},
         ]});
         let expected = "\
-CHECK   STATE    WHAT
-podman  ok       5.4
-subuid  missing  no range for plexus
-
-WHAT TO DO
-  subuid: usermod --add-subuids
-";
+CHECK    STATE    WHAT
+podman   ok       5.4
+docker   missing  no daemon answers
+overlay  ok       \n";
         assert_eq!(image_checks(&said, Paint(false)), expected);
+        assert!(could_start(&said), "docker is not what it uses");
+        (said["name"], said["problem"]) = (json!("quay.io/a/b:c"), json!(""));
+        said["versions"] = json!({"ansible-core": "2.19.14", "ansible-runner": "2.4.3"});
+        let table = image_checks(&said, Paint(false));
+        let last = table.lines().last().unwrap();
+        assert_eq!(last, "quay.io/a/b:c  ok       ansible-core 2.19.14, ansible-runner 2.4.3");
+        assert!(could_start(&said));
+        said["problem"] = json!("quay.io/a/b:c is not on this node");
+        assert!(image_checks(&said, Paint(false)).contains("missing  quay.io/a/b:c is not on this node"));
+        assert!(!could_start(&said));
+        said["problem"] = json!("");
+        said["runtime"] = json!("docker");
+        assert!(!could_start(&said), "what it uses does not work");
         assert_eq!(image_list(&json!({"images": []}), Paint(false)), "no images are here\n");
     }
 }
