@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use plexus_node::shim::protocol::{
-    Cancel, Ended, FRAME_MAX, FromShim, Heard, Hello, Launch, Order, Ready, Report, SOCKET, Started, ToShim,
-    Trimmed, VERSION, Warm, Written, order, report,
+    Cancel, Ended, FRAME_MAX, FromShim, Heard, Held, Hello, Launch, Order, Quota, Ready, Report, SOCKET,
+    Started, ToShim, Trimmed, VERSION, Warm, Written, order, report,
 };
 use plexus_proto::frame;
 use plexus_proto::work::{Finished, Outcome};
@@ -128,6 +128,7 @@ fn what_any_version_said_is_said_and_understood_alike() {
         ("shim-2-launch", Order::Launch(Box::new(guarded))),
         ("shim-2-heard", Order::Heard(Heard {})),
         ("shim-3-warm", Order::Warm(Box::new(warm))),
+        ("shim-4-quota", Order::Quota(Quota { bytes: 16 << 20, shared: true })),
     ] {
         let saved = golden(name, &order(said.clone()));
         let read = frame::decode::<ToShim>(&mut BytesMut::from(&saved[..]), FRAME_MAX).unwrap();
@@ -136,15 +137,17 @@ fn what_any_version_said_is_said_and_understood_alike() {
     for (name, said) in [
         ("shim-1-hello", Report::Hello(Hello { version: 1, pid: 7 })),
         ("shim-1-started", Report::Started(Started { pid: 9 })),
-        ("shim-1-written", Report::Written(Written { records: 3 })),
+        ("shim-1-written", Report::Written(Written { records: 3, bytes: 0 })),
         ("shim-1-ended", Report::Ended(Ended { finished: Some(finished), records: 4 })),
         ("shim-3-ready", Report::Ready(Ready {})),
+        ("shim-4-written", Report::Written(Written { records: 3, bytes: 4096 })),
+        ("shim-4-held", Report::Held(Held { why: "its spool is full".to_owned() })),
     ] {
         let saved = golden(name, &report(said.clone()));
         let read = frame::decode::<FromShim>(&mut BytesMut::from(&saved[..]), FRAME_MAX).unwrap();
         assert_eq!(read.unwrap().report, Some(said), "{name}");
     }
-    assert_eq!(VERSION, 3, "a new version has samples of its own here");
+    assert_eq!(VERSION, 4, "a new version has samples of its own here");
 }
 
 /// The saved bytes, which must be those that this build writes.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use common::*;
 use plexus_node::shim::processes::marked;
-use plexus_node::supervisor::{Options, Supervisor};
+use plexus_node::supervisor::{Options, Supervisor, View};
 use plexus_node::unit_dir::UnitDir;
 use plexus_proto::work::*;
 use rustix::process::{Pid, Signal, kill_process};
@@ -204,6 +204,40 @@ async fn a_shim_killed_while_no_agent_lives_is_found_lost_and_never_run_again() 
     records.take_all().await;
     assert_eq!(records.got.len(), 1);
     assert_eq!(fs::read_to_string(ran).unwrap(), "x\n", "it ran once");
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_shim_that_listens_to_nobody_is_killed_and_its_unit_lost() {
+    let place = Place::new();
+    let node = place.start().await;
+    let job = Job::script("echo before; sleep 300");
+    job.start(&node).await;
+    job.attach(&node, 1).await.until_output("before").await;
+    node.shutdown().await;
+    drop(node);
+    // It stands still, and so many have called that nobody else can.
+    let shim = Pid::from_raw(place.shim_pid(job.attempt)).unwrap();
+    kill_process(shim, Signal::STOP).unwrap();
+    let socket = place.runtime_dir(job.attempt).join("shim.sock");
+    let mut callers = Vec::new();
+    while let Ok(caller) = tokio::net::UnixStream::connect(&socket).await {
+        callers.push(caller);
+        assert!(callers.len() < 10_000, "a shim takes callers without end");
+    }
+
+    let node = place.start().await;
+    let mut view = node.watch(job.attempt).unwrap();
+    // The agent gives it longer than it needs to begin or to end.
+    let ended = tokio::time::timeout(Duration::from_secs(90), view.wait_for(View::is_finished));
+    let status = ended.await.unwrap().unwrap().status.clone();
+    let finished = finished(&status).unwrap();
+    assert_eq!(finished.outcome(), Outcome::Lost);
+    assert!(finished.reason.contains("listened to no agent"), "{}", finished.reason);
+    assert_eq!(alive(&job), Vec::<i32>::new());
+    let mut records = job.attach(&node, 1).await;
+    records.take_all().await;
+    assert_eq!(records.stdout(), "before\n");
     node.shutdown().await;
 }
 
