@@ -2,11 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on stops there")]
 
+use std::io::Write as _;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
 use plexus_tests::{Postgres, Replay, Seen, wait_for};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 
@@ -259,6 +261,76 @@ fn held(dir: &Path) -> u64 {
             Err(_) => 0,
         })
         .sum()
+}
+
+/// A small file system over a node's data, with all that lies there. Its mount goes with it.
+struct SmallDisk<'a>(&'a Path);
+
+impl<'a> SmallDisk<'a> {
+    /// None without the right to mount.
+    fn over(data: &'a Path) -> Option<Self> {
+        let aside = data.with_extension("aside");
+        let copy = |from: &Path, to: &Path| {
+            let copied = std::process::Command::new("cp").arg("-aT").args([from, to]).status();
+            assert!(copied.expect("cp runs").success());
+        };
+        copy(data, &aside);
+        let options = c"size=32m,mode=700";
+        let mounted = mount("tmpfs", data, "tmpfs", MountFlags::empty(), options).is_ok();
+        if mounted {
+            copy(&aside, data);
+        }
+        std::fs::remove_dir_all(&aside).expect("the copy can be removed");
+        mounted.then_some(Self(data))
+    }
+}
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        unmount(self.0, UnmountFlags::DETACH).ok();
+    }
+}
+
+/// Output that finds no room on the node is held there, and the job says so for as long as that lasts.
+#[tokio::test]
+async fn a_job_whose_output_is_held_on_its_node_says_so_and_why() {
+    let mut replay = Replay::start("held", CASE, LINES).await.unwrap();
+    let expected = replay.undisturbed().await.unwrap();
+    replay.cluster.clean().await.unwrap();
+    replay.cluster.node.stop().await.unwrap();
+    let data = replay.cluster.layout.data_dir("node-1");
+    let Some(disk) = SmallDisk::over(&data) else {
+        println!("skipped: mounting a small tmpfs needs root");
+        return;
+    };
+    replay.cluster.node.start().unwrap();
+    replay.cluster.node_ready().await.unwrap();
+    let job = replay.launch().await.unwrap();
+    replay.at_gate(job).await.unwrap();
+    let explained = async || {
+        let job = replay.api().job(job).await.unwrap();
+        job["job_explanation"].as_str().unwrap_or_default().to_owned()
+    };
+    assert_eq!(explained().await, "");
+    let filler = data.join("filler");
+    let mut file = std::fs::File::create(&filler).unwrap();
+    while file.write_all(&[0; 4096]).is_ok() {}
+    replay.open_gate().unwrap();
+    let words = "waiting: output is held on node node-1: its disk is full";
+    wait_for("the job to say why it waits", DEADLINE, async || {
+        let said = explained().await;
+        Seen::when(said == words, || said)
+    })
+    .await
+    .unwrap();
+    drop(file);
+    std::fs::remove_file(filler).unwrap();
+    assert_eq!(replay.successful(job).await.unwrap(), expected);
+    assert_eq!(explained().await, "");
+    replay.cluster.clean().await.unwrap();
+    replay.cluster.node.stop().await.unwrap();
+    drop(disk);
+    replay.finish().await.unwrap();
 }
 
 /// A node that could not be reached for a day holds its jobs as soon as their spools are full. When it is back all of it
