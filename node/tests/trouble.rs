@@ -155,6 +155,29 @@ async fn a_unit_that_ends_while_no_agent_lives_is_served_by_the_next() {
 }
 
 #[tokio::test]
+async fn a_lost_unit_whose_last_ack_was_lost_is_settled_by_another() {
+    let place = Place::new();
+    let node = place.start().await;
+    let job = Job::script("echo up; sleep 300");
+    job.start(&node).await;
+    let mut records = job.attach(&node, 1).await;
+    records.until_output("up").await;
+    kill_process(Pid::from_raw(place.shim_pid(job.attempt)).unwrap(), Signal::KILL).unwrap();
+    assert_eq!(records.take_all().await.outcome(), Outcome::Lost);
+    let last = job.status(&node).await.unwrap().records;
+    node.shutdown().await;
+
+    // Its owner has stored all, and says so again; what it asks for it has.
+    let node = place.start().await;
+    assert_eq!(job.forget(&node).await.unwrap_err().code(), RefusalCode::NotFinished);
+    let mut records = job.attach(&node, last).await;
+    records.ack(last).await;
+    wait_for(|| async { job.forget(&node).await.is_ok() }, |forgotten| *forgotten).await;
+    assert!(!place.unit_dir(job.attempt).exists());
+    node.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_killed_shim_means_lost_with_everything_written_so_far() {
     let place = Place::new();
     let node = place.start().await;

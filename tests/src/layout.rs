@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, bail};
+use serde_json::Value;
 
 use crate::binaries::Binaries;
 use crate::cluster::Runtime;
@@ -139,6 +140,13 @@ impl Layout {
     /// Configuration file of one daemon.
     pub fn config(&self, name: &str) -> PathBuf {
         self.dir.join("config").join(format!("{name}.toml"))
+    }
+
+    /// What `node` noted of its one unit when it took it, the first line of the unit's file; `None` while it has none.
+    pub fn noted_unit(&self, node: &str) -> Option<Value> {
+        let unit = fs::read_dir(self.data_dir(node).join("units")).ok()?.flatten().next()?;
+        let text = fs::read_to_string(unit.path().join("unit")).ok()?;
+        serde_json::from_str(text.lines().next()?).ok()
     }
 
     /// Data of one daemon.

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use plexus_tests::{Cluster, JobOptions, Loaded, Samples, Seen, demo_image, wait_for};
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// Longest life of a job of seconds, on a machine that also compiles.
 const JOB: Duration = Duration::from_secs(120);
@@ -71,11 +71,8 @@ async fn inventory(cluster: &Cluster, loaded: Loaded) -> i64 {
 
 /// Seconds after which the node ends its one unit, as it noted them.
 async fn limit_of_the_node(cluster: &Cluster) -> u64 {
-    let units = cluster.layout.data_dir("node-1").join("units");
     wait_for("the unit to be at its node", JOB, async || {
-        let noted = fs::read_dir(&units).ok().and_then(|mut dirs| dirs.next()?.ok());
-        let noted = noted.and_then(|dir| fs::read(dir.path().join("unit")).ok());
-        let noted: Value = noted.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+        let noted = cluster.layout.noted_unit("node-1").unwrap_or_default();
         match noted["spec"]["timeout_seconds"].as_u64() {
             Some(seconds) => Seen::Yes(seconds),
             None => Seen::NotYet(noted.to_string()),

@@ -352,10 +352,7 @@ async fn instance(replay: &Replay) -> Value {
 
 /// The epoch's counter under which the node holds its one unit.
 fn held_counter(replay: &Replay) -> Option<u64> {
-    let units = fs::read_dir(replay.cluster.layout.data_dir("node-1").join("units")).ok()?;
-    let unit = units.flatten().next()?.path().join("unit");
-    let unit: Value = serde_json::from_slice(&fs::read(unit).ok()?).ok()?;
-    unit["counter"].as_u64()
+    replay.cluster.layout.noted_unit("node-1")?["counter"].as_u64()
 }
 
 /// The job's end is unknown and says why; what is stored of it is a beginning.

@@ -638,7 +638,8 @@ async fn read_records(
     }
 }
 
-/// Acknowledges every record before `next_record`, all of which are stored.
+/// Acknowledges every record before `next_record`, all of which are stored. It asks for the last of them once more: to ask a
+/// lost unit for the one after it is to say that its end is not known here, and the unit would get another.
 async fn acknowledge(
     stream: MeshStream,
     attempt: Attempt,
@@ -647,9 +648,10 @@ async fn acknowledge(
 ) -> Result<(), Trouble> {
     let (reader, writer) = tokio::io::split(stream);
     let (mut reader, mut writer) = (FrameReader::new(reader), FrameWriter::new(writer));
-    let attach = Attach { unit: Some(attempt.into()), epoch: Some(epoch.into()), from_record: next_record };
+    let last = next_record - 1;
+    let attach = Attach { unit: Some(attempt.into()), epoch: Some(epoch.into()), from_record: last };
     writer.send(&RecordMessage { kind: Some(RecordMessageKind::Attach(attach)) }).await?;
-    let ack = Ack { epoch: Some(epoch.into()), up_to: next_record - 1 };
+    let ack = Ack { epoch: Some(epoch.into()), up_to: last };
     writer.send(&RecordMessage { kind: Some(RecordMessageKind::Ack(ack)) }).await?;
     hang_up(&mut reader, &mut writer).await;
     Ok(())

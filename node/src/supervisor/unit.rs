@@ -509,9 +509,11 @@ impl Task {
     }
 
     async fn on_damaged(&mut self, why: String) {
+        if self.unit.is_settled() {
+            return; // it was deleted while somebody read it, for all of it is acknowledged
+        }
         warn!(why, "spool is damaged");
         match (self.unit.state(), &self.shim) {
-            (State::Finished(_), _) if self.unit.is_settled() => {}
             (State::Finished(_), _) => self.close_lost(why, true).await,
             // What its worker still writes could never be served.
             (_, Some(shim)) => shim.order(Order::Cancel(Cancel { now: true })).await,
