@@ -29,6 +29,9 @@ const HEARTBEAT: Duration = Duration::from_secs(60);
 /// How soon a node that is reachable but did not answer is asked again; doubles up to [`HEARTBEAT`].
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Nodes that are asked at once. A call takes memory while it lasts, and a thousand nodes may all be due together.
+const AT_ONCE: usize = 64;
+
 /// An execution node of this cluster.
 #[derive(Debug, Clone)]
 pub struct LiveNode {
@@ -88,10 +91,21 @@ impl Fleet {
             self.record(&now).await;
             publish.send_replace(Arc::new(self.nodes.clone()));
             let due = self.asked.values().filter(|asked| !asked.under_way).map(|asked| asked.due).min();
-            let due = due.unwrap_or_else(|| Instant::now() + HEARTBEAT);
+            // Who is due while nobody more can be asked is asked when an answer comes.
+            let due =
+                due.filter(|_| self.calls.len() < AT_ONCE).unwrap_or_else(|| Instant::now() + HEARTBEAT);
             tokio::select! {
                 changed = view.changed() => if changed.is_err() { return },
-                Some(done) = self.calls.join_next() => if let Ok((node, answer)) = done { self.answered(node, answer).await },
+                Some(done) = self.calls.join_next() => {
+                    // All that have answered: each round writes down what is known of all nodes.
+                    let mut next = Some(done);
+                    while let Some(done) = next {
+                        if let Ok((node, answer)) = done {
+                            self.answered(node, answer).await;
+                        }
+                        next = self.calls.try_join_next();
+                    }
+                }
                 () = tokio::time::sleep_until(due) => {}
                 () = shutdown.cancelled() => return,
             }
@@ -129,10 +143,11 @@ impl Fleet {
         }
         // A node that is told too late holds containers for nothing until the next heartbeat.
         let decided = instances::decided(&self.core).await.unwrap_or_default();
-        for (name, asked) in &mut self.asked {
-            if asked.under_way || asked.due > now {
-                continue;
-            }
+        let mut due: Vec<_> =
+            self.asked.iter_mut().filter(|(_, asked)| !asked.under_way && asked.due <= now).collect();
+        // Whoever waits for longest comes first.
+        due.sort_by_key(|(_, asked)| asked.due);
+        for (name, asked) in due.into_iter().take(AT_ONCE.saturating_sub(self.calls.len())) {
             let resting = decided.get(name).is_some_and(|decided| !decided.enabled);
             asked.under_way = true;
             // For one call: a channel that waits a minute for the next takes 28 KB here and as much there.
