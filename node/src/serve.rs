@@ -31,6 +31,9 @@ pub enum Error {
     /// The peer spoke out of turn.
     #[error("peer sent {0} where it may not")]
     Unexpected(&'static str),
+    /// The spool turned out to have lost what was sent of it; the stream ends, for the peer to attach anew.
+    #[error("the spool lost records that were sent already")]
+    Lost,
     /// The node refused; the peer was told.
     #[error("refused: {}", .0.message)]
     Refused(Refusal),

@@ -465,6 +465,32 @@ async fn damage_in_the_spool_of_a_finished_unit_is_named_never_served() {
 }
 
 #[tokio::test]
+async fn damage_before_what_a_controller_has_is_named_where_it_goes_on() {
+    let place = Place::new();
+    let node = place.start().await;
+    let job = Job::script("for i in 1 2 3 4 5; do echo line $i; sleep 0.02; done");
+    let records = job.run(&node).await;
+    let next = records.got.last().unwrap().0;
+    drop(records);
+    node.shutdown().await;
+    drop(node);
+    let segment = plexus_node::spool::segment_path(&place.unit_dir(job.attempt).join("spool"), 1);
+    let mut bytes = fs::read(&segment).unwrap();
+    bytes[plexus_node::spool::segment::HEADER_LEN + 40] ^= 0x10; // in its first record
+    fs::write(&segment, bytes).unwrap();
+
+    // All but the last record is with the controller, which waits for that one and for nothing else.
+    let node = place.start().await;
+    job.attach(&node, next).await.ends().await;
+    let mut records = job.attach(&node, next).await;
+    assert_eq!(records.take_all().await.outcome(), Outcome::Lost);
+    assert_eq!(records.got.last().unwrap().0, next);
+    records.ack_all().await;
+    wait_for(|| async { job.forget(&node).await.is_ok() }, |ok| *ok).await;
+    node.shutdown().await;
+}
+
+#[tokio::test]
 async fn leftovers_of_unknown_units_are_removed() {
     let place = Place::new();
     let node = place.start().await;

@@ -95,7 +95,7 @@ async fn a_token_is_redeemed_once_whatever_step_the_controller_dies_at() {
         cluster.controller.kill();
         cluster.controller.set_env("PLEXUS_CRASH_AT", point);
         cluster.controller.start().unwrap();
-        cluster.api_up().await.unwrap();
+        linked(&cluster).await;
         // The machine goes down with it, instead of waiting for its answer.
         let args = ["--name", first.as_str()];
         let ended = tokio::select! {
@@ -105,7 +105,7 @@ async fn a_token_is_redeemed_once_whatever_step_the_controller_dies_at() {
         assert!(!ended.success(), "{point}: the controller ended with {ended}");
         cluster.controller.unset_env("PLEXUS_CRASH_AT");
         cluster.controller.start().unwrap();
-        cluster.api_up().await.unwrap();
+        linked(&cluster).await;
         well(&machine.join(&token, &["--name", &first]).await.unwrap());
         let said = late.join(&token, &["--name", &other]).await.unwrap();
         refused(&said, "the token was used by another machine");
@@ -116,6 +116,18 @@ async fn a_token_is_redeemed_once_whatever_step_the_controller_dies_at() {
     let issued: Vec<_> = list["results"].as_array().unwrap().iter().map(|one| &one["node"]).collect();
     assert_eq!(issued.len(), 4, "{list}");
     cluster.finish().await.unwrap();
+}
+
+/// The controller's API is up, and then its link to the hop, which may take a moment longer.
+async fn linked(cluster: &Cluster) {
+    cluster.api_up().await.expect("the API is up");
+    let seen = wait_for("the controller's link", DEADLINE, async || {
+        match cluster.api().get("/api/plexus/v1/mesh/links/").await {
+            Ok(page) if page["links"].as_array().is_some_and(|links| !links.is_empty()) => Seen::Yes(()),
+            other => Seen::NotYet(format!("{other:?}")),
+        }
+    });
+    seen.await.expect("a link");
 }
 
 /// A machine that cannot reach the mesh yet: its request is carried to the authority and the answer back by hand.

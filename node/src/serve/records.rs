@@ -135,6 +135,11 @@ async fn send<W: AsyncWrite + Unpin>(
                 }
             }
         }
+        if seen.is_finished() && seen.status.records + 1 < next {
+            // Its spool was found damaged, and lost what was sent already. Whoever has more attaches anew: the lost record then
+            // takes the number that is waited for.
+            return Err(Error::Lost);
+        }
         if view.changed().await.is_err() {
             return Err(Error::Refused(refusal(RefusalCode::UnknownUnit, format!("unit {attempt} is gone"))));
         }

@@ -373,6 +373,16 @@ pub struct Records {
 }
 
 impl Records {
+    /// Waits for the end of the stream; no record comes before it.
+    pub async fn ends(&mut self) {
+        while let Some(message) = self.talk.hear::<RecordMessage>().await {
+            match message.kind {
+                Some(RecordMessageKind::Status(status)) => self.statuses.push(status),
+                other => panic!("unexpected {other:?}"),
+            }
+        }
+    }
+
     /// The next message, noted. The refusal that ended the stream, if it did.
     pub async fn next(&mut self) -> Option<Refusal> {
         match self.talk.hear::<RecordMessage>().await.expect("the stream goes on").kind.unwrap() {
