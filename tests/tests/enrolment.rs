@@ -95,7 +95,7 @@ async fn a_token_is_redeemed_once_whatever_step_the_controller_dies_at() {
         cluster.controller.kill();
         cluster.controller.set_env("PLEXUS_CRASH_AT", point);
         cluster.controller.start().unwrap();
-        linked(&cluster).await;
+        linked(&mut cluster).await;
         // The machine goes down with it, instead of waiting for its answer.
         let args = ["--name", first.as_str()];
         let ended = tokio::select! {
@@ -105,7 +105,7 @@ async fn a_token_is_redeemed_once_whatever_step_the_controller_dies_at() {
         assert!(!ended.success(), "{point}: the controller ended with {ended}");
         cluster.controller.unset_env("PLEXUS_CRASH_AT");
         cluster.controller.start().unwrap();
-        linked(&cluster).await;
+        linked(&mut cluster).await;
         well(&machine.join(&token, &["--name", &first]).await.unwrap());
         let said = late.join(&token, &["--name", &other]).await.unwrap();
         refused(&said, "the token was used by another machine");
@@ -119,7 +119,7 @@ async fn a_token_is_redeemed_once_whatever_step_the_controller_dies_at() {
 }
 
 /// The controller's API is up, and then its link to the hop, which may take a moment longer.
-async fn linked(cluster: &Cluster) {
+async fn linked(cluster: &mut Cluster) {
     cluster.api_up().await.expect("the API is up");
     let seen = wait_for("the controller's link", DEADLINE, async || {
         match cluster.api().get("/api/plexus/v1/mesh/links/").await {
