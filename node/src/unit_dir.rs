@@ -112,7 +112,7 @@ impl UnitDir {
     /// The disk refuses.
     pub fn store(&self, owner: &Owner, spec: &UnitSpec) -> Result<(), Error> {
         let line = encode(&self.file(), &UnitFile::new(owner, spec))?;
-        if self.path.exists() {
+        if whole(&self.read()?) > 0 {
             return self.replace(line);
         }
         // The spool's own name is safe with it, so that its records are once they are synced.
@@ -415,16 +415,33 @@ mod tests {
         Attempt { unit: UnitId(Uuid::from_u128(77)), number: 3 }
     }
 
+    fn owner(counter: u64) -> Owner {
+        Owner {
+            cluster: "main".parse().expect("a valid name"),
+            node: "controller".parse().expect("a valid name"),
+            epoch: OwnerEpoch { incarnation: 1, counter },
+        }
+    }
+
+    #[test]
+    fn what_a_failed_or_torn_store_left_is_no_obstacle() {
+        for torn in [None, Some("{\"version\": 1, \"clu")] {
+            let dir = tempfile::tempdir().unwrap();
+            let unit = UnitDir::new(dir.path(), attempt());
+            fs::create_dir(unit.path()).unwrap();
+            torn.iter().for_each(|text| fs::write(unit.file(), text).unwrap());
+            assert_eq!(unit.load().unwrap(), None);
+            unit.store(&owner(7), &UnitSpec::default()).unwrap();
+            assert_eq!(unit.load().unwrap(), Some((owner(7), UnitSpec::default())));
+            assert!(unit.spool().is_dir(), "a launch finds it");
+        }
+    }
+
     #[test]
     fn what_is_stored_is_read_again() {
         let dir = tempfile::tempdir().unwrap();
         let unit = UnitDir::new(dir.path(), attempt());
         assert!(unit.load().unwrap().is_none());
-        let owner = Owner {
-            cluster: "main".parse().unwrap(),
-            node: "controller".parse().unwrap(),
-            epoch: OwnerEpoch { incarnation: 1, counter: 7 },
-        };
         let spec = UnitSpec {
             label: "job 12".to_owned(),
             image: "localhost/ee".to_owned(),
@@ -433,8 +450,8 @@ mod tests {
             env: [("LANG".to_owned(), "C.UTF-8".to_owned())].into(),
             ..UnitSpec::default()
         };
-        unit.store(&owner, &spec).unwrap();
-        assert_eq!(unit.load().unwrap(), Some((owner, spec)));
+        unit.store(&owner(7), &spec).unwrap();
+        assert_eq!(unit.load().unwrap(), Some((owner(7), spec)));
         assert!(!unit.is_marked());
         unit.mark_starting(Some("slot")).unwrap();
         assert!(unit.is_marked() && unit.has_claimed("slot") && !unit.has_claimed("other"));
@@ -452,15 +469,9 @@ mod tests {
     fn what_is_stored_is_on_the_disk() {
         let dir = tempfile::tempdir().unwrap();
         let unit = UnitDir::new(dir.path(), attempt());
-        let owner = Owner {
-            cluster: "main".parse().unwrap(),
-            node: "controller".parse().unwrap(),
-            epoch: OwnerEpoch { incarnation: 1, counter: 7 },
-        };
-        unit.store(&owner, &UnitSpec::default()).unwrap();
+        unit.store(&owner(7), &UnitSpec::default()).unwrap();
         assert_eq!(unsynced_bytes(&unit.path().join("unit")), 0);
-        let later = Owner { epoch: OwnerEpoch { incarnation: 1, counter: 8 }, ..owner };
-        unit.store(&later, &UnitSpec::default()).unwrap();
+        unit.store(&owner(8), &UnitSpec::default()).unwrap();
         assert_eq!(unsynced_bytes(&unit.path().join("unit")), 0);
         // Enough to fill a page of its own.
         unit.mark_starting(Some(&"x".repeat(9000))).unwrap();
@@ -475,14 +486,9 @@ mod tests {
     fn cut_anywhere_it_tells_what_was_whole_and_takes_the_next_line() {
         let dir = tempfile::tempdir().unwrap();
         let unit = UnitDir::new(dir.path(), attempt());
-        let owner = Owner {
-            cluster: "main".parse().unwrap(),
-            node: "controller".parse().unwrap(),
-            epoch: OwnerEpoch { incarnation: 1, counter: 7 },
-        };
         let length = || fs::metadata(unit.file()).unwrap().len();
         let ended = Ended { finished: Finished { outcome: 2, ..Finished::default() }, records: 9 };
-        unit.store(&owner, &UnitSpec::default()).unwrap();
+        unit.store(&owner(7), &UnitSpec::default()).unwrap();
         let stored = length();
         unit.mark_starting(Some("slot")).unwrap();
         let marked = length();
@@ -494,9 +500,8 @@ mod tests {
             assert_eq!((unit.is_marked(), unit.has_claimed("slot")), (cut >= marked, cut >= marked), "{cut}");
             assert_eq!(unit.load_outcome().unwrap().is_some(), cut == text.len() as u64, "{cut}");
             if cut >= stored {
-                let later = Owner { epoch: OwnerEpoch { incarnation: 1, counter: 8 }, ..owner.clone() };
                 if cut % 2 == 0 {
-                    unit.store(&later, &UnitSpec::default()).unwrap();
+                    unit.store(&owner(8), &UnitSpec::default()).unwrap();
                 }
                 unit.store_outcome(&ended).unwrap();
                 assert_eq!(unit.load_outcome().unwrap().as_ref(), Some(&ended), "{cut}");
