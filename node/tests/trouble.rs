@@ -612,15 +612,7 @@ async fn a_full_disk_holds_the_job_and_loses_nothing() {
     wait_for(why, |why| why == "its disk is full").await;
     assert!(finished(&job.status(&node).await.unwrap()).is_none());
     let mut records = job.attach(&node, 1).await;
-    let mut acked = 0;
-    while !matches!(records.got.last(), Some((_, RecordKind::End(_)))) {
-        assert_eq!(records.next().await, None);
-        let last = records.got.last().map_or(0, |(number, _)| *number);
-        if last >= acked + 20 {
-            records.ack(last).await;
-            acked = last;
-        }
-    }
+    records.take_all_and_ack().await;
     let text = records.stdout();
     assert!(text.ends_with("\n5000000\nlast\n"));
     assert_eq!(text.lines().count(), 5_000_001);

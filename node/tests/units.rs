@@ -315,15 +315,7 @@ async fn a_full_spool_holds_the_job_until_records_are_acknowledged() {
     wait_for(why, |why| why == "its spool is full").await;
     assert!(held().await < 22 << 20, "{} bytes", held().await);
     let mut records = job.attach(&node, 1).await;
-    let mut acked = 0;
-    while !matches!(records.got.last(), Some((_, RecordKind::End(_)))) {
-        assert_eq!(records.next().await, None);
-        let last = records.got.last().map_or(0, |(number, _)| *number);
-        if last >= acked + 20 {
-            records.ack(last).await;
-            acked = last;
-        }
-    }
+    records.take_all_and_ack().await;
     assert!(records.stdout().ends_with("\n6000000\nlast\n"));
     assert_eq!(why().await, "");
     node.shutdown().await;
@@ -358,15 +350,7 @@ async fn spools_that_are_full_together_hold_every_job_and_let_each_go_on() {
     assert_eq!(sum().await, before);
     for job in &jobs {
         let mut records = job.attach(&node, 1).await;
-        let mut acked = 0;
-        while !matches!(records.got.last(), Some((_, RecordKind::End(_)))) {
-            assert_eq!(records.next().await, None);
-            let last = records.got.last().map_or(0, |(number, _)| *number);
-            if last >= acked + 20 {
-                records.ack(last).await;
-                acked = last;
-            }
-        }
+        records.take_all_and_ack().await;
         assert!(records.stdout().ends_with("\n6000000\nlast\n"));
     }
     node.shutdown().await;

@@ -476,6 +476,19 @@ impl Records {
         self.talk.say(&RecordMessage { kind: Some(RecordMessageKind::Ack(ack)) }).await;
     }
 
+    /// Takes records to the end, and acknowledges every twenty.
+    pub async fn take_all_and_ack(&mut self) {
+        let mut acked = 0;
+        while !matches!(self.got.last(), Some((_, RecordKind::End(_)))) {
+            assert_eq!(self.next().await, None);
+            let last = self.got.last().map_or(0, |(number, _)| *number);
+            if last >= acked + 20 {
+                self.ack(last).await;
+                acked = last;
+            }
+        }
+    }
+
     pub async fn ack_all(&mut self) {
         let last = self.got.last().unwrap().0;
         self.ack(last).await;
