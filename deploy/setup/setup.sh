@@ -46,6 +46,8 @@ RUST_VERSION=1.89
 RECIPE_LABEL=plexus.recipe
 # How long to wait for another apt or dpkg to finish, in seconds.
 LOCK_WAIT=900
+# How often to try what comes over the network.
+FETCHES=3
 
 # ---------------------------------------------------------------- small things
 
@@ -60,11 +62,11 @@ as_root() {
     sudo -n "$@"
 }
 
-# Runs a command whose output only matters when it fails.
+# Runs a command whose output only matters when it fails. In a shell of its own, so that one that gives up is heard as well.
 quietly() {
     local log rc=0
     log=$(mktemp)
-    "$@" >"$log" 2>&1 || rc=$?
+    ("$@") >"$log" 2>&1 || rc=$?
     [ $rc -eq 0 ] || { sed 's/^/set-up:   | /' "$log" | tail -n 40 >&2; }
     rm -f "$log"
     return $rc
@@ -87,17 +89,18 @@ APT_UPDATED=''
 
 # `apt-get update` fails at once when another one holds the list lock, whatever DPkg::Lock::Timeout says.
 apt_update() {
-    local log rc deadline=$((SECONDS + LOCK_WAIT)) told=''
+    local log rc deadline=$((SECONDS + LOCK_WAIT)) told='' tries=0
     [ -z "$APT_UPDATED" ] || return 0
     log=$(mktemp)
     while :; do
-        rc=0; as_root apt-get update -q >"$log" 2>&1 || rc=$?
+        rc=0; as_root apt-get update -q -o "Acquire::Retries=$FETCHES" >"$log" 2>&1 || rc=$?
         [ $rc -ne 0 ] || break
-        if ! grep -q 'Could not get lock' "$log" || [ $SECONDS -ge $deadline ]; then
+        if grep -q 'Could not get lock' "$log" && [ $SECONDS -lt $deadline ]; then
+            [ -n "$told" ] || { say "another apt is running; waiting for it"; told=1; }
+        elif [ $((tries += 1)) -ge "$FETCHES" ]; then
             sed 's/^/set-up:   | /' "$log" | tail -n 20 >&2; rm -f "$log"
-            die "apt-get update failed"
+            die "apt-get update failed, $FETCHES times"
         fi
-        [ -n "$told" ] || { say "another apt is running; waiting for it"; told=1; }
         sleep 2
     done
     rm -f "$log"
@@ -106,7 +109,7 @@ apt_update() {
 
 # Makes sure of Debian packages, without recommendations and without touching configuration files of this machine.
 apt_need() {
-    local missing=() package
+    local missing=() package tries=0
     have dpkg-query || die "this is not a Debian system: please install by hand: $*"
     for package in "$@"; do
         [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)" = installed ] || missing+=("$package")
@@ -115,10 +118,20 @@ apt_need() {
     say "installing Debian packages: ${missing[*]}"
     apt_update
     no_services
-    quietly as_root env DEBIAN_FRONTEND=noninteractive UCF_FORCE_CONFFOLD=1 apt-get install -y -q --no-install-recommends \
-        -o "DPkg::Lock::Timeout=$LOCK_WAIT" -o Dpkg::Use-Pty=0 -o Dpkg::Options::=--force-confold "${missing[@]}" ||
-        { services_again; die "apt could not install: ${missing[*]}"; }
+    # A mirror may refuse for a moment, or hold other versions than it did at the last update.
+    until quietly apt_install "${missing[@]}"; do
+        [ $((tries += 1)) -lt "$FETCHES" ] || { services_again; die "apt could not install: ${missing[*]}"; }
+        say "apt could not install ${missing[*]}; trying again"
+        sleep 2
+        APT_UPDATED=''
+        apt_update
+    done
     services_again
+}
+
+apt_install() {
+    as_root env DEBIAN_FRONTEND=noninteractive UCF_FORCE_CONFFOLD=1 apt-get install -y -q --no-install-recommends \
+        -o "Acquire::Retries=$FETCHES" -o "DPkg::Lock::Timeout=$LOCK_WAIT" -o Dpkg::Use-Pty=0 -o Dpkg::Options::=--force-confold "$@"
 }
 
 # Packages must not start servers of their own: tests start theirs.
