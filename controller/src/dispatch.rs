@@ -14,7 +14,7 @@ use plexus_mesh::Mesh;
 use plexus_proto::id::{Attempt, NodeId, OwnerEpoch, StoreId};
 use plexus_proto::work::{
     AbandonRequest, CancelRequest, ForgetRequest, InfoRequest, ListRequest, NodeInfo, Refusal, StatusRequest,
-    SubmitRequest, UnitReply, UnitReplyResult, UnitSpec, UnitStatus, WorkClient,
+    UnitReply, UnitReplyResult, UnitStatus, WorkClient,
 };
 use tonic::transport::Channel;
 
@@ -68,27 +68,6 @@ impl NodeClient {
     /// A client for `node`.
     pub fn new(mesh: &Mesh, node: &NodeId) -> Self {
         Self { node: node.clone(), client: WorkClient::new(plexus_mesh::grpc::channel(mesh, node, WORK)) }
-    }
-
-    /// Asks the node to accept a unit, or what became of it.
-    ///
-    /// # Errors
-    /// [`CallError`]; after `Unreachable` the node may have accepted: ask again.
-    pub async fn submit(
-        &self,
-        attempt: Attempt,
-        epoch: OwnerEpoch,
-        store: StoreId,
-        spec: UnitSpec,
-    ) -> Result<UnitStatus, CallError> {
-        let request = SubmitRequest {
-            unit: Some(attempt.into()),
-            epoch: Some(epoch.into()),
-            store_id: store.0.as_bytes().to_vec().into(),
-            spec: Some(spec),
-        };
-        let mut client = self.client.clone();
-        self.unit(self.bounded(client.submit(request)).await?)
     }
 
     /// Asks the unit's process tree to end.

@@ -30,9 +30,9 @@ use crate::ingest::Ingest;
 use crate::kind::Kind;
 use crate::outcome;
 use crate::payload::tree::Trees;
-use crate::schedule::{Candidate, Fleet, Placed, Wait};
+use crate::schedule::{Candidate, Fleet, Group, Placed, Wait};
 use crate::store::core::{CoreDb, Error};
-use crate::store::dependencies::{self, Verdict};
+use crate::store::dependencies::{self, Unmet, Verdict};
 use crate::store::events::EventStore;
 use crate::store::groups;
 use crate::store::instances::{self, Decided};
@@ -80,6 +80,31 @@ type CancelSignal = Option<Timestamp>;
 struct Driver {
     cancel: watch::Sender<CancelSignal>,
     task: tokio::task::AbortHandle,
+}
+
+/// What the database knows that decides where jobs go.
+struct Known {
+    /// Hosts of each inventory.
+    hosts: BTreeMap<i64, usize>,
+    /// Instance groups, and the one of jobs that name none.
+    groups: (BTreeMap<i64, Group>, Option<i64>),
+    lists: groups::Lists,
+    decided: BTreeMap<NodeId, Decided>,
+}
+
+impl Known {
+    async fn read(core: &CoreDb, waiting: &[ActiveJob], placed: &[ActiveJob]) -> Result<Self, Error> {
+        let jobs = waiting.iter().chain(placed);
+        let inventories: HashSet<i64> = jobs.filter_map(|job| job.inventory).collect();
+        let inventories: Vec<i64> = inventories.into_iter().collect();
+        let (hosts, groups, lists, decided) = tokio::try_join!(
+            units::host_counts(core, &inventories),
+            groups::all(core),
+            groups::Lists::read(core),
+            instances::decided(core),
+        )?;
+        Ok(Self { hosts, groups, lists, decided })
+    }
 }
 
 struct Reconciler {
@@ -162,8 +187,7 @@ impl Reconciler {
                 (None, None) => waiting.push(job),
             }
         }
-        let waiting = self.without_failed(waiting).await?;
-        let fresh = self.place(&waiting, &placed).await?;
+        let fresh = if waiting.is_empty() { Vec::new() } else { self.begin(waiting, &placed).await? };
         for job in placed.into_iter().chain(fresh) {
             self.drive(job);
         }
@@ -174,13 +198,22 @@ impl Reconciler {
         units::finish(&self.context.core, job.id, &outcome::without_unit("canceled", "")).await
     }
 
-    /// Ends jobs whose dependencies did not succeed; gives the others.
-    async fn without_failed(&self, waiting: Vec<ActiveJob>) -> Result<Vec<ActiveJob>, Error> {
-        if waiting.is_empty() {
-            return Ok(waiting);
-        }
+    /// Places those of the waiting jobs that may begin; what that takes is read at once.
+    async fn begin(&self, waiting: Vec<ActiveJob>, placed: &[ActiveJob]) -> Result<Vec<ActiveJob>, Error> {
         let core = &self.context.core;
-        let unmet = dependencies::unmet(core).await?;
+        let (unmet, known) =
+            tokio::try_join!(dependencies::unmet(core), Known::read(core, &waiting, placed))?;
+        let waiting = self.without_failed(waiting, &unmet).await?;
+        self.place(&waiting, placed, known).await
+    }
+
+    /// Ends jobs whose dependencies did not succeed; gives the others.
+    async fn without_failed(
+        &self,
+        waiting: Vec<ActiveJob>,
+        unmet: &BTreeMap<i64, Vec<Unmet>>,
+    ) -> Result<Vec<ActiveJob>, Error> {
+        let core = &self.context.core;
         let mut left = Vec::with_capacity(waiting.len());
         for mut job in waiting {
             let needs = unmet.get(&job.id).map(Vec::as_slice).unwrap_or_default();
@@ -199,24 +232,14 @@ impl Reconciler {
     }
 
     /// Places what waits, oldest first, and stores all placements in one transaction.
-    async fn place(&self, waiting: &[ActiveJob], placed: &[ActiveJob]) -> Result<Vec<ActiveJob>, Error> {
-        if waiting.is_empty() {
-            return Ok(Vec::new());
-        }
+    async fn place(
+        &self,
+        waiting: &[ActiveJob],
+        placed: &[ActiveJob],
+        known: Known,
+    ) -> Result<Vec<ActiveJob>, Error> {
         let core = &self.context.core;
-        let inventories: Vec<i64> = waiting
-            .iter()
-            .chain(placed)
-            .filter_map(|job| job.inventory)
-            .collect::<HashSet<_>>()
-            .into_iter()
-            .collect();
-        let (hosts, (groups, default), lists, decided) = tokio::try_join!(
-            units::host_counts(core, &inventories),
-            groups::all(core),
-            groups::Lists::read(core),
-            instances::decided(core),
-        )?;
+        let Known { hosts, groups: (groups, default), lists, decided } = known;
         let impact = |job: &ActiveJob| job.impact(&hosts);
         let live = self.context.nodes.borrow().clone();
         let mut fleet = Fleet::new(candidates(&live, &decided), groups);

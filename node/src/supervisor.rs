@@ -411,7 +411,11 @@ impl Supervisor {
         reply(self.try_submit(caller, request).await)
     }
 
-    async fn try_submit(&self, caller: &Caller, request: SubmitRequest) -> Result<UnitStatus, Refusal> {
+    /// The same, with its refusal apart.
+    ///
+    /// # Errors
+    /// Everything that speaks against taking the unit.
+    pub async fn try_submit(&self, caller: &Caller, request: SubmitRequest) -> Result<UnitStatus, Refusal> {
         let attempt = parse_attempt(request.unit.as_ref())?;
         let epoch = parse_epoch(request.epoch)?;
         let own = self.store_id();

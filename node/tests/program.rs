@@ -327,7 +327,11 @@ impl Controller {
 
     async fn payload(&self, job: &Job) {
         let (mut reader, mut writer) = self.open("payload").await;
-        let open = PayloadOpen { unit: Some(job.attempt.into()), epoch: Some(job.epoch.into()) };
+        let open = PayloadOpen {
+            unit: Some(job.attempt.into()),
+            epoch: Some(job.epoch.into()),
+            ..PayloadOpen::default()
+        };
         writer.send(&PayloadMessage { kind: Some(PayloadMessageKind::Open(open)) }).await.unwrap();
         let need = reader.next::<PayloadMessage>(WORK_FRAME_MAX).await.unwrap().unwrap().kind.unwrap();
         assert!(matches!(need, PayloadMessageKind::Need(PayloadNeed { private: true, .. })), "{need:?}");

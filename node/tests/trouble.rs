@@ -528,7 +528,11 @@ async fn garbage_on_a_stream_is_an_error_and_nothing_else() {
     assert!(talk.end().await.is_err());
     let job = Job::script("");
     let mut talk = Talk::payload(&node);
-    let open = PayloadOpen { unit: Some(job.attempt.into()), epoch: Some(epoch(1).into()) };
+    let open = PayloadOpen {
+        unit: Some(job.attempt.into()),
+        epoch: Some(epoch(1).into()),
+        ..PayloadOpen::default()
+    };
     talk.say(&PayloadMessage { kind: Some(PayloadMessageKind::Open(open)) }).await;
     let Some(PayloadMessage { kind: Some(PayloadMessageKind::Refusal(refusal)) }) = talk.hear().await else {
         panic!("not refused")

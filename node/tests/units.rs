@@ -41,6 +41,52 @@ async fn a_unit_runs_and_every_byte_arrives_once_and_sealed() {
 }
 
 #[tokio::test]
+async fn a_unit_may_be_submitted_with_its_payload() {
+    let place = Place::new();
+    let node = place.start().await;
+    let job = Job::script("cat site.yml").with_tree(&[("site.yml", 0o644, b"hello")]);
+    let needs = |heard: &[PayloadMessageKind]| {
+        let needs = heard.iter().filter_map(|kind| match kind {
+            PayloadMessageKind::Need(need) => Some((need.manifest, !need.chunks.is_empty(), need.private)),
+            _ => None,
+        });
+        needs.collect::<Vec<_>>()
+    };
+    let (heard, last) = job.payload_at_once(&node).await;
+    assert!(matches!(last, PayloadMessageKind::Done(_)), "{last:?}");
+    assert_eq!(needs(&heard), [(true, false, false), (false, true, false)], "the tree alone is asked for");
+    let mut records = job.attach(&node, 1).await;
+    records.take_all().await;
+    assert_eq!(records.stdout(), "hello");
+
+    // Said again, it starts nothing; said of another store, nothing is kept.
+    let (heard, last) = job.payload_at_once(&node).await;
+    assert!(heard.is_empty(), "{heard:?}");
+    let PayloadMessageKind::Done(done) = last else { panic!("{last:?}") };
+    assert!(finished(&done.status.unwrap()).is_some());
+    let stranger = Job::script("true");
+    let mut talk = Talk::payload(&node);
+    let submit = SubmitRequest { store_id: vec![5; 16].into(), ..stranger.submit_request(&node) };
+    let open = PayloadOpen { submit: Some(submit), ..stranger.open() };
+    talk.say(&PayloadMessage { kind: Some(PayloadMessageKind::Open(open)) }).await;
+    let heard = talk.hear::<PayloadMessage>().await.unwrap().kind.unwrap();
+    assert!(
+        matches!(&heard, PayloadMessageKind::Refusal(refusal) if refusal.code() == RefusalCode::OtherStore),
+        "{heard:?}"
+    );
+    assert!(!place.unit_dir(stranger.attempt).exists());
+
+    // A unit that another name is submitted for is the one that the stream is about.
+    let (own, other) = (Job::script("true"), Job::script("true"));
+    let open = PayloadOpen { submit: Some(other.submit_request(&node)), ..own.open() };
+    let mut talk = Talk::payload(&node);
+    talk.say(&PayloadMessage { kind: Some(PayloadMessageKind::Open(open)) }).await;
+    talk.hear::<PayloadMessage>().await.unwrap();
+    assert!(place.unit_dir(own.attempt).exists() && !place.unit_dir(other.attempt).exists());
+    node.shutdown().await;
+}
+
+#[tokio::test]
 async fn the_project_travels_once_and_each_unit_writes_into_its_own_copy() {
     let place = Place::new();
     let node = place.start().await;
@@ -494,17 +540,19 @@ async fn a_unit_that_is_forgotten_while_its_copy_is_made_leaves_nothing() {
     let node = place.start().await;
     let names: Vec<String> = (0..3_000).map(|number| format!("file{number}")).collect();
     let tree: Vec<(&str, u32, &[u8])> = names.iter().map(|name| (name.as_str(), 0o644, &b"x"[..])).collect();
-    // The tree is in the cache after the first, so the second waits for its private block alone.
+    // The tree is in the cache after the first, so the second has only its copy to make.
     let first = Job::script("true").with_tree(&tree);
     first.run(&node).await;
     let mut job = Job::script("true").with_tree(&tree);
     job.spec.collect = true; // a copy of every file, and no layer
     job.submit(&node).await;
     let mut talk = Talk::payload(&node);
-    let open = PayloadOpen { unit: Some(job.attempt.into()), epoch: Some(job.epoch.into()) };
-    talk.say(&PayloadMessage { kind: Some(PayloadMessageKind::Open(open)) }).await;
-    let heard = talk.hear::<PayloadMessage>().await.unwrap().kind.unwrap();
-    assert!(matches!(&heard, PayloadMessageKind::Need(need) if need.private), "{heard:?}");
+    talk.say(&PayloadMessage { kind: Some(PayloadMessageKind::Open(job.open())) }).await;
+    let begun = || async {
+        let entries = std::fs::read_dir(place.unit_dir(job.attempt)).unwrap();
+        entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("project"))
+    };
+    wait_for(begun, |begun| *begun).await;
     job.cancel(&node).await;
     job.forget(&node).await.unwrap();
     drop(talk);

@@ -265,7 +265,11 @@ fn work_verbs() {
 
 #[test]
 fn payload_messages() {
-    check("payload-open", payload(PayloadMessageKind::Open(PayloadOpen { unit: unit(), epoch: epoch() })));
+    let open = PayloadOpen { unit: unit(), epoch: epoch(), ..PayloadOpen::default() };
+    check("payload-open", payload(PayloadMessageKind::Open(open.clone())));
+    let submit = SubmitRequest { store_id: vec![3; 16].into(), ..SubmitRequest::default() };
+    let submits = PayloadOpen { submit: Some(submit), private: true, ..open };
+    check("payload-open-submits", payload(PayloadMessageKind::Open(submits)));
     let entries = vec![
         TreeEntry { path: "roles".into(), mode: 0o755, kind: Some(TreeEntryKind::Directory(Directory {})) },
         TreeEntry { path: "link".into(), mode: 0o777, kind: Some(TreeEntryKind::Symlink("site.yml".into())) },

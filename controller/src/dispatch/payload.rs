@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use plexus_mesh::framed::{self, FrameReader, FrameWriter};
 use plexus_proto::frame::WORK_FRAME_MAX;
-use plexus_proto::id::{Attempt, OwnerEpoch};
 use plexus_proto::work::{
     ChunkBatch, PayloadDone, PayloadMessage, PayloadMessageKind, PayloadNeed, PayloadOpen, PrivateBlock,
-    Refusal,
+    Refusal, SubmitRequest,
 };
+use prost::Message as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
@@ -16,6 +16,8 @@ use crate::payload::tree::{self, Tree};
 
 /// Most rounds of need and answer: manifest, chunks, private block, and room for a node that asks in parts.
 const ROUNDS: usize = 10_000;
+/// Largest private block that is sent before the node has asked for it: one that refuses the unit has heard it for nothing.
+const EARLY_BYTES: usize = 256 << 10;
 /// Batches that were read and wait for the stream.
 const BATCHES: usize = 4;
 
@@ -39,16 +41,15 @@ pub enum Error {
     Tree(#[from] tree::Error),
 }
 
-/// Sends the payload of `attempt` over an open stream of service `payload`.
-/// Returns the node's last word once it has laid everything out and started the unit; `progress` hears what it is busy
-/// with until then.
+/// Submits a unit and sends its payload over an open stream of service `payload`, in one go: what a node that has the tree needs
+/// is under way before it has said a word. Returns its last word once it has laid everything out and started the unit; `progress`
+/// hears what it is busy with until then.
 ///
 /// # Errors
 /// [`Error`]; a broken stream may be tried again from the start, the node keeps the chunks it has.
 pub async fn send<S>(
     stream: S,
-    attempt: Attempt,
-    epoch: OwnerEpoch,
+    submit: SubmitRequest,
     tree: Arc<Tree>,
     private: PrivateBlock,
     mut progress: impl FnMut(String),
@@ -58,9 +59,18 @@ where
 {
     let (reader, writer) = tokio::io::split(stream);
     let (mut reader, mut writer) = (FrameReader::new(reader), FrameWriter::new(writer));
-    let open = PayloadOpen { unit: Some(attempt.into()), epoch: Some(epoch.into()) };
+    let early = private.encoded_len() <= EARLY_BYTES;
+    let open = PayloadOpen {
+        unit: submit.unit.clone(),
+        epoch: submit.epoch,
+        submit: Some(SubmitRequest { unit: None, epoch: None, ..submit }),
+        private: early,
+    };
     say(&mut writer, PayloadMessageKind::Open(open)).await?;
     let mut private = Some(private);
+    if let Some(private) = private.take_if(|_| early) {
+        say(&mut writer, PayloadMessageKind::Private(private)).await?;
+    }
     for _ in 0..ROUNDS {
         let message: Option<PayloadMessage> = reader.next(WORK_FRAME_MAX).await.map_err(Error::Stream)?;
         match message.ok_or(Error::Ended)?.kind {

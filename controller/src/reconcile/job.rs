@@ -15,8 +15,8 @@ use plexus_proto::frame::WORK_FRAME_MAX;
 use plexus_proto::id::{Attempt, NodeId, OwnerEpoch};
 use plexus_proto::packet::Class;
 use plexus_proto::work::{
-    Ack, Attach, Finished, Outcome, RecordMessage, RecordMessageKind, Refusal, RefusalCode, UnitSpec,
-    UnitStatus, UnitStatusState,
+    Ack, Attach, Finished, Outcome, RecordMessage, RecordMessageKind, Refusal, RefusalCode, SubmitRequest,
+    UnitSpec, UnitStatus, UnitStatusState,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
@@ -343,9 +343,14 @@ impl Driver {
     /// Submits the unit and sends its payload; the node has started it when this returns.
     async fn begin(&mut self, epoch: OwnerEpoch) -> Result<(), Trouble> {
         let everything = load::everything(&self.context, self.unit.job);
+        let loaded = async {
+            let loaded = everything.await?;
+            let tree = loaded.tree(&self.context).await?;
+            Ok::<_, Trouble>((loaded, tree))
+        };
         let cleans_up = async { Ok(settings::cleans_up(&self.context.core).await?) };
-        let (loaded, cleans_up) = tokio::try_join!(everything, cleans_up)?;
-        let tree = loaded.tree(&self.context).await?;
+        let ((loaded, tree), cleans_up, stream) =
+            tokio::try_join!(loaded, cleans_up, self.open(dispatch::PAYLOAD))?;
         let (key, key_id) = self.context.vault.spool_key(self.unit.attempt, self.unit.store);
         let spec = UnitSpec {
             label: format!("{} {}", self.kind.as_str().replace('_', " "), self.unit.job),
@@ -363,25 +368,23 @@ impl Driver {
         };
         let waited = Timestamp::now().duration_since(self.job.created).as_secs_f64() * 1e3;
         tracing::debug!(waited_ms = waited, "unit goes to its node");
-        // The stream for the payload opens while the node stores what was submitted.
-        let submitted = self.client.submit(self.unit.attempt, epoch, self.unit.store, spec);
-        let (status, stream) = tokio::join!(submitted, self.open(dispatch::PAYLOAD));
-        let status = status?;
-        if needs_payload(&status) {
-            let stream = stream?;
-            let block = loaded.run.block(loaded.registry, &key, key_id);
-            let (progress, said) = watch::channel(String::new());
-            let tell = move |line: String| drop(progress.send_replace(line));
-            let sending = payload::send(stream, self.unit.attempt, epoch, Arc::clone(&tree), block, tell);
-            let done = tokio::select! {
-                sent = sending => sent?,
-                trouble = self.pass_on_cancels(epoch) => return Err(trouble),
-                never = self.tell_progress(said) => match never {},
-            };
-            if let Some(image) = done.image {
-                let digest = if image.digest.is_empty() { image.id } else { image.digest };
-                units::ran_in(&self.context.core, self.unit.job, &digest).await?;
-            }
+        let submit = SubmitRequest {
+            unit: Some(self.unit.attempt.into()),
+            epoch: Some(epoch.into()),
+            store_id: self.unit.store.0.as_bytes().to_vec().into(),
+            spec: Some(spec),
+        };
+        let block = loaded.run.block(loaded.registry, &key, key_id);
+        let (progress, said) = watch::channel(String::new());
+        let tell = move |line: String| drop(progress.send_replace(line));
+        let done = tokio::select! {
+            sent = payload::send(stream, submit, Arc::clone(&tree), block, tell) => sent?,
+            trouble = self.pass_on_cancels(epoch) => return Err(trouble),
+            never = self.tell_progress(said) => match never {},
+        };
+        if let Some(image) = done.image {
+            let digest = if image.digest.is_empty() { image.id } else { image.digest };
+            units::ran_in(&self.context.core, self.unit.job, &digest).await?;
         }
         units::started(&self.context.core, self.unit.job, self.unit.attempt).await?;
         self.unit.state = UnitState::Started;
@@ -505,15 +508,18 @@ impl Driver {
             let wanted = *cancel.borrow_and_update();
             let mut pause = PAUSE_MIN;
             while let Some(since) = wanted {
-                match self.client.cancel(self.unit.attempt, epoch).await.map_err(Trouble::from) {
+                match self.client.cancel(self.unit.attempt, epoch).await {
                     Ok(_) => break,
-                    Err(Trouble::Outranked) => return Trouble::Outranked,
-                    Err(trouble) => {
-                        self.say_pending(since, &trouble.to_string()).await;
-                        sleep(pause).await;
-                        pause = (pause * 2).min(PAUSE_MAX);
+                    // It is on its way there.
+                    Err(CallError::Refused { refusal, .. }) if refusal.code() == RefusalCode::UnknownUnit => {
                     }
+                    Err(error) => match Trouble::from(error) {
+                        Trouble::Outranked => return Trouble::Outranked,
+                        trouble => self.say_pending(since, &trouble.to_string()).await,
+                    },
                 }
+                sleep(pause).await;
+                pause = (pause * 2).min(PAUSE_MAX);
             }
             if cancel.changed().await.is_err() {
                 std::future::pending::<()>().await; // the reconciler is shutting down; so will this driver

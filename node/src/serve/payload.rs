@@ -1,23 +1,23 @@
 //! The payload of a unit: its project tree as far as it is missing, then its private block.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use plexus_mesh::framed::{FrameReader, FrameWriter};
 use plexus_proto::frame::PRIVATE_FRAME_MAX;
 use plexus_proto::id::{Attempt, Identity, OwnerEpoch};
 use plexus_proto::work::{
     ChunkBatch, ImageInfo, ManifestPart, PayloadDone, PayloadMessage, PayloadMessageKind, PayloadNeed,
-    PayloadOpen, PayloadProgress, PrivateBlock, PullPolicy, RefusalCode, RegistryAuth, UnitStatus,
+    PayloadOpen, PayloadProgress, PrivateBlock, PullPolicy, RefusalCode, RegistryAuth, SubmitRequest,
+    UnitStatus,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
 
 use super::Error;
 use crate::runtime::images::NotReady;
 use crate::supervisor::{Supervisor, View, Wanted};
 use crate::tree::manifest::MANIFEST_MAX;
-use crate::tree::{self, Filling, working};
+use crate::tree::{self, Digest, Filling, working};
 use crate::work::{Caller, refusal};
 
 /// Batches on their way to the disk: while one is written, the next may come.
@@ -58,26 +58,37 @@ where
 
 impl<S: AsyncRead + AsyncWrite + Send> Conversation<S> {
     async fn run(&mut self, caller: &Caller, supervisor: &Supervisor) -> Result<Ready, Error> {
-        let Some(PayloadMessageKind::Open(PayloadOpen { unit, epoch })) = self.hear().await? else {
+        let Some(PayloadMessageKind::Open(open)) = self.hear().await? else {
             return Err(Error::Unexpected("something else than an open"));
         };
+        let PayloadOpen { unit, epoch, submit, private } = open;
         let attempt = Attempt::try_from(unit.as_ref()).map_err(|error| invalid(error.to_string()))?;
+        let early = if private { Some(self.private().await?) } else { None };
+        if let Some(submit) = submit {
+            let submit = SubmitRequest { unit, epoch, ..submit };
+            supervisor.try_submit(caller, submit).await.map_err(Error::Refused)?;
+        }
         let epoch = OwnerEpoch::from(epoch.ok_or_else(|| invalid("open has no epoch"))?);
         let opened = supervisor.open_payload(caller, attempt, epoch).await.map_err(Error::Refused)?;
         let Some(wanted) = opened.wanted else { return Ok((opened.status, None)) };
         let _guard = supervisor.payload_guard();
         let mut copy = Copy { supervisor: supervisor.clone(), dir: Some(wanted.copy.clone()) };
-        let laid_out = match self.tree(supervisor, &wanted).await {
-            Ok(files) => files.map(|files| begin_copy(supervisor, files, &wanted)),
+        match self.tree(supervisor, &wanted).await {
+            Ok(()) => {}
             Err(Error::Refused(refusal)) => {
                 // The same tree would be refused again: the unit ends with the reason.
                 return fail(supervisor, attempt, &wanted, refusal.message).await;
             }
             Err(error) => return Err(error),
+        }
+        let block = match early {
+            Some(block) => block,
+            None => {
+                let need = PayloadNeed { private: true, ..PayloadNeed::default() };
+                self.say(PayloadMessageKind::Need(need)).await?;
+                self.private().await?
+            }
         };
-        // While the private block is on its way, the copy is made.
-        self.say(PayloadMessageKind::Need(PayloadNeed { private: true, ..PayloadNeed::default() })).await?;
-        let block = self.private().await?;
         let image = match &wanted.image {
             Some((name, policy)) => {
                 let mut unit = supervisor.watch(attempt).map_err(Error::Refused)?;
@@ -97,11 +108,6 @@ impl<S: AsyncRead + AsyncWrite + Send> Conversation<S> {
             }
             None => None,
         };
-        if let Some(laid_out) = laid_out
-            && let Err(reason) = finish_copy(laid_out).await
-        {
-            return fail(supervisor, attempt, &wanted, reason).await;
-        }
         let id = image.as_ref().map(|image| image.id.clone());
         let started = supervisor.start_unit(attempt, wanted.ticket, block, id).await.map_err(Error::Refused);
         if started.is_ok() {
@@ -141,17 +147,15 @@ impl<S: AsyncRead + AsyncWrite + Send> Conversation<S> {
         }
     }
 
-    /// Files of the unit's tree, whole, in the cache.
-    async fn tree(&mut self, supervisor: &Supervisor, wanted: &Wanted) -> Result<Option<PathBuf>, Error> {
-        let Some((digest, size)) = wanted.tree else { return Ok(None) };
-        let cache = supervisor.cache().clone();
-        let files = on_disk(move || Ok(cache.files(&digest)));
-        if let Some(files) = files.await? {
-            return Ok(Some(files));
+    /// Brings the unit's tree into the cache as far as it is missing, and lays the unit's working copy out.
+    async fn tree(&mut self, supervisor: &Supervisor, wanted: &Wanted) -> Result<(), Error> {
+        let Some((digest, size)) = wanted.tree else { return Ok(()) };
+        if copy_cached(supervisor, wanted, digest).await? {
+            return Ok(());
         }
         let _turn = supervisor.cache().turn(&digest).await;
-        if let Some(files) = supervisor.cache().files(&digest) {
-            return Ok(Some(files)); // whoever had the turn before brought it
+        if copy_cached(supervisor, wanted, digest).await? {
+            return Ok(()); // whoever had the turn before brought it
         }
         if size > MANIFEST_MAX {
             return Err(invalid(format!(
@@ -167,8 +171,8 @@ impl<S: AsyncRead + AsyncWrite + Send> Conversation<S> {
             self.say(PayloadMessageKind::Need(need)).await?;
             filling = self.chunks(filling).await?;
         }
-        let cache = supervisor.cache().clone();
-        on_disk(move || cache.keep(filling)).await.map(Some)
+        let (cache, copy) = (supervisor.cache().clone(), copying(supervisor, wanted));
+        on_disk(move || Ok(copy(&cache.keep(filling)?))).await?
     }
 
     async fn manifest(&mut self, size: u64) -> Result<Vec<u8>, Error> {
@@ -261,21 +265,25 @@ impl Drop for Copy {
     }
 }
 
-fn begin_copy(
-    supervisor: &Supervisor,
-    files: PathBuf,
-    wanted: &Wanted,
-) -> JoinHandle<Result<(), tree::Error>> {
-    let overlay = supervisor.cache().has_overlay() && !wanted.collect;
-    let dir = wanted.copy.clone();
-    tokio::task::spawn_blocking(move || working::prepare(&files, &dir, overlay))
+/// Lays the working copy out if the tree is whole in the cache; false if it is not.
+async fn copy_cached(supervisor: &Supervisor, wanted: &Wanted, digest: Digest) -> Result<bool, Error> {
+    let (cache, copy) = (supervisor.cache().clone(), copying(supervisor, wanted));
+    match on_disk(move || Ok(cache.files(&digest).map(|files| copy(&files)))).await? {
+        Some(copied) => copied.map(|()| true),
+        None => Ok(false),
+    }
 }
 
-async fn finish_copy(copy: JoinHandle<Result<(), tree::Error>>) -> Result<(), String> {
-    match copy.await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(format!("the project tree cannot be laid out: {}", words(&error))),
-        Err(error) => Err(format!("the project tree cannot be laid out: {error}")),
+/// What makes the unit's working copy of a tree's files.
+fn copying(
+    supervisor: &Supervisor,
+    wanted: &Wanted,
+) -> impl FnOnce(&Path) -> Result<(), Error> + Send + use<> {
+    let overlay = supervisor.cache().has_overlay() && !wanted.collect;
+    let dir = wanted.copy.clone();
+    move |files| {
+        working::prepare(files, &dir, overlay)
+            .map_err(|error| invalid(format!("the project tree cannot be laid out: {}", words(&error))))
     }
 }
 

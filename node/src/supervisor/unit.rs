@@ -407,11 +407,11 @@ impl Task {
             return Ok(Opened { status: self.unit.status(), wanted: None });
         }
         self.ticket = self.inner.next_serial();
-        self.clean = false;
+        let fresh = std::mem::take(&mut self.clean);
         // Its start overlaps with the payload's way here.
         if self.shim.is_none()
             && !self.inner.pool.offers(&self.spec.image, &self.spec.organization)
-            && let Err(error) = self.take_shim().await
+            && let Err(error) = self.take_shim(fresh).await
         {
             debug!(error = &error as &dyn std::error::Error, "shim cannot be started yet");
         }

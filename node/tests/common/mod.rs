@@ -184,11 +184,42 @@ impl Job {
     pub async fn payload_hearing(
         &self,
         supervisor: &Supervisor,
+        hear: impl FnMut(&PayloadMessageKind),
+    ) -> (Vec<PayloadMessageKind>, PayloadMessageKind) {
+        self.converse(supervisor, self.open(), None, hear).await
+    }
+
+    /// Submits the unit and sends its private block with the first word of the payload stream.
+    pub async fn payload_at_once(
+        &self,
+        supervisor: &Supervisor,
+    ) -> (Vec<PayloadMessageKind>, PayloadMessageKind) {
+        let submit = SubmitRequest { unit: None, epoch: None, ..self.submit_request(supervisor) };
+        let open = PayloadOpen { submit: Some(submit), private: true, ..self.open() };
+        self.converse(supervisor, open, Some(self.block()), |_| {}).await
+    }
+
+    /// The first word of a payload stream whose unit was submitted.
+    pub fn open(&self) -> PayloadOpen {
+        PayloadOpen {
+            unit: Some(self.attempt.into()),
+            epoch: Some(self.epoch.into()),
+            ..PayloadOpen::default()
+        }
+    }
+
+    async fn converse(
+        &self,
+        supervisor: &Supervisor,
+        open: PayloadOpen,
+        early: Option<PrivateBlock>,
         mut hear: impl FnMut(&PayloadMessageKind),
     ) -> (Vec<PayloadMessageKind>, PayloadMessageKind) {
         let mut talk = Talk::payload(supervisor);
-        let open = PayloadOpen { unit: Some(self.attempt.into()), epoch: Some(self.epoch.into()) };
         talk.say(&PayloadMessage { kind: Some(PayloadMessageKind::Open(open)) }).await;
+        if let Some(block) = early {
+            talk.say(&PayloadMessage { kind: Some(PayloadMessageKind::Private(block)) }).await;
+        }
         let mut heard = Vec::new();
         loop {
             let kind = talk.hear::<PayloadMessage>().await.expect("a last word").kind.unwrap();

@@ -19,10 +19,12 @@ use crate::{kept, private};
 const STDIN_MAX: usize = PRIVATE_FRAME_MAX - WORK_FRAME_MAX;
 
 impl Task {
-    /// Takes a spare shim, or starts one.
-    pub(super) async fn take_shim(&mut self) -> io::Result<()> {
-        // Whatever an earlier life left there has no shim: the unit was never started.
-        self.wipe_runtime_dir().await;
+    /// Takes a spare shim, or starts one. `fresh` says that the unit never had anything on tmpfs.
+    pub(super) async fn take_shim(&mut self, fresh: bool) -> io::Result<()> {
+        if !fresh {
+            // Whatever an earlier life left there has no shim: the unit was never started.
+            self.wipe_runtime_dir().await;
+        }
         if let Some(spare) = self.inner.take_spare()
             && let Some(stream) = spare.adopt(&self.runtime_dir)?
         {
@@ -79,16 +81,13 @@ impl Task {
         }
         let claim = self.take_waiting(block, image).await;
         if self.shim.is_none() {
-            self.take_shim().await.map_err(|error| format!("the unit's shim cannot be started: {error}"))?;
+            self.take_shim(false)
+                .await
+                .map_err(|error| format!("the unit's shim cannot be started: {error}"))?;
         }
         Point::ShimTaken.hit();
         let slot = claim.as_ref().map(|claim| claim.name.clone());
-        let launch = self.lay_out(ticket, block, slot.clone()).await?;
-        Point::LaidOut.hit();
-        // From the mark on, the unit counts as started, whatever happens.
-        let dir = self.dir.clone();
-        let marked = self.inner.blocking(move || dir.mark_starting(slot.as_deref())).await;
-        marked.map_err(|error| chain(&error))?;
+        let launch = self.lay_out(ticket, block, slot).await?;
         drop(claim);
         Point::Marked.hit();
         self.launched = true;
@@ -102,6 +101,8 @@ impl Task {
         Ok(())
     }
 
+    /// Lays out what the worker needs and, in the same turn, marks the unit as started: from the mark on it counts as started,
+    /// whatever happens.
     async fn lay_out(
         &self,
         ticket: u64,
@@ -153,7 +154,10 @@ impl Task {
                     slot: slot.as_deref(),
                 };
                 let command = runtime.command(&job).map_err(|error| chain(&error))?;
-                Ok(launch(&*runtime, &job, command, &block, &dir, quota))
+                let launch = launch(&*runtime, &job, command, &block, &dir, quota);
+                Point::LaidOut.hit();
+                dir.mark_starting(slot.as_deref()).map_err(|error| chain(&error))?;
+                Ok(launch)
             })
             .await
     }
