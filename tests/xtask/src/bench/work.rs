@@ -2,24 +2,20 @@
 //!
 //! A row that cannot be measured is named with the reason; the others go on.
 
+mod agent;
 mod cancel;
 mod idle;
 mod output;
 mod project;
 mod simulated;
+mod units;
 
-use std::collections::VecDeque;
-use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
-use plexus_tests::{Cluster, Seen, wait_for};
-use serde_json::json;
-use tokio::task::LocalSet;
+use anyhow::{Context as _, bail};
+use plexus_tests::Cluster;
 
-use super::first::{self, Turn};
+use super::first;
 use super::machine::conditions;
 use super::{Better, Row, median};
 
@@ -45,12 +41,6 @@ const ROWS: [(&str, &str, Better, f64); 18] = [
     ("work.project_same_ms", "ms", Better::Lower, 50.0),
 ];
 
-/// Units of one round of `/bin/true`, rounds of it, and how many run side by side.
-const UNITS: usize = 200;
-const ROUNDS: usize = 5;
-const BESIDE: usize = 16;
-/// Cores that the node says it has, so that capacity is not what is measured.
-const CORES: u16 = 64;
 /// Longest single unit.
 const UNIT: Duration = Duration::from_secs(60);
 
@@ -141,7 +131,7 @@ async fn measure(name: &str, shared: &mut Shared) -> anyhow::Result<Measured> {
                 ),
             })
         }
-        "true_ratio" => true_units().await,
+        "true_ratio" => units::ratio().await,
         other => bail!("no such row: {other}"),
     }
 }
@@ -153,107 +143,6 @@ async fn start(builder: plexus_tests::Builder) -> anyhow::Result<Measured> {
         percentile(&ours, 99)
     );
     Ok(Measured { value: median(&ours), samples: ours, baseline: bare, conditions })
-}
-
-/// `/bin/true` as a unit, from the API's POST until the API shows the end, which is on disk then; and as a bare child.
-async fn true_units() -> anyhow::Result<Measured> {
-    let cluster =
-        Cluster::builder("bench-true").process(vec!["/bin/true".into()]).cores(CORES).start().await?;
-    let template = first::probe_template(&cluster, "two-hosts.ini").await?;
-    let api = cluster.api();
-    api.change(&format!("job_templates/{template}/"), &json!({"allow_simultaneous": true})).await?;
-    let group = api.get("instance_groups/?name=default").await?["results"][0]["id"].clone();
-    api.change(&format!("instance_groups/{group}/"), &json!({"max_concurrent_jobs": BESIDE})).await?;
-    let (mut ours, mut bare) = (Vec::new(), Vec::new());
-    for round in 0..=ROUNDS {
-        let (mut one, mut other) = (0.0, 0.0);
-        for turn in first::abba(round) {
-            let began = Instant::now();
-            match turn {
-                Turn::Ours => {
-                    units(&cluster, template).await?;
-                    one = per_second(began);
-                }
-                Turn::Other => {
-                    tokio::task::spawn_blocking(spawn_loop).await.context("the spawn loop is lost")??;
-                    other = per_second(began);
-                }
-            }
-        }
-        // The first round warms caches and sessions.
-        if round > 0 {
-            ours.push(one);
-            bare.push(other);
-        }
-    }
-    cluster.finish().await?;
-    Ok(Measured {
-        value: median(&ours) / median(&bare),
-        samples: ours,
-        baseline: bare,
-        conditions: format!(
-            "samples in units/s; {UNITS} units a round, launched by {BESIDE} clients, {BESIDE} run side by side, one hop; value is the ratio of the medians; \
-             baseline: a spawn loop of /bin/true in {BESIDE} threads"
-        ),
-    })
-}
-
-/// Runs the units of a round, [`BESIDE`] of them at any time: that is as many as their group allows. One client waits for the
-/// last, for many that look again and again would be most of what is measured.
-async fn units(cluster: &Cluster, template: i64) -> anyhow::Result<()> {
-    let mut tasks = VecDeque::new();
-    let local = LocalSet::new();
-    for _ in 0..BESIDE {
-        let api = cluster.api().clone();
-        tasks.push_back(local.spawn_local(async move {
-            for _ in 0..UNITS.div_ceil(BESIDE) {
-                first::launch(&api, template).await?;
-            }
-            anyhow::Ok(())
-        }));
-    }
-    let api = cluster.api();
-    local
-        .run_until(async {
-            for task in tasks {
-                task.await.context("a task is lost")??;
-            }
-            wait_for("the units to end", UNIT, async || {
-                match api.get("jobs/?status__in=new,pending,waiting,running&page_size=1").await {
-                    Ok(list) => Seen::when(list["count"] == 0, || format!("{} left", list["count"])),
-                    Err(error) => Seen::NotYet(format!("{error:#}")),
-                }
-            })
-            .await
-        })
-        .await?;
-    // Nothing is printed, so the runs count as errors; what matters is that the units ran to their end.
-    let never = api.get("jobs/?started__isnull=true&page_size=1").await?;
-    ensure!(never["count"] == 0, "jobs never started: {}", never["results"][0]["job_explanation"]);
-    Ok(())
-}
-
-fn spawn_loop() -> anyhow::Result<()> {
-    let left = AtomicUsize::new(UNITS.div_ceil(BESIDE) * BESIDE);
-    let one = || -> anyhow::Result<()> {
-        while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
-            let status = Command::new("/bin/true").status().context("cannot run /bin/true")?;
-            ensure!(status.success(), "/bin/true failed");
-        }
-        Ok(())
-    };
-    thread::scope(|scope| {
-        let threads: Vec<_> = (0..BESIDE).map(|_| scope.spawn(one)).collect();
-        threads.into_iter().try_for_each(|thread| match thread.join() {
-            Ok(result) => result,
-            Err(_) => bail!("a thread is lost"),
-        })
-    })
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a few hundred units")]
-fn per_second(began: Instant) -> f64 {
-    (UNITS.div_ceil(BESIDE) * BESIDE) as f64 / began.elapsed().as_secs_f64()
 }
 
 /// The sample below which `percent` of them lie, by nearest rank.

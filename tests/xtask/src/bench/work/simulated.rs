@@ -1,23 +1,17 @@
 //! Ten thousand units on ten agents of this process, none of which ever starts: what the agent itself costs.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context as _, bail, ensure};
-use plexus_node::config::{RuntimeName, WorkSection};
-use plexus_node::supervisor::{Options, Supervisor};
-use plexus_node::work::Caller;
-use plexus_proto::id::{Address, Attempt, Identity, OwnerEpoch, Role, UnitId};
-use plexus_proto::work::{
-    CancelRequest, ForgetRequest, Outcome, SubmitRequest, UnitReply, UnitReplyResult, UnitSpec, UnitStatus,
-    UnitStatusState,
-};
-use plexus_tests::{Binaries, runtime_root};
+use anyhow::{Context as _, ensure};
+use plexus_proto::id::{Attempt, OwnerEpoch, UnitId};
+use plexus_proto::work::{CancelRequest, ForgetRequest, Outcome, SubmitRequest, UnitSpec, UnitStatusState};
+use plexus_tests::runtime_root;
 use tokio::task::JoinSet;
 
 use super::super::machine::private_mb;
 use super::Measured;
+use super::agent::{self, Agent};
 
 /// Agents, units of each, and how many of these are asked for at a time.
 const AGENTS: usize = 10;
@@ -48,10 +42,9 @@ impl Simulated {
     }
 }
 
-/// One agent, its caller and its units.
-struct Agent {
-    supervisor: Supervisor,
-    caller: Caller,
+/// One agent and its units.
+struct Units {
+    agent: Agent,
     units: Vec<Attempt>,
 }
 
@@ -71,7 +64,9 @@ pub(super) async fn measure() -> anyhow::Result<Simulated> {
         .context("no folder on tmpfs")?;
     let mut agents = Vec::new();
     for number in 0..AGENTS {
-        agents.push(Arc::new(agent(number, data.path(), runtime.path()).await?));
+        let agent = agent::start(&format!("node-{number}"), data.path(), runtime.path(), "true").await?;
+        let units = (0..UNITS).map(|_| Attempt { unit: UnitId(uuid::Uuid::now_v7()), number: 1 }).collect();
+        agents.push(Arc::new(Units { agent, units }));
     }
     let before = memory()?;
     let began = Instant::now();
@@ -83,7 +78,7 @@ pub(super) async fn measure() -> anyhow::Result<Simulated> {
     all(&agents, Verb::Cancel).await?;
     all(&agents, Verb::Forget).await?;
     let burst_s = began.elapsed().as_secs_f64();
-    for agent in &agents {
+    for Units { agent, .. } in agents.iter().map(AsRef::as_ref) {
         let left = agent.supervisor.list(&agent.caller).units.len();
         ensure!(left == 0, "{left} units are left");
         agent.supervisor.shutdown().await;
@@ -91,41 +86,15 @@ pub(super) async fn measure() -> anyhow::Result<Simulated> {
     Ok(Simulated { unit_kb, submit_s, burst_s })
 }
 
-async fn agent(number: usize, data: &Path, runtime: &Path) -> anyhow::Result<Agent> {
-    let mut work = WorkSection { runtime: RuntimeName::Process, allow_swap: true, ..WorkSection::default() };
-    work.process.command = vec!["true".to_owned()];
-    let name = format!("node-{number}");
-    let options = Options {
-        data_dir: data.join(&name),
-        runtime_dir: runtime.join(&name),
-        shim_binary: Binaries::of_this_build()?.node(),
-        node: name.parse().context("bad name")?,
-        work,
-    };
-    let identity = Identity {
-        mesh: "bench".parse().context("bad name")?,
-        cluster: "main".parse().context("bad name")?,
-        role: Role::Controller,
-        node: "controller".parse().context("bad name")?,
-        address: Address(1),
-    };
-    let units = (0..UNITS).map(|_| Attempt { unit: UnitId(uuid::Uuid::now_v7()), number: 1 }).collect();
-    Ok(Agent {
-        supervisor: Supervisor::start(options).await.context("no agent")?,
-        caller: Caller::from(&identity),
-        units,
-    })
-}
-
 /// Says one verb to every unit, some at a time at each agent.
-async fn all(agents: &[Arc<Agent>], verb: Verb) -> anyhow::Result<()> {
+async fn all(agents: &[Arc<Units>], verb: Verb) -> anyhow::Result<()> {
     let mut tasks = JoinSet::new();
     for agent in agents {
         for part in 0..BESIDE {
             let agent = Arc::clone(agent);
             tasks.spawn(async move {
                 for &attempt in agent.units.iter().skip(part).step_by(BESIDE) {
-                    say(&agent, attempt, verb).await?;
+                    say(&agent.agent, attempt, verb).await?;
                 }
                 anyhow::Ok(())
             });
@@ -149,19 +118,11 @@ async fn say(agent: &Agent, attempt: Attempt, verb: Verb) -> anyhow::Result<()> 
         Verb::Cancel => supervisor.cancel(caller, CancelRequest { unit, epoch }).await,
         Verb::Forget => supervisor.forget(caller, ForgetRequest { unit, epoch }).await,
     };
-    let status = status(reply)?;
+    let status = agent::status(reply)?;
     if let (Verb::Cancel, Some(UnitStatusState::Finished(finished))) = (verb, &status.state) {
         ensure!(finished.outcome() == Outcome::Canceled, "unit {attempt} ended {finished:?}");
     }
     Ok(())
-}
-
-fn status(reply: UnitReply) -> anyhow::Result<UnitStatus> {
-    match reply.result {
-        Some(UnitReplyResult::Status(status)) => Ok(status),
-        Some(UnitReplyResult::Refusal(refusal)) => bail!("refused: {}", refusal.message),
-        None => bail!("an empty answer"),
-    }
 }
 
 fn memory() -> anyhow::Result<f64> {
