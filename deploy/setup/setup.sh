@@ -272,20 +272,25 @@ part_rootless() {
     done
 }
 
+# make_venv DIR WHAT PACKAGES: a virtual environment with packages, for WHAT.
+make_venv() {
+    local dir=$1 what=$2
+    shift 2
+    python3 -c 'import ensurepip, venv' 2>/dev/null || apt_need python3 python3-venv
+    rm -rf "$dir"
+    quietly python3 -m venv "$dir" || die "python3 could not make a virtual environment"
+    quietly "$dir/bin/python" -m pip install --quiet --disable-pip-version-check "$@" || die "pip could not install $what"
+}
+
 part_awx() {
     local want="awxkit $AWXKIT_VERSION, recipe 1" start
     [ "$(cat "$AWX_DIR/.complete" 2>/dev/null)" != "$want" ] || return 0
     lock
     start=$(date +%s.%N)
     say "installing the awx command $AWXKIT_VERSION below $AWX_DIR ..."
-    python3 -c 'import ensurepip, venv' 2>/dev/null || apt_need python3 python3-venv
-    rm -rf "$AWX_DIR"
-    quietly python3 -m venv "$AWX_DIR" || die "python3 could not make a virtual environment"
     # awxkit imports pkg_resources, which setuptools dropped in 81; below 66 it does so without a warning, but those do not run
     # on Python 3.12 and later.
-    quietly "$AWX_DIR/bin/python" -m pip install --quiet --disable-pip-version-check \
-        'setuptools<66; python_version<"3.12"' 'setuptools<81; python_version>="3.12"' "awxkit==$AWXKIT_VERSION" ||
-        die "pip could not install awxkit"
+    make_venv "$AWX_DIR" awxkit 'setuptools<66; python_version<"3.12"' 'setuptools<81; python_version>="3.12"' "awxkit==$AWXKIT_VERSION"
     echo "$want" >"$AWX_DIR/.complete"
     say "installed the awx command in $(seconds_since "$start")"
 }
@@ -297,11 +302,7 @@ part_collection() {
     lock
     start=$(date +%s.%N)
     say "installing the awx.awx collection below $COLLECTION_DIR ..."
-    python3 -c 'import ensurepip, venv' 2>/dev/null || apt_need python3 python3-venv
-    rm -rf "$COLLECTION_DIR"
-    quietly python3 -m venv "$COLLECTION_DIR" || die "python3 could not make a virtual environment"
-    quietly "$COLLECTION_DIR/bin/python" -m pip install --quiet --disable-pip-version-check \
-        'setuptools<81' "awxkit==$AWXKIT_VERSION" "$COLLECTION_ANSIBLE" || die "pip could not install ansible-core"
+    make_venv "$COLLECTION_DIR" ansible-core 'setuptools<81' "awxkit==$AWXKIT_VERSION" "$COLLECTION_ANSIBLE"
     # The wheel of the bundle is big: its one collection stays, the rest goes.
     work=$(mktemp -d)
     # shellcheck disable=SC2064
@@ -326,11 +327,7 @@ part_scm() {
     if [ "$(cat "$ANSIBLE_SIGN_DIR/.complete" 2>/dev/null)" != "$want" ]; then
         lock
         say "installing ansible-sign $ANSIBLE_SIGN_VERSION below $ANSIBLE_SIGN_DIR ..."
-        python3 -c 'import ensurepip, venv' 2>/dev/null || apt_need python3 python3-venv
-        rm -rf "$ANSIBLE_SIGN_DIR"
-        quietly python3 -m venv "$ANSIBLE_SIGN_DIR" || die "python3 could not make a virtual environment"
-        quietly "$ANSIBLE_SIGN_DIR/bin/python" -m pip install --quiet --disable-pip-version-check \
-            "ansible-sign==$ANSIBLE_SIGN_VERSION" || die "pip could not install ansible-sign"
+        make_venv "$ANSIBLE_SIGN_DIR" ansible-sign "ansible-sign==$ANSIBLE_SIGN_VERSION"
         echo "$want" >"$ANSIBLE_SIGN_DIR/.complete"
     fi
     # shellcheck source=deploy/setup/ee/image.sh
@@ -359,11 +356,7 @@ part_schemathesis() {
     lock
     start=$(date +%s.%N)
     say "installing schemathesis $SCHEMATHESIS_VERSION below $SCHEMATHESIS_DIR ..."
-    python3 -c 'import ensurepip, venv' 2>/dev/null || apt_need python3 python3-venv
-    rm -rf "$SCHEMATHESIS_DIR"
-    quietly python3 -m venv "$SCHEMATHESIS_DIR" || die "python3 could not make a virtual environment"
-    quietly "$SCHEMATHESIS_DIR/bin/python" -m pip install --quiet --disable-pip-version-check \
-        "schemathesis==$SCHEMATHESIS_VERSION" || die "pip could not install schemathesis"
+    make_venv "$SCHEMATHESIS_DIR" schemathesis "schemathesis==$SCHEMATHESIS_VERSION"
     echo "$want" >"$SCHEMATHESIS_DIR/.complete"
     say "installed schemathesis in $(seconds_since "$start")"
 }

@@ -238,6 +238,12 @@ impl Inner {
         })
     }
 
+    /// Attempts that are not over.
+    fn unfinished(&self) -> Vec<Attempt> {
+        let units = self.units();
+        units.iter().filter(|(_, unit)| !unit.view.borrow().is_finished()).map(|(name, _)| *name).collect()
+    }
+
     /// True for an attempt that has no business in a container or on tmpfs any more.
     fn is_stale(&self, attempt: Attempt) -> bool {
         // What is there when an agent goes belongs to the next one.

@@ -3,9 +3,11 @@
 
 mod common;
 
+use std::collections::BTreeMap;
+
 use common::registry::{Image, PASSWORD, Registry, USER, is_empty, run};
 use common::*;
-use plexus_node::config::RuntimeName;
+use plexus_node::config::{RuntimeName, WarmSection};
 use plexus_node::supervisor::Supervisor;
 use plexus_proto::work::*;
 
@@ -127,12 +129,12 @@ async fn pull_policies_do_what_their_names_say() {
 /// A client that takes its time: it notes each pull, waits for a file, and then is podman.
 fn slow_client(dir: &std::path::Path) -> Vec<String> {
     let script = r#"
-        if [ "$2" = pull ]; then
+        case " $* " in *" pull "*)
             echo "pull $$" >>"$1/pulls"
             echo "Copying blob one" >&2
             trap 'exit 1' TERM
             until [ -e "$1/go" ]; do sleep 0.05; done
-        fi
+        esac
         shift
         exec podman "$@""#;
     let dir = dir.display().to_string();
@@ -248,5 +250,177 @@ async fn images_are_listed_checked_and_only_unwanted_ones_of_ours_go() {
     for kept in [&wanted.0, ee, TINY] {
         assert!(images.find(kept).await.is_some(), "{kept}");
     }
+    node.shutdown().await;
+}
+
+/// Images and containers that no other test sees, and that go with it.
+struct OwnStore(tempfile::TempDir);
+
+impl OwnStore {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    /// Options by which podman uses it.
+    fn options(&self) -> [String; 4] {
+        let at = |name: &str| self.0.path().join(name).display().to_string();
+        ["--root".to_owned(), at("root"), "--runroot".to_owned(), at("run")]
+    }
+
+    fn podman(&self, args: &[&str]) -> String {
+        let options = self.options();
+        let words: Vec<&str> = options.iter().map(String::as_str).chain(args.iter().copied()).collect();
+        run("podman", &words).trim().to_owned()
+    }
+
+    fn load(&self, image: &str) {
+        let file = self.0.path().join("image.tar").display().to_string();
+        run("podman", &["save", "--quiet", "--output", &file, image]);
+        self.podman(&["load", "--quiet", "--input", &file]);
+        std::fs::remove_file(file).unwrap();
+    }
+
+    fn has(&self, image: &str) -> bool {
+        let found =
+            self.podman(&["images", "--quiet", "--no-trunc", "--filter", &format!("reference={image}")]);
+        !found.is_empty()
+    }
+
+    /// Another image under this name.
+    fn commit(&self, change: &str, name: &str) -> String {
+        let container = self.podman(&["create", TINY, "true"]);
+        let id =
+            self.podman(&["commit", "--quiet", "--change", &format!("LABEL own={change}"), &container, name]);
+        self.podman(&["rm", &container]);
+        id
+    }
+
+    fn place(&self) -> Place {
+        let mut place = place();
+        place.work.podman.command = vec!["podman".to_owned()];
+        place.work.podman.command.extend(self.options());
+        place
+    }
+}
+
+/// Pushes an image of its own label to the registry.
+fn push_own(registry: &Registry, name: &str) -> String {
+    let source = own(name);
+    registry.push(&source.0, &format!("{name}:1"))
+}
+
+#[tokio::test]
+async fn what_has_no_name_goes_unless_a_container_has_it() {
+    let registry = Registry::start();
+    let by_tag = push_own(&registry, "digest");
+    let store = OwnStore::new();
+    store.load(TINY);
+    let node = store.place().start().await;
+    let right = auth(&registry, PASSWORD);
+    let pulled = node.images().engine().unwrap().pull(&by_tag, Some(&right), |_| {}).await.unwrap();
+    store.podman(&["image", "rm", &by_tag]);
+    let by_digest = format!("{}@{}", by_tag.rsplit_once(':').unwrap().0, pulled.digest);
+    node.images().engine().unwrap().pull(&by_digest, Some(&right), |_| {}).await.unwrap();
+
+    let name = "localhost/rolling:1";
+    let unused = store.commit("first", name);
+    let used = store.commit("second", name);
+    let container = store.podman(&["create", &used, "true"]);
+    let named = store.commit("third", name);
+    let ids = || store.podman(&["images", "--all", "--quiet", "--no-trunc"]);
+    assert!(ids().contains(&unused) && ids().contains(&used));
+    let wanted = vec![by_digest.clone()];
+    assert_eq!(node.images().tidy(wanted.clone()).await, TidyImagesReply::default());
+    assert!(!ids().contains(&unused), "nobody can name it any more");
+    for kept in [&used, &named, &pulled.id] {
+        assert!(ids().contains(kept.as_str()), "{kept}");
+    }
+    store.podman(&["rm", &container]);
+    node.images().tidy(wanted).await;
+    assert!(!ids().contains(&used), "its container is gone");
+    assert!(store.has(TINY) && ids().contains(&pulled.id));
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn beyond_the_quota_the_least_recently_used_of_ours_go_first() {
+    let registry = Registry::start();
+    let used = push_own(&registry, "used");
+    // Each of these has two names, and lies there once.
+    let [old, new] = ["old", "new"].map(|name| {
+        let source = own(name);
+        [1, 2].map(|tag| registry.push(&source.0, &format!("{name}:{tag}")))
+    });
+    let store = OwnStore::new();
+    store.load(TINY);
+    store.commit("not ours", "localhost/theirs:1");
+    let mut place = store.place();
+    place.work.images.quota_mib = 5; // two images and a half
+    let node = place.start().await;
+    let right = auth(&registry, PASSWORD);
+    let all = [&used, &old[0], &old[1], &new[0], &new[1]];
+    for image in all {
+        node.images().engine().unwrap().pull(image, Some(&right), |_| {}).await.unwrap();
+    }
+    let container = store.podman(&["create", &used, "true"]);
+    let last_use: BTreeMap<&String, usize> = all.into_iter().zip(1..).collect();
+    let ledger = place.data.path().join("data/images.json");
+    std::fs::write(ledger, serde_json::to_vec(&last_use).unwrap()).unwrap();
+
+    // Three of them are too many; the one that a container has stays, though nobody used it for longer.
+    let wanted: Vec<String> = all.into_iter().cloned().collect();
+    let tidied = node.images().tidy(wanted.clone()).await;
+    assert_eq!(tidied, TidyImagesReply { removed: old.to_vec(), ..TidyImagesReply::default() });
+    assert_eq!(node.images().tidy(wanted).await, TidyImagesReply::default(), "it is within the quota");
+    for kept in [&used, &new[0], &new[1], "localhost/theirs:1", TINY] {
+        assert!(store.has(kept), "{kept}");
+    }
+    assert!(!store.has(&old[0]) && !store.has(&old[1]));
+    store.podman(&["rm", &container]);
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_image_that_a_unit_or_a_pull_or_a_waiting_container_needs_is_not_removed() {
+    let registry = Registry::start();
+    let [of_unit, of_pull, waiting, nobodys] =
+        ["of-unit", "of-pull", "waiting", "nobodys"].map(|name| push_own(&registry, name));
+    let store = OwnStore::new();
+    let mut place = store.place();
+    let right = auth(&registry, PASSWORD);
+    let node = place.start().await;
+    for image in [&of_unit, &of_pull, &waiting, &nobodys] {
+        node.images().engine().unwrap().pull(image, Some(&right), |_| {}).await.unwrap();
+    }
+    node.shutdown().await;
+
+    place.work.podman.command = slow_client(place.data.path());
+    place.work.podman.command.extend(store.options());
+    place.work.warm = vec![WarmSection { image: waiting.clone(), organization: String::new(), count: 1 }];
+    let node = place.start().await;
+    let images = node.images().engine().unwrap();
+    wait_for(|| async { node.waiting_containers() }, |waiting| waiting.len() == 1).await;
+    let tidy = async || node.images().tidy(Vec::new()).await.removed;
+    // One that was submitted has no container for a while.
+    let mut job = Job::script("true");
+    job.spec.image = of_unit.clone();
+    job.submit(&node).await;
+    let pulls = || std::fs::read_to_string(place.data.path().join("pulls")).unwrap_or_default();
+    let (pulled, ()) = tokio::join!(images.pull(&of_pull, Some(&right), |_| {}), async {
+        wait_for(|| async { pulls() }, |pulls| !pulls.is_empty()).await;
+        assert_eq!(tidy().await, [nobodys]);
+        std::fs::write(place.data.path().join("go"), "").unwrap();
+    });
+    pulled.unwrap();
+    assert_eq!(tidy().await, [of_pull], "nobody waits for it any more");
+    let mut records = job.run(&node).await;
+    assert_eq!(records.outcome().outcome(), Outcome::Succeeded, "{:?}", records.outcome());
+    records.ack_all().await;
+    wait_for(&tidy, |removed| *removed == [of_unit.clone()]).await;
+
+    // Its container goes and comes, and nothing would pull its image.
+    node.rest(&caller(), true);
+    wait_for(|| async { store.podman(&["ps", "--all", "--quiet"]) }, String::is_empty).await;
+    assert_eq!(tidy().await, Vec::<String>::new());
     node.shutdown().await;
 }

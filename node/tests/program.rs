@@ -22,6 +22,7 @@ use plexus_proto::packet::Class;
 use plexus_proto::work::*;
 use prost::Message;
 use rustix::process::{Pid, Signal, kill_process};
+use tonic::transport::Channel;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -311,6 +312,10 @@ impl Controller {
         Self { mesh, node: "node-1".parse().unwrap() }
     }
 
+    fn verbs(&self) -> WorkClient<Channel> {
+        WorkClient::new(grpc::channel(&self.mesh, &self.node, "work"))
+    }
+
     async fn reachable(&self) {
         let mut view = self.mesh.watch();
         let node = self.node.clone();
@@ -382,6 +387,33 @@ impl Controller {
     }
 }
 
+/// A controller, a hop and an execution node that knows only the hop.
+struct Chain {
+    world: World,
+    hop: Daemon,
+    node: Daemon,
+    node_config: PathBuf,
+    controller: Controller,
+}
+
+impl Chain {
+    async fn start() -> Self {
+        let world = World::new();
+        world.issue(Role::Hop, "hop-1");
+        world.issue(Role::Execution, "node-1");
+        let address: SocketAddr = format!("127.0.0.1:{}", free_port()).parse().unwrap();
+        let mut hop = Daemon::start(&world.config("hop-1", &format!("listen = [\"{address}\"]"), ""));
+        check(&hop.wait_for("node ready"), &[&address.port().to_string()]);
+        let work = "[work]\nruntime = \"process\"\nallow_swap = true\n[work.process]\ncommand = [\"sh\", \"{dir}/script\"]";
+        let node_config = world.config("node-1", &format!("[[mesh.peers]]\naddress = \"{address}\""), work);
+        let mut node = Daemon::start(&node_config);
+        node.wait_for("node ready");
+        let controller = Controller::start(&world, address).await;
+        controller.reachable().await;
+        Self { world, hop, node, node_config, controller }
+    }
+}
+
 fn text(records: &[RecordKind]) -> String {
     let data = records.iter().filter_map(|kind| match kind {
         RecordKind::Output(output) => Some(String::from_utf8(output.data.to_vec()).unwrap()),
@@ -392,21 +424,10 @@ fn text(records: &[RecordKind]) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_agent_comes_back_over_the_hop_with_its_unit() {
-    let world = World::new();
-    world.issue(Role::Hop, "hop-1");
-    world.issue(Role::Execution, "node-1");
-    let hop: SocketAddr = format!("127.0.0.1:{}", free_port()).parse().unwrap();
-    let hop_config = world.config("hop-1", &format!("listen = [\"{hop}\"]"), "");
-    let work = "[work]\nruntime = \"process\"\nallow_swap = true\n[work.process]\ncommand = [\"sh\", \"{dir}/script\"]";
-    let node_config = world.config("node-1", &format!("[[mesh.peers]]\naddress = \"{hop}\""), work);
-    let mut hop_daemon = Daemon::start(&hop_config);
-    check(&hop_daemon.wait_for("node ready"), &["hop-1", "role=hop", &hop.port().to_string()]);
-    let mut node = Daemon::start(&node_config);
-    check(&node.wait_for("node ready"), &["node-1", "role=execution"]);
-    let controller = Controller::start(&world, hop).await;
-    controller.reachable().await;
-
-    let mut verbs = WorkClient::new(grpc::channel(&controller.mesh, &controller.node, "work"));
+    let Chain { world, hop, mut node, node_config, controller } = Chain::start().await;
+    check(&hop.seen, &["hop-1", "role=hop"]);
+    check(&node.seen, &["node-1", "role=execution"]);
+    let mut verbs = controller.verbs();
     let info = verbs.info(InfoRequest::default()).await.unwrap().into_inner();
     assert_eq!((info.runtime.as_str(), info.store_id.len()), ("process", 16));
     let job = Job::script("i=0; while [ $i -lt 300 ]; do i=$((i+1)); echo line $i; sleep 0.01; done");
@@ -458,20 +479,8 @@ async fn a_cordoned_node_takes_nothing_new_and_a_drained_one_has_nothing_left() 
         println!("skipped: only root may cordon a node at its socket");
         return;
     }
-    let world = World::new();
-    world.issue(Role::Hop, "hop-1");
-    world.issue(Role::Execution, "node-1");
-    let hop: SocketAddr = format!("127.0.0.1:{}", free_port()).parse().unwrap();
-    let hop_config = world.config("hop-1", &format!("listen = [\"{hop}\"]"), "");
-    let work = "[work]\nruntime = \"process\"\nallow_swap = true\n[work.process]\ncommand = [\"sh\", \"{dir}/script\"]";
-    let node_config = world.config("node-1", &format!("[[mesh.peers]]\naddress = \"{hop}\""), work);
-    let mut hop_daemon = Daemon::start(&hop_config);
-    hop_daemon.wait_for("node ready");
-    let mut node = Daemon::start(&node_config);
-    node.wait_for("node ready");
-    let controller = Controller::start(&world, hop).await;
-    controller.reachable().await;
-    let mut verbs = WorkClient::new(grpc::channel(&controller.mesh, &controller.node, "work"));
+    let Chain { world, hop: _hop, mut node, node_config, controller } = Chain::start().await;
+    let mut verbs = controller.verbs();
     let store_id = verbs.info(InfoRequest::default()).await.unwrap().into_inner().store_id;
     let submit = |job: &Job| SubmitRequest {
         unit: Some(job.attempt.into()),

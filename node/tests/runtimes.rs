@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 
 use common::registry::run;
 use common::*;
+use plexus_mesh::local::Action;
 use plexus_node::config::{ContainerSection, RuntimeName, WarmSection};
 use plexus_node::supervisor::Supervisor;
 use plexus_proto::work::*;
@@ -294,7 +295,11 @@ async fn waiting(place: &mut Place) {
 
 /// The one container that waits, once there is one.
 async fn one_waiting(node: &Supervisor) -> String {
-    wait_for(|| async { node.waiting_containers() }, |waiting| waiting.len() == 1).await.remove(0)
+    so_many_waiting(node, 1).await.remove(0)
+}
+
+async fn so_many_waiting(node: &Supervisor, count: usize) -> Vec<String> {
+    wait_for(|| async { node.waiting_containers() }, |waiting| waiting.len() == count).await
 }
 
 /// Containers that waited and were taken by a unit.
@@ -422,6 +427,56 @@ async fn podman() {
 async fn podman_waiting() {
     waiting(&mut place(RuntimeName::Podman)).await;
     container_options(&mut place(RuntimeName::Podman), true).await;
+}
+
+#[tokio::test]
+async fn what_waits_counts_as_a_fork_each_and_goes_with_a_cordon() {
+    let mut place = place(RuntimeName::Podman);
+    (place.work.cores, place.work.memory_mib) = (Some(4), Some(1000));
+    place.work.warm = vec![WarmSection { image: TINY.to_owned(), organization: String::new(), count: 2 }];
+    let node = place.start().await;
+    let capacity = async || {
+        let info = node.info(&InfoRequest::default()).await;
+        (info.cpu_millis, info.memory_bytes >> 20)
+    };
+    let (whole, without_two) = ((4000, 1000), (3500, 800));
+    assert_eq!(capacity().await, without_two, "they are about to come");
+
+    // Units that come at the same time get one each.
+    let waiting: BTreeSet<String> = so_many_waiting(&node, 2).await.into_iter().collect();
+    assert_eq!(capacity().await, without_two);
+    let nap = format!("{}.7", nap(&place));
+    let jobs = [(); 2].map(|()| script(&format!("echo up; {nap}")));
+    tokio::join!(jobs[0].start(&node), jobs[1].start(&node));
+    for job in &jobs {
+        job.attach(&node, 1).await.until_output("up").await;
+    }
+    let got: BTreeSet<String> = jobs.iter().flat_map(|job| taken(&place, job)).collect();
+    assert_eq!(got, waiting);
+    assert!(so_many_waiting(&node, 2).await.iter().all(|fresh| !got.contains(fresh)));
+
+    // A cordoned node has none, whatever its controllers say; what runs goes on.
+    let tend = async |action| node.tend(action).await.unwrap()["running"].as_u64().unwrap();
+    assert_eq!(tend(Action::Cordon { reason: None }).await, 2);
+    node.rest(&caller(), false);
+    assert_eq!(capacity().await, whole);
+    let containers = || async { left(&place).iter().filter(|line| !line.contains(['/', ' '])).count() };
+    wait_for(containers, |containers| *containers == 2).await;
+    assert_eq!((node.waiting_containers(), sleepers(&nap)), (Vec::new(), 2));
+    tend(Action::Uncordon).await;
+    node.rest(&caller(), false);
+    assert_eq!(capacity().await, without_two, "they are about to come again");
+
+    for job in &jobs {
+        job.cancel(&node).await;
+        let mut records = job.attach(&node, 1).await;
+        records.take_all().await;
+        records.ack_all().await;
+    }
+    assert_eq!(tend(Action::Drain { deadline_ms: None, reason: None }).await, 0);
+    wait_for(|| async { left(&place) }, BTreeSet::is_empty).await;
+    assert_eq!(capacity().await, whole);
+    node.shutdown().await;
 }
 
 /// Podman's own API socket, for the docker client.

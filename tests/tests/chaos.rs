@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use plexus_tests::history::{Ended, History, check};
 use plexus_tests::wire::{Direction, Shape, Wire};
-use plexus_tests::{Api, Cluster, Daemon, JobOptions, Samples, demo_image, essence};
+use plexus_tests::{Api, Cluster, Daemon, JobOptions, Layout, Leftovers, Samples, demo_image, essence};
 use reqwest::Method;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::{Pid, Signal, kill_process};
@@ -251,7 +251,7 @@ impl Arena {
     /// One fault, lived through for up to a second and a half.
     async fn fault(&mut self) {
         let pause = Duration::from_millis(100 + self.dice.below(1_400));
-        let kinds = if self.engine == Engine::Podman { 18 } else { 15 };
+        let kinds = if self.engine == Engine::Podman { 21 } else { 16 };
         let kind = self.dice.below(kinds);
         let name = match kind {
             0..=2 => "kill -9, then start",
@@ -263,9 +263,12 @@ impl Arena {
             10 => "agent and shim killed",
             11 => "a byte of a spool flipped",
             12 => "disk full",
-            15 => "the engine's client killed",
-            16 => "conmon killed",
-            17 => "a container killed",
+            15 => "shims stopped, then continued",
+            16 => "the engine's client killed",
+            17 => "conmon killed",
+            18 => "a container killed",
+            19 => "the agent's client of the engine killed",
+            20 => "the OCI runtime killed",
             _ => "kill -9, then start in another time",
         };
         self.said.push(format!("{name} ({kind}) for {pause:?}"));
@@ -301,7 +304,8 @@ impl Arena {
             }
             11 => self.flip_a_byte().await,
             12 => self.fill_the_disk(pause).await,
-            15..=17 => self.kill_of_a_container(kind).await,
+            15 => self.stop_the_shims(pause).await,
+            16..=20 => self.kill_of_a_container(kind, pause).await,
             // Agent or controller, and the clock that its timers go by has jumped, either way.
             _ => {
                 let later = Duration::from_secs(self.dice.below(100 * 24 * 3600));
@@ -324,7 +328,8 @@ impl Arena {
     }
 
     fn shims(&self) -> Vec<u32> {
-        let found = self.cluster.leftovers().processes;
+        let Layout { dir, runtime_dir, .. } = &self.cluster.layout;
+        let found = Leftovers::find(&[dir, runtime_dir], runtime_dir, false).processes;
         found.iter().filter(|(_, line)| line.contains("shim")).map(|(pid, _)| *pid).collect()
     }
 
@@ -336,18 +341,50 @@ impl Arena {
         }
     }
 
-    /// Kills one of the processes that stand between a shim and its job: the engine's client (15), conmon (16), or the job itself.
-    async fn kill_of_a_container(&mut self, kind: u64) {
-        let open = self.open_jobs().await;
+    /// Stops all shims for a while. Their jobs are slower for that and no worse: it strikes none.
+    async fn stop_the_shims(&mut self, pause: Duration) {
         let shims = self.shims();
-        let below = |name: &str| shims.iter().flat_map(|&shim| children(shim, name)).collect::<Vec<_>>();
-        let found = match kind {
-            15 => below("podman"),
-            16 => below("conmon"),
-            _ => below("conmon").into_iter().flat_map(|conmon| children(conmon, "")).collect(),
+        let signal = |signal| {
+            for &pid in &shims {
+                kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).ok();
+            }
         };
-        if let Some(&pid) = self.one_of(&found) {
-            self.strike(pid, open);
+        signal(Signal::STOP);
+        tokio::time::sleep(pause).await;
+        signal(Signal::CONT);
+    }
+
+    /// Kills one of the processes of the engine: the client between a shim and its job (16), conmon (17), the job itself (18), the
+    /// client by which the agent asks (19), what makes and ends containers for them (20). The last two live for moments: they are
+    /// waited for.
+    async fn kill_of_a_container(&mut self, kind: u64, pause: Duration) {
+        let open = self.open_jobs().await;
+        let agent: Vec<u32> = self.cluster.node.pid().into_iter().collect();
+        let give_up = Instant::now() + pause;
+        loop {
+            let (shims, all) = (self.shims(), running());
+            let below = |parents: &[u32], names: &[&str]| -> Vec<u32> {
+                let is_it = |process: &&Process| {
+                    parents.contains(&process.parent)
+                        && names.iter().any(|name| process.name.starts_with(name))
+                };
+                all.iter().filter(is_it).map(|process| process.pid).collect()
+            };
+            let found = match kind {
+                16 => below(&shims, &["podman"]),
+                17 => below(&shims, &["conmon"]),
+                18 => below(&below(&shims, &["conmon"]), &[""]),
+                19 => below(&agent, &["podman"]),
+                _ => below(&below(&shims, &["podman", "conmon"]), &["runc", "crun"]),
+            };
+            if let Some(&pid) = self.one_of(&found) {
+                self.strike(pid, open);
+                return;
+            }
+            if kind < 19 || Instant::now() > give_up {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
@@ -433,18 +470,24 @@ impl Arena {
     }
 }
 
-/// Children of a process whose program's name begins so.
-fn children(parent: u32, name: &str) -> Vec<u32> {
-    let processes = fs::read_dir("/proc").unwrap().flatten();
-    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter(|pid| {
+struct Process {
+    pid: u32,
+    parent: u32,
+    /// Of its program, cut to 15 bytes by the kernel.
+    name: String,
+}
+
+/// What runs on this machine now.
+fn running() -> Vec<Process> {
+    let read = |pid: u32| {
         // "pid (name) state parent ..."; a name may hold anything but its own closing bracket.
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let Some((start, rest)) = stat.rsplit_once(") ") else { return false };
-        let program = start.split_once('(').map_or("", |(_, program)| program);
-        program.starts_with(name) && rest.split(' ').nth(1) == Some(parent.to_string().as_str())
-    })
-    .collect()
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let (start, rest) = stat.rsplit_once(") ")?;
+        let (_, name) = start.split_once('(')?;
+        Some(Process { pid, parent: rest.split(' ').nth(1)?.parse().ok()?, name: name.to_owned() })
+    };
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    entries.filter_map(|entry| read(entry.file_name().to_str()?.parse().ok()?)).collect()
 }
 
 async fn events(api: &Api, job: i64) -> Vec<serde_json::Value> {

@@ -3,7 +3,7 @@
 mod pull;
 mod tidy;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -44,6 +44,8 @@ struct Inner {
     read: Mutex<Option<Stamp>>,
     store: std::sync::OnceLock<Option<PathBuf>>,
     pulls: Mutex<Pulls>,
+    /// Held while an image is removed.
+    removal: Mutex<()>,
 }
 
 #[derive(Debug, Clone)]
@@ -85,6 +87,7 @@ impl Images {
             read: Mutex::default(),
             store: std::sync::OnceLock::new(),
             pulls: Mutex::default(),
+            removal: Mutex::default(),
         }))
     }
 
@@ -175,7 +178,11 @@ impl Images {
     /// The image of this name, if it is here.
     pub async fn find(&self, name: &str) -> Option<ImageInfo> {
         let (inner, name) = (self.0.clone(), name.to_owned());
-        tokio::task::spawn_blocking(move || inner.find(&name)).await.ok().flatten()
+        let found = tokio::task::spawn_blocking(move || {
+            let _none_goes = inner.removal.lock().expect("no code panics under this lock");
+            inner.find(&name)
+        });
+        found.await.ok().flatten()
     }
 
     /// Keeps in mind which images are here, so that a unit finds its own without asking the engine, which takes a quarter of
@@ -220,12 +227,17 @@ impl Images {
     }
 
     /// Takes care of the disk: dangling images, and those that this node pulled for units and nobody wants any more.
-    /// `wanted` are the images that some execution environment names; `None` where that is not known. Blocks.
+    /// `wanted` are the images that some execution environment names; `None` where that is not known. `needed` tells those that
+    /// this node has a use for, whoever wants them: it is asked before each removal. Blocks.
     ///
     /// # Errors
     /// The engine does not answer.
-    pub fn tidy(&self, wanted: Option<&[String]>) -> Result<Vec<String>, Error> {
-        tidy::tidy(&self.0, wanted)
+    pub fn tidy(
+        &self,
+        wanted: Option<&[String]>,
+        needed: impl Fn() -> BTreeSet<String>,
+    ) -> Result<Vec<String>, Error> {
+        tidy::tidy(&self.0, wanted, needed)
     }
 }
 

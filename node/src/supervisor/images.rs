@@ -1,5 +1,6 @@
 //! Images as the node's services and its local door show them.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt, stream};
@@ -9,9 +10,10 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tracing::warn;
 
-use super::Supervisor;
+use super::{Inner, Supervisor};
 use crate::runtime::choice;
 use crate::runtime::images::{Images, NotReady};
+use crate::unit_dir::UnitDir;
 
 /// Lines of a pull on their way to whoever asked; when it does not listen, the pull's last ones count.
 const LINES: usize = 64;
@@ -19,6 +21,16 @@ const LINES: usize = 64;
 /// The images of a node; a handle.
 #[derive(Debug, Clone)]
 pub struct NodeImages(Supervisor);
+
+impl Inner {
+    /// Images of units that are not over, which may have no container yet, and of containers that are to wait, as nothing pulls
+    /// these anew. Blocks.
+    fn needed_images(&self) -> BTreeSet<String> {
+        let spec = |attempt| UnitDir::new(&self.units_dir(), attempt).load().ok().flatten();
+        let of_units = self.unfinished().into_iter().filter_map(spec).map(|(_, spec)| spec.image);
+        of_units.chain(self.options.work.warm.iter().map(|entry| entry.image.clone())).collect()
+    }
+}
 
 impl Supervisor {
     /// The images of this node.
@@ -91,7 +103,9 @@ impl NodeImages {
 
     async fn tidy_up(&self, wanted: Option<Vec<String>>) -> Result<Vec<String>, String> {
         let images = self.engine().map_err(|NotReady(problem)| problem)?;
-        let tidied = self.0.0.blocking(move || images.tidy(wanted.as_deref())).await;
+        let inner = self.0.0.clone();
+        let tidied =
+            self.0.0.blocking(move || images.tidy(wanted.as_deref(), || inner.needed_images())).await;
         tidied.map_err(|error| error.to_string())
     }
 

@@ -191,14 +191,7 @@ impl Inner {
         if self.cancel.is_cancelled() || self.pool.lock().held.contains(slot) {
             return false;
         }
-        let alive: Vec<_> = {
-            let units = self.units();
-            units
-                .iter()
-                .filter(|(_, unit)| !unit.view.borrow().is_finished())
-                .map(|(name, _)| *name)
-                .collect()
-        };
+        let alive = self.unfinished();
         !alive.into_iter().any(|attempt| UnitDir::new(&self.units_dir(), attempt).has_claimed(slot))
     }
 

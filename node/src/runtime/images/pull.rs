@@ -41,6 +41,13 @@ pub(super) struct Pulls {
     pub(super) succeeded: u64,
 }
 
+impl Pulls {
+    /// Whether somebody waits for a pull of this image.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.under_way.iter().any(|((other, _), pull)| other == name && pull.strong_count() > 0)
+    }
+}
+
 /// A pull that somebody waits for. It ends with the last of these.
 #[derive(Debug)]
 pub(super) struct Pull {

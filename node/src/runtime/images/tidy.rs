@@ -1,6 +1,6 @@
-//! Care for the disk: only what this node pulled for units is ever removed by name, and never while in use.
+//! Care for the disk: only what this node pulled for units is ever removed by name, and never while in use or needed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -47,7 +47,11 @@ impl Inner {
     }
 }
 
-pub(super) fn tidy(inner: &Arc<Inner>, wanted: Option<&[String]>) -> Result<Vec<String>, Error> {
+pub(super) fn tidy(
+    inner: &Arc<Inner>,
+    wanted: Option<&[String]>,
+    needed: impl Fn() -> BTreeSet<String>,
+) -> Result<Vec<String>, Error> {
     let mut removed = Vec::new();
     if inner.section.prune_dangling {
         // The engine itself spares what a container uses.
@@ -68,7 +72,9 @@ pub(super) fn tidy(inner: &Arc<Inner>, wanted: Option<&[String]>) -> Result<Vec<
     };
     let mut ours: Vec<(u64, &String)> = ledger.iter().map(|(name, used)| (*used, name)).collect();
     ours.sort();
-    let mut held: u64 = ours.iter().filter_map(|(_, name)| of(name)).map(|image| image.size).sum();
+    let sizes: BTreeMap<_, _> =
+        ours.iter().filter_map(|(_, name)| of(name)).map(|image| (&image.id, image.size)).collect();
+    let mut held: u64 = sizes.values().sum(); // an image of two names lies here once
     let quota = inner.section.quota_mib << 20;
     for (_, name) in ours {
         let Some(image) = of(name) else {
@@ -82,10 +88,19 @@ pub(super) fn tidy(inner: &Arc<Inner>, wanted: Option<&[String]>) -> Result<Vec<
         if image.in_use > 0 || !(unwanted || too_much) {
             continue;
         }
+        // A unit is known before it asks for its image, and gets no answer while one is removed: it is seen here, or finds it gone.
+        let _none_is_found = inner.removal.lock().expect("no code panics under this lock");
+        if needed().contains(name) || inner.pulls.lock().expect("no code panics under this lock").has(name) {
+            continue;
+        }
         // Without force: a container that began just now keeps it.
         match inner.engine.call(&["image", "rm", "--", name]) {
-            Ok(_) => {
-                held = held.saturating_sub(image.size);
+            Ok(said) => {
+                inner.found.lock().expect("no code panics under this lock").remove(name);
+                // Both engines say so once the last name is gone.
+                if said.contains("Deleted: ") {
+                    held = held.saturating_sub(image.size);
+                }
                 info!(image = name, reason = if unwanted { "unwanted" } else { "quota" }, "image removed");
                 inner.change(|ledger| {
                     ledger.remove(name);
