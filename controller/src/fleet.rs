@@ -13,7 +13,7 @@ use std::time::Duration;
 use plexus_mesh::{Mesh, View};
 use plexus_proto::id::{Identity, NodeId, Role, StoreId};
 use plexus_proto::work::NodeInfo;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +32,11 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Nodes that are asked at once. A call takes memory while it lasts, and a thousand nodes may all be due together.
 const AT_ONCE: usize = 64;
 
+/// Pause for a node that refused a unit and shows no reason for that: nothing is placed there meanwhile.
+const REST: Duration = Duration::from_secs(5);
+/// Refusals on their way to the fleet's task; when it is busy, drivers wait.
+const REFUSALS: usize = 64;
+
 /// An execution node of this cluster.
 #[derive(Debug, Clone)]
 pub struct LiveNode {
@@ -39,6 +44,53 @@ pub struct LiveNode {
     pub reachable: bool,
     /// What it said of itself; `None` until it answered once.
     pub info: Option<Info>,
+    refused: Option<Refused>,
+}
+
+impl LiveNode {
+    /// Why it refused a unit, until it has said anew what it has.
+    pub fn refused(&self) -> Option<String> {
+        self.refused.as_ref().map(|refused| refused.words.clone())
+    }
+
+    /// Takes what it says of itself. How soon it is asked again: after a refusal that this does not explain, it rests first.
+    fn hear(&mut self, info: Info, now: Instant) -> Duration {
+        let explained =
+            info.cordoned.is_some() || self.info.as_ref().is_some_and(|known| known.store != info.store);
+        self.info = Some(info);
+        self.refused = self.refused.take().filter(|refused| !explained && now < refused.until);
+        self.refused.as_ref().map_or(HEARTBEAT, |refused| refused.until - now)
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Refused {
+    words: String,
+    /// The end of its rest.
+    until: Instant,
+}
+
+/// Tells the fleet what nodes refused.
+#[derive(Debug, Clone)]
+pub struct Refusals(mpsc::Sender<Refusal>);
+
+#[derive(Debug)]
+struct Refusal {
+    node: NodeId,
+    words: String,
+    published: oneshot::Sender<()>,
+}
+
+impl Refusals {
+    /// Says that `node` did not take a unit, in its words. It is asked anew what it has, and gets nothing until it has said so;
+    /// everybody sees that when this returns.
+    pub async fn tell(&self, node: &NodeId, words: &str) {
+        let (published, seen) = oneshot::channel();
+        let refusal = Refusal { node: node.clone(), words: words.to_owned(), published };
+        if self.0.send(refusal).await.is_ok() {
+            let _ = seen.await; // an error: the controller stops
+        }
+    }
 }
 
 /// Execution nodes of this cluster by name.
@@ -60,6 +112,9 @@ struct Fleet {
     copies: Copies,
     /// Stores that show fewer starts than were heard of, until their nodes have given them up.
     outgrown: BTreeMap<NodeId, (StoreId, u64)>,
+    refusals: mpsc::Receiver<Refusal>,
+    /// Who waits until all see what was refused.
+    published: Vec<oneshot::Sender<()>>,
 }
 
 /// Starts the task; it ends with `shutdown`.
@@ -67,8 +122,9 @@ pub fn spawn(
     mesh: Mesh,
     core: CoreDb,
     shutdown: CancellationToken,
-) -> (watch::Receiver<Arc<Nodes>>, tokio::task::JoinHandle<()>) {
+) -> (watch::Receiver<Arc<Nodes>>, Refusals, tokio::task::JoinHandle<()>) {
     let (publish, nodes) = watch::channel(Arc::new(Nodes::new()));
+    let (tell, refusals) = mpsc::channel(REFUSALS);
     let fleet = Fleet {
         mesh,
         core,
@@ -77,8 +133,10 @@ pub fn spawn(
         calls: JoinSet::new(),
         copies: Copies::default(),
         outgrown: BTreeMap::new(),
+        refusals,
+        published: Vec::new(),
     };
-    (nodes, tokio::spawn(fleet.run(publish, shutdown)))
+    (nodes, Refusals(tell), tokio::spawn(fleet.run(publish, shutdown)))
 }
 
 impl Fleet {
@@ -90,6 +148,9 @@ impl Fleet {
             self.ask().await;
             self.record(&now).await;
             publish.send_replace(Arc::new(self.nodes.clone()));
+            for waiting in self.published.drain(..) {
+                let _ = waiting.send(()); // an error: its driver was dropped
+            }
             let due = self.asked.values().filter(|asked| !asked.under_way).map(|asked| asked.due).min();
             // Who is due while nobody more can be asked is asked when an answer comes.
             let due =
@@ -106,10 +167,29 @@ impl Fleet {
                         next = self.calls.try_join_next();
                     }
                 }
+                Some(refusal) = self.refusals.recv() => {
+                    let mut next = Some(refusal);
+                    while let Some(refusal) = next {
+                        self.on_refused(refusal);
+                        next = self.refusals.try_recv().ok();
+                    }
+                }
                 () = tokio::time::sleep_until(due) => {}
                 () = shutdown.cancelled() => return,
             }
         }
+    }
+
+    fn on_refused(&mut self, refusal: Refusal) {
+        let Refusal { node, words, published } = refusal;
+        let now = Instant::now();
+        if let Some(known) = self.nodes.get_mut(&node) {
+            known.refused = Some(Refused { words, until: now + REST });
+        }
+        if let Some(asked) = self.asked.get_mut(&node) {
+            asked.due = now;
+        }
+        self.published.push(published);
     }
 
     fn ours(&self, identity: &Identity) -> bool {
@@ -124,7 +204,7 @@ impl Fleet {
             if !self.ours(&seen.identity) {
                 continue;
             }
-            let unheard = || LiveNode { reachable: false, info: None };
+            let unheard = || LiveNode { reachable: false, info: None, refused: None };
             let node = self.nodes.entry(name.clone()).or_insert_with(unheard);
             node.reachable = seen.reachable;
             if !seen.reachable {
@@ -179,10 +259,8 @@ impl Fleet {
         let retry = self.asked.get(&name).map_or(RETRY, |asked| asked.retry);
         let (mut again, retry) = match info {
             Ok(info) => {
-                if let Some(node) = self.nodes.get_mut(&name) {
-                    node.info = Some(info);
-                }
-                (HEARTBEAT, RETRY)
+                let node = self.nodes.get_mut(&name);
+                (node.map_or(HEARTBEAT, |node| node.hear(info, Instant::now())), RETRY)
             }
             Err(error) => {
                 tracing::warn!(node = %name, error, "node did not say what it has");
@@ -229,5 +307,37 @@ impl Fleet {
         if let Err(error) = instances::record(&self.core, &seen).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot record what the mesh shows");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn a_node_that_refused_rests_unless_what_it_says_explains_it() {
+        let info = |store, cordoned: Option<&str>| Info {
+            store: StoreId(Uuid::from_u128(store)),
+            cpu_millis: 1000,
+            memory: 1 << 30,
+            free_disk: 0,
+            images: 0,
+            cordoned: cordoned.map(str::to_owned),
+            heard: jiff::Timestamp::UNIX_EPOCH,
+        };
+        let now = Instant::now();
+        let until = now + REST;
+        let check = |said: Info, at: Instant, refused: bool, again: Duration| {
+            let refusal = Refused { words: "full".into(), until };
+            let mut node = LiveNode { reachable: true, info: Some(info(1, None)), refused: Some(refusal) };
+            assert_eq!(node.hear(said, at), again);
+            assert_eq!(node.refused().is_some(), refused);
+        };
+        check(info(1, None), now, true, REST);
+        check(info(1, None), until, false, HEARTBEAT);
+        check(info(1, Some("")), now, false, HEARTBEAT);
+        check(info(2, None), now, false, HEARTBEAT);
     }
 }

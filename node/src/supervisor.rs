@@ -414,6 +414,22 @@ impl Supervisor {
     async fn try_submit(&self, caller: &Caller, request: SubmitRequest) -> Result<UnitStatus, Refusal> {
         let attempt = parse_attempt(request.unit.as_ref())?;
         let epoch = parse_epoch(request.epoch)?;
+        let handle = self.take(caller, attempt, epoch, request).map_err(|refusal| {
+            let known = self.handle(attempt).is_some() || self.0.tombstones.holds(attempt);
+            Refusal { not_taken: !known, ..refusal }
+        })?;
+        ask(&handle.requests, attempt, |answer| Request::Submit { caller: caller.clone(), epoch, answer })
+            .await?
+    }
+
+    /// The unit that is submitted, known or new. Nothing is kept of one that is refused here.
+    fn take(
+        &self,
+        caller: &Caller,
+        attempt: Attempt,
+        epoch: OwnerEpoch,
+        request: SubmitRequest,
+    ) -> Result<Handle, Refusal> {
         let own = self.store_id();
         if StoreId::from_slice(&request.store_id) != Ok(own) {
             let message = format!("unit {attempt} is bound to another store than this node's {own}");
@@ -423,21 +439,16 @@ impl Supervisor {
             return Err(shutting_down());
         }
         self.0.incarnations.check(&caller.cluster, epoch)?;
-        let known = self.handle(attempt);
-        let handle = match known {
-            Some(handle) => handle,
-            None => {
-                if self.0.tombstones.holds(attempt) {
-                    return Err(forgotten(attempt));
-                }
-                let spec = request.spec.ok_or_else(|| refusal(RefusalCode::Invalid, "submit has no spec"))?;
-                self.check_spec(attempt, &spec)?;
-                self.check_cordon()?;
-                self.accept(attempt, caller, epoch, spec)?
-            }
-        };
-        ask(&handle.requests, attempt, |answer| Request::Submit { caller: caller.clone(), epoch, answer })
-            .await?
+        if let Some(handle) = self.handle(attempt) {
+            return Ok(handle);
+        }
+        if self.0.tombstones.holds(attempt) {
+            return Err(forgotten(attempt));
+        }
+        let spec = request.spec.ok_or_else(|| refusal(RefusalCode::Invalid, "submit has no spec"))?;
+        self.check_spec(attempt, &spec)?;
+        self.check_cordon()?;
+        self.accept(attempt, caller, epoch, spec)
     }
 
     fn check_spec(&self, attempt: Attempt, spec: &UnitSpec) -> Result<(), Refusal> {

@@ -85,7 +85,11 @@ fn epoch() -> Option<OwnerEpoch> {
 }
 
 fn refusal() -> Refusal {
-    Refusal { code: RefusalCode::OlderEpoch.into(), message: "owned by a later epoch".into(), incarnation: 0 }
+    Refusal {
+        code: RefusalCode::OlderEpoch.into(),
+        message: "owned by a later epoch".into(),
+        ..Refusal::default()
+    }
 }
 
 fn finished() -> Finished {
@@ -240,6 +244,13 @@ fn work_verbs() {
     let state = UnitStatusState::Pending(Pending { needs_payload: true });
     check("reply-pending", UnitReply { result: Some(UnitReplyResult::Status(status(state))) });
     check("reply-refusal", UnitReply { result: Some(UnitReplyResult::Refusal(refusal())) });
+    let full = Refusal {
+        code: RefusalCode::NodeFull.into(),
+        message: "cordoned".into(),
+        not_taken: true,
+        ..Refusal::default()
+    };
+    check("reply-refusal-not-taken", UnitReply { result: Some(UnitReplyResult::Refusal(full)) });
     let preparing = status(UnitStatusState::Preparing(Preparing { step: "pulling image".into() }));
     check("list-reply", ListReply { units: vec![preparing] });
     let info = NodeInfo {

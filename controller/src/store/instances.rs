@@ -47,6 +47,13 @@ impl Info {
     pub fn capacity(&self) -> Capacity {
         Capacity::of(self.cpu_millis, self.memory)
     }
+
+    /// That root of the machine has it take no new units, in words; `None` when it takes them.
+    pub fn cordon(&self, name: &NodeId) -> Option<String> {
+        let reason = self.cordoned.as_deref()?;
+        let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+        Some(format!("{name} was cordoned on its own machine{why}"))
+    }
 }
 
 /// What somebody decided about a node.
@@ -136,13 +143,12 @@ pub async fn record(core: &CoreDb, nodes: &[Seen]) -> Result<(), Error> {
     update.and_where(Expr::col("enabled").eq(true)).and_where(Expr::col("errors").ne(""));
     tx.execute(update).await?;
     for node in nodes {
-        let Some(Info { cordoned: Some(reason), .. }) = &node.info else { continue };
-        let name = node.identity.node.as_str();
-        let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+        let name = &node.identity.node;
+        let Some(words) = node.info.as_ref().and_then(|info| info.cordon(name)) else { continue };
         let mut update = Query::update();
-        update.table("instances").value("errors", format!("{name} was cordoned on its own machine{why}"));
+        update.table("instances").value("errors", words);
         // What somebody has to look at first is not written over.
-        update.and_where(Expr::col("enabled").eq(true)).and_where(Expr::col("hostname").eq(name));
+        update.and_where(Expr::col("enabled").eq(true)).and_where(Expr::col("hostname").eq(name.as_str()));
         tx.execute(update).await?;
     }
     groups::apply_policies(&mut tx).await?;

@@ -144,7 +144,7 @@ impl Supervisor {
         units.values().filter(|unit| !unit.view.borrow().is_settled()).map(|unit| unit.view.clone()).collect()
     }
 
-    /// The words for a controller whose unit came after the cordon: it waits, or goes elsewhere.
+    /// The words for a controller whose unit came after the cordon: it goes elsewhere, or waits.
     pub(super) fn check_cordon(&self) -> Result<(), Refusal> {
         let Some(reason) = self.cordoned() else { return Ok(()) };
         let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
