@@ -1,7 +1,7 @@
 //! Live nodes: who of this cluster can be reached, and what each said of itself.
 //!
 //! One task owns the picture. It wakes when the mesh's view changes, asks a node that appeared for its store and
-//! capacity, asks again every minute, and publishes a snapshot; `instances` rows follow. Others hold a
+//! capacity, asks again when it has announced news and every minute, and publishes a snapshot; `instances` rows follow. Others hold a
 //! [`watch::Receiver`].
 
 mod copies;
@@ -28,6 +28,9 @@ use crate::store::instances::{self, Info, Seen};
 const HEARTBEAT: Duration = Duration::from_secs(60);
 /// How soon a node that is reachable but did not answer is asked again; doubles up to [`HEARTBEAT`].
 const RETRY: Duration = Duration::from_secs(1);
+
+/// Least time between two questions to one node, however often it has news.
+const PACE: Duration = Duration::from_secs(1);
 
 /// Nodes that are asked at once. A call takes memory while it lasts, and a thousand nodes may all be due together.
 const AT_ONCE: usize = 64;
@@ -98,9 +101,34 @@ pub type Nodes = BTreeMap<NodeId, LiveNode>;
 
 struct Asked {
     due: Instant,
+    /// When it was asked last.
+    began: Option<Instant>,
+    /// The news of it that was seen last, and whether that is still to be asked for.
+    news: (u64, u64),
+    stale: bool,
     under_way: bool,
     /// Pause after the next time that it does not answer.
     retry: Duration,
+}
+
+impl Asked {
+    fn new(now: Instant, news: (u64, u64)) -> Self {
+        Self { due: now, began: None, news, stale: false, under_way: false, retry: RETRY }
+    }
+
+    fn see(&mut self, news: (u64, u64)) {
+        self.stale |= std::mem::replace(&mut self.news, news) != news;
+    }
+
+    /// When it is to be asked; `None` while it is being asked.
+    fn due(&self) -> Option<Instant> {
+        let soon = self.began.filter(|_| self.stale).map_or(self.due, |began| self.due.min(began + PACE));
+        (!self.under_way).then_some(soon)
+    }
+
+    fn begin(&mut self, now: Instant) {
+        (self.began, self.stale, self.under_way) = (Some(now), false, true);
+    }
 }
 
 struct Fleet {
@@ -151,7 +179,7 @@ impl Fleet {
             for waiting in self.published.drain(..) {
                 let _ = waiting.send(()); // an error: its driver was dropped
             }
-            let due = self.asked.values().filter(|asked| !asked.under_way).map(|asked| asked.due).min();
+            let due = self.asked.values().filter_map(Asked::due).min();
             // Who is due while nobody more can be asked is asked when an answer comes.
             let due =
                 due.filter(|_| self.calls.len() < AT_ONCE).unwrap_or_else(|| Instant::now() + HEARTBEAT);
@@ -209,27 +237,27 @@ impl Fleet {
             node.reachable = seen.reachable;
             if !seen.reachable {
                 self.asked.remove(name);
-            } else if !self.asked.contains_key(name) {
-                self.asked
-                    .insert(name.clone(), Asked { due: Instant::now(), under_way: false, retry: RETRY });
+            } else {
+                let new = || Asked::new(Instant::now(), seen.news);
+                self.asked.entry(name.clone()).or_insert_with(new).see(seen.news);
             }
         }
     }
 
     async fn ask(&mut self) {
         let now = Instant::now();
-        if !self.asked.values().any(|asked| !asked.under_way && asked.due <= now) {
+        if !self.asked.values().filter_map(Asked::due).any(|due| due <= now) {
             return;
         }
         // A node that is told too late holds containers for nothing until the next heartbeat.
         let decided = instances::decided(&self.core).await.unwrap_or_default();
-        let mut due: Vec<_> =
-            self.asked.iter_mut().filter(|(_, asked)| !asked.under_way && asked.due <= now).collect();
+        let is_due = |asked: &Asked| asked.due().is_some_and(|due| due <= now);
+        let mut due: Vec<_> = self.asked.iter_mut().filter(|(_, asked)| is_due(asked)).collect();
         // Whoever waits for longest comes first.
-        due.sort_by_key(|(_, asked)| asked.due);
+        due.sort_by_key(|(_, asked)| asked.due());
         for (name, asked) in due.into_iter().take(AT_ONCE.saturating_sub(self.calls.len())) {
             let resting = decided.get(name).is_some_and(|decided| !decided.enabled);
-            asked.under_way = true;
+            asked.begin(now);
             // For one call: a channel that waits a minute for the next takes 28 KB here and as much there.
             let (name, client) = (name.clone(), NodeClient::new(&self.mesh, name));
             let outgrown = self.outgrown.get(&name).copied();
@@ -281,7 +309,7 @@ impl Fleet {
             }
         }
         if let Some(asked) = self.asked.get_mut(&name) {
-            *asked = Asked { due: Instant::now() + again, under_way: false, retry };
+            (asked.due, asked.under_way, asked.retry) = (Instant::now() + again, false, retry);
         }
     }
 
@@ -315,6 +343,30 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+
+    #[test]
+    fn a_node_with_news_is_asked_at_once_and_at_a_measured_pace() {
+        let now = Instant::now();
+        let mut asked = Asked::new(now, (1, 0));
+        assert_eq!(asked.due(), Some(now), "it has just appeared");
+        let answered = |asked: &mut Asked, at| (asked.due, asked.under_way) = (at + HEARTBEAT, false);
+        asked.begin(now);
+        asked.see((1, 1));
+        assert_eq!(asked.due(), None, "it is being asked");
+        answered(&mut asked, now);
+        assert_eq!(asked.due(), Some(now + PACE), "the answer may be older than the news");
+        let later = now + PACE;
+        asked.begin(later);
+        answered(&mut asked, later);
+        asked.see((1, 1));
+        assert_eq!(asked.due(), Some(later + HEARTBEAT), "nothing is new");
+        for news in [(1, 2), (2, 0)] {
+            asked.see(news);
+            assert_eq!(asked.due(), Some(later + PACE), "{news:?}");
+            asked.begin(later);
+            answered(&mut asked, later);
+        }
+    }
 
     #[test]
     fn a_node_that_refused_rests_unless_what_it_says_explains_it() {

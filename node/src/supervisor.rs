@@ -9,6 +9,7 @@ mod cordon;
 pub mod images;
 mod incarnations;
 mod leftovers;
+mod news;
 mod shims;
 mod spools;
 mod tombstones;
@@ -26,7 +27,7 @@ use plexus_proto::work::{
     AbandonRequest, CancelRequest, ForgetRequest, ListReply, PrivateBlock, PullPolicy, Refusal, RefusalCode,
     SealedRecord, StatusRequest, SubmitRequest, UnitReply, UnitReplyResult, UnitSpec, UnitStatus,
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, error, info, info_span, warn};
@@ -157,6 +158,8 @@ struct Inner {
     incarnations: Incarnations,
     tombstones: Tombstones,
     cordon: Cordon,
+    /// Raised when what this node says of itself has changed.
+    news: Notify,
     spools: Spools,
     units: Mutex<BTreeMap<Attempt, Handle>>,
     serial: AtomicU64,
@@ -284,6 +287,7 @@ impl Supervisor {
             incarnations,
             tombstones,
             cordon,
+            news: Notify::new(),
             spools,
             units: Mutex::default(),
             serial: AtomicU64::new(0),
@@ -304,6 +308,10 @@ impl Supervisor {
         let (quotas, cancel) = (supervisor.clone(), supervisor.0.cancel.clone());
         supervisor.0.tasks.spawn(async move {
             cancel.run_until_cancelled(quotas.pass_on_quotas()).await;
+        });
+        let (watcher, cancel) = (supervisor.clone(), supervisor.0.cancel.clone());
+        supervisor.0.tasks.spawn(async move {
+            cancel.run_until_cancelled(watcher.watch_news()).await;
         });
         let reaper = supervisor.clone();
         let cancel = supervisor.0.cancel.clone();

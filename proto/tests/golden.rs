@@ -134,8 +134,10 @@ fn link_messages() {
         links: vec![AnnouncedLink { neighbor: 0x0001_0003, cost: 10 }],
         software: "plexus 0.1.0".into(),
         services: vec!["work".into()],
+        news: 0,
     };
     check("announcement", body.clone());
+    check("announcement-news", Announcement { news: 3, ..body.clone() });
     let signed = SignedAnnouncement {
         body: body.encode_to_vec().into(),
         signature: Bytes::from_static(&[9; 64]),

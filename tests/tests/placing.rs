@@ -12,6 +12,8 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 const JOB: Duration = Duration::from_secs(300);
+/// Long for an announcement and a question, and short beside the minute after which nodes are asked anyway.
+const NEWS: Duration = Duration::from_secs(10);
 
 /// A job that waits until somebody listens on a port of this machine, and one that does not wait.
 const PLAYBOOK: &str = "\
@@ -290,5 +292,17 @@ async fn a_job_that_its_node_refuses_goes_elsewhere_or_waits_and_says_why() {
     world.waits(job, "cordoned").await;
     world.at("node-3/node", &["node", "uncordon"]).await;
     assert_eq!(world.ran(job).await.0, "node-3");
+
+    // What a node has to say is known long before it is asked by itself, a minute after it was last.
+    for (verb, cordoned) in [("cordon", true), ("uncordon", false)] {
+        world.at("node-3/node", &["node", verb]).await;
+        wait_for(&format!("the controller to know of the {verb}"), NEWS, async || {
+            let list = api.get("instances/?hostname=node-3").await.unwrap();
+            let said = list["results"][0]["errors"].to_string();
+            Seen::when(said.contains("was cordoned on its own machine") == cordoned, || said)
+        })
+        .await
+        .unwrap();
+    }
     world.finish().await;
 }

@@ -124,6 +124,7 @@ impl Supervisor {
         stored.map_err(|error| ActError::Failed(format!("cannot store that in data_dir: {error}")))?;
         // Containers that wait for units go with the first word, and come back with the next heartbeat of a controller.
         self.0.pool.rest(wanted);
+        self.0.news.notify_one();
         Ok(())
     }
 
