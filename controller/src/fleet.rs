@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use plexus_mesh::{Mesh, View};
 use plexus_proto::id::{Identity, NodeId, Role, StoreId};
-use plexus_proto::work::NodeInfo;
+use plexus_proto::work::{ImageInfo, NodeInfo};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -51,6 +51,11 @@ pub struct LiveNode {
 }
 
 impl LiveNode {
+    /// A node of which no more is known.
+    pub fn new(reachable: bool, info: Option<Info>) -> Self {
+        Self { reachable, info, refused: None }
+    }
+
     /// Why it refused a unit, until it has said anew what it has.
     pub fn refused(&self) -> Option<String> {
         self.refused.as_ref().map(|refused| refused.words.clone())
@@ -232,8 +237,7 @@ impl Fleet {
             if !self.ours(&seen.identity) {
                 continue;
             }
-            let unheard = || LiveNode { reachable: false, info: None, refused: None };
-            let node = self.nodes.entry(name.clone()).or_insert_with(unheard);
+            let node = self.nodes.entry(name.clone()).or_insert_with(|| LiveNode::new(false, None));
             node.reachable = seen.reachable;
             if !seen.reachable {
                 self.asked.remove(name);
@@ -279,7 +283,7 @@ impl Fleet {
                 cpu_millis: info.cpu_millis,
                 memory: info.memory_bytes,
                 free_disk: info.free_disk_bytes,
-                images: info.images.len(),
+                images: info.images.into_iter().map(named).collect(),
                 cordoned: info.cordoned,
                 heard,
             })
@@ -338,6 +342,11 @@ impl Fleet {
     }
 }
 
+/// What people call an image: its first name, or its id if it has none.
+fn named(image: ImageInfo) -> String {
+    image.names.into_iter().next().unwrap_or(image.id)
+}
+
 #[cfg(test)]
 mod tests {
     use uuid::Uuid;
@@ -375,7 +384,7 @@ mod tests {
             cpu_millis: 1000,
             memory: 1 << 30,
             free_disk: 0,
-            images: 0,
+            images: Arc::default(),
             cordoned: cordoned.map(str::to_owned),
             heard: jiff::Timestamp::UNIX_EPOCH,
         };

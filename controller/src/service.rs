@@ -116,6 +116,7 @@ pub async fn run(
 
     let ours = shutdown.child_token();
     let (nodes, refusals, fleet) = fleet::spawn(mesh.clone(), core.clone(), ours.clone());
+    app.nodes = nodes.clone();
     let stray = stray::spawn(mesh.clone(), core.clone(), nodes.clone(), ours.clone());
     let context = reconcile::Context {
         core: core.clone(),

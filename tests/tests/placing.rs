@@ -304,5 +304,8 @@ async fn a_job_that_its_node_refuses_goes_elsewhere_or_waits_and_says_why() {
         .await
         .unwrap();
     }
+    let node = api.get("instances/?hostname=node-3").await.unwrap()["results"][0]["id"].clone();
+    let shown = api.get(&format!("instances/{node}/")).await.unwrap();
+    assert!(shown["free_disk"].as_u64() > Some(0) && shown["images"].is_array(), "{shown}");
     world.finish().await;
 }

@@ -1,6 +1,7 @@
 //! Rows of the nodes: what the mesh shows and what the nodes said of themselves.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use plexus_proto::id::{Identity, NodeId, Role, StoreId};
@@ -34,8 +35,8 @@ pub struct Info {
     pub memory: u64,
     /// Bytes that are free where its data directory is; 0: it did not say.
     pub free_disk: u64,
-    /// Images that it said it has.
-    pub images: usize,
+    /// Images that it said it has, each by its first name.
+    pub images: Arc<[String]>,
     /// Why it takes no new units, if root of its machine said so there.
     pub cordoned: Option<String>,
     /// When it said so.
