@@ -74,6 +74,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use plexus_mesh::Mesh;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -83,6 +84,7 @@ pub use mesh::{MeshError, MeshView, NoMesh};
 
 use crate::auth::Auth;
 use crate::enrolment::Enrolment;
+use crate::fleet::Nodes;
 use crate::kind::Kind;
 use crate::live::Live;
 use crate::registry;
@@ -114,6 +116,8 @@ pub struct App {
     pub counts: Counts,
     /// The mesh, as far as people see it.
     pub mesh: Arc<dyn MeshView>,
+    /// What nodes say of themselves.
+    pub nodes: watch::Receiver<Arc<Nodes>>,
     /// Directory of the manual projects.
     pub projects_root: Arc<PathBuf>,
     /// Name of this controller.
@@ -158,6 +162,7 @@ impl App {
             node: node.into(),
             install,
             enrolment: None,
+            nodes: watch::channel(Arc::default()).1,
         })
     }
 }

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use crate::fleet::Nodes;
+use crate::fleet::{Nodes, Refusals};
 use crate::ingest::Ingest;
 use crate::kind::Kind;
 use crate::outcome;
@@ -64,6 +64,8 @@ pub struct Context {
     pub mesh: Mesh,
     /// Live nodes.
     pub nodes: watch::Receiver<Arc<Nodes>>,
+    /// Where it is told what they refused.
+    pub refusals: Refusals,
     /// Where manual projects lie.
     pub projects: PathBuf,
     /// Trees of manual projects as they were read last.
@@ -269,6 +271,9 @@ impl Reconciler {
             let wanted = lists.wanted(Some(job.id), job.template, job.inventory, job.organization);
             let update = job.inventory.and_then(|inventory| changing.get(&inventory));
             let update = update.filter(|_| job.kind != Kind::InventoryUpdate);
+            if self.drivers.contains_key(&job.id) {
+                continue; // it has just been given back; the end of its driver is another look
+            }
             let found = match (&job.needs, behind, update) {
                 (Some(needs), ..) => Err(Wait::Needs(needs.clone())),
                 (None, Some(before), _) => Err(Wait::Behind(before)),
@@ -366,7 +371,8 @@ fn candidates(live: &Nodes, decided: &BTreeMap<NodeId, Decided>) -> BTreeMap<Nod
         let decided = decided.get(name).copied().unwrap_or_default();
         let candidate = Candidate {
             reachable: node.reachable && known.is_some(),
-            enabled: decided.enabled && known.is_none_or(|info| info.cordoned.is_none()),
+            enabled: decided.enabled,
+            closed: known.and_then(|info| info.cordon(name)).or_else(|| node.refused()),
             capacity: known.map_or(0, |info| info.capacity().adjusted(decided.adjustment)),
             busy: 0,
         };

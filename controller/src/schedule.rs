@@ -59,6 +59,8 @@ pub struct Candidate {
     pub reachable: bool,
     /// Nobody has switched it off.
     pub enabled: bool,
+    /// Why it takes no new work, in its own words: it was cordoned on its machine, or has just refused some.
+    pub closed: Option<String>,
     /// Forks it can keep busy.
     pub capacity: u32,
     /// Forks that its units keep busy now.
@@ -71,7 +73,7 @@ impl Candidate {
     }
 
     fn usable(&self) -> bool {
-        self.reachable && self.enabled
+        self.reachable && self.enabled && self.closed.is_none()
     }
 }
 
@@ -103,6 +105,9 @@ pub enum Wait {
     /// All that can be reached are switched off.
     #[error("waiting: every execution node that can be reached is disabled")]
     Disabled,
+    /// None that can be reached and is switched on takes new work; their words.
+    #[error("waiting: no execution node takes new jobs: {0}")]
+    Closed(String),
     /// None has room.
     #[error("waiting: needs {impact} forks of capacity, {best} are free on {node}")]
     Full {
@@ -297,7 +302,12 @@ impl Fleet {
             self.places.get(name).and_then(|place| at(*place)).is_some_and(|(_, node, _)| node.reachable)
         };
         if known.iter().any(|name| reachable(name)) {
-            return Err(Wait::Disabled);
+            let closed = known.iter().filter_map(|name| {
+                let (_, node, _) = self.places.get(name).and_then(|place| at(*place))?;
+                node.closed.as_deref().filter(|_| node.reachable && node.enabled)
+            });
+            let closed: Vec<_> = closed.take(5).collect();
+            return Err(if closed.is_empty() { Wait::Disabled } else { Wait::Closed(closed.join("; ")) });
         }
         let names: Vec<_> = known.iter().take(5).map(|name| name.as_str()).collect();
         Err(Wait::Offline(names.join(", ")))
@@ -361,7 +371,7 @@ mod tests {
         let nodes = nodes
             .iter()
             .map(|&(name, reachable, enabled, capacity, busy)| {
-                (name.parse().unwrap(), Candidate { reachable, enabled, capacity, busy })
+                (name.parse().unwrap(), Candidate { reachable, enabled, capacity, busy, closed: None })
             })
             .collect();
         let groups = groups.iter().map(|&(id, nodes, max_jobs, max_forks)| {
@@ -407,6 +417,29 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_takes_nothing_new_is_left_out_and_its_words_are_told() {
+        let node = |name: &str, enabled, closed: Option<&str>| {
+            let closed = closed.map(str::to_owned);
+            (name.parse().unwrap(), Candidate { reachable: true, enabled, closed, capacity: 8, busy: 0 })
+        };
+        let place = |nodes: [(NodeId, Candidate); 2]| {
+            let group = Group {
+                name: "g".into(),
+                nodes: nodes.iter().map(|n| n.0.clone()).collect(),
+                ..Group::default()
+            };
+            let placed = Fleet::new(nodes.into(), [(1, group)].into()).place(1, &[1]);
+            placed.map(|placed| placed.node.to_string()).map_err(|wait| wait.to_string())
+        };
+        let words = Some("a is cordoned: new disk");
+        assert_eq!(place([node("a", true, words), node("b", true, None)]).unwrap(), "b");
+        let waits = place([node("a", true, words), node("b", false, None)]).unwrap_err();
+        assert_eq!(waits, "waiting: no execution node takes new jobs: a is cordoned: new disk");
+        // What people here have switched off needs no other reason.
+        assert!(place([node("a", false, words), node("b", false, None)]).unwrap_err().contains("disabled"));
+    }
+
+    #[test]
     fn a_group_keeps_its_limits_and_the_next_one_takes_over() {
         let nodes = [("a", true, true, 100, 0), ("b", true, true, 100, 0)];
         let mut fleet = fleet(&nodes, &[(1, &["a"], 2, 0), (2, &["b"], 0, 10)]);
@@ -447,8 +480,8 @@ mod tests {
     #[test]
     fn a_hundred_thousand_jobs_are_placed_as_fast_at_the_end_as_at_the_start() {
         let name = |number: usize| -> NodeId { format!("node-{number}").parse().unwrap() };
-        let nodes =
-            (0..2000).map(|n| (name(n), Candidate { reachable: true, enabled: true, capacity: 40, busy: 0 }));
+        let idle = Candidate { reachable: true, enabled: true, closed: None, capacity: 40, busy: 0 };
+        let nodes = (0..2000).map(|n| (name(n), idle.clone()));
         let groups = (0..20_i64).map(|id| {
             let nodes = (0..2000).filter(|n| n % 20 == id as usize || id == 0).map(name).collect();
             (id, Group { name: format!("g{id}"), nodes, ..Group::default() })

@@ -115,7 +115,8 @@ pub async fn run(
     fresh::seed(&core, &config.fresh, &root).await?;
 
     let ours = shutdown.child_token();
-    let (nodes, fleet) = fleet::spawn(mesh.clone(), core.clone(), ours.clone());
+    let (nodes, refusals, fleet) = fleet::spawn(mesh.clone(), core.clone(), ours.clone());
+    app.nodes = nodes.clone();
     let stray = stray::spawn(mesh.clone(), core.clone(), nodes.clone(), ours.clone());
     let context = reconcile::Context {
         core: core.clone(),
@@ -124,6 +125,7 @@ pub async fn run(
         vault,
         mesh: mesh.clone(),
         nodes,
+        refusals,
         projects: root,
         trees: Arc::default(),
         records: records.clone(),

@@ -51,6 +51,8 @@ pub(crate) enum Event {
     Revoke(SignedRevocations, oneshot::Sender<()>),
     /// Somebody wants to know whether this task lives; told by the sender's end.
     Alive(oneshot::Sender<()>),
+    /// Who asks what this node has would hear something new.
+    News,
     /// Our own certificate was renewed.
     Renewed,
     /// Our certificate, or whom we trust, is another.
@@ -269,6 +271,7 @@ impl Driver {
                 let _ = told.send(());
                 return;
             }
+            Event::News => Input::News,
             Event::Renewed => {
                 let until = self.credentials.expires();
                 let text = format!("certificate of this node renewed until {until}");
@@ -519,6 +522,7 @@ impl Driver {
                 next_hop: next.and_then(neighbor),
                 backup: backup.and_then(|backup| Some((neighbor(backup)?, backup.cost))),
                 routed_since: self.routed.get(&known.identity.address).map(|(.., at)| self.timestamp(*at)),
+                news: (known.version.epoch, known.news),
                 software: software.to_owned(),
                 since: self.timestamp(known.since),
                 neighbors: known.links.iter().filter_map(name).collect(),

@@ -304,6 +304,12 @@ impl Mesh {
         self.0.view.clone()
     }
 
+    /// Has all who [`watch`](Self::watch) the mesh see that this node has something new to say of itself; what, they ask. Each
+    /// time is an announcement to the whole mesh: the caller sees to a measured pace.
+    pub async fn tell_news(&self) {
+        self.0.node.driver.send(Event::News).await;
+    }
+
     /// Comes to its end when the task that owns all routing has taken notice: proof, for a watchdog, that it goes on.
     pub async fn answers(&self) {
         let (reply, noticed) = oneshot::channel();

@@ -121,6 +121,8 @@ pub enum Input {
         /// Which.
         want: Want,
     },
+    /// Who asks what this node has would hear something new.
+    News,
     /// Our certificate was renewed: what we announced is to be signed anew, with the new chain beside it.
     Renewed,
     /// A hop tells a node without a map the way.
@@ -202,6 +204,8 @@ pub struct KnownNode<'a> {
     pub services: &'a [String],
     /// Its newest announcement.
     pub version: Version,
+    /// How often it had news in this epoch, as it says.
+    pub news: u64,
     /// Neighbors that it announces, with cost; the other end may not agree.
     pub links: &'a BTreeMap<Address, u32>,
     /// Whether there is a way to it; true for this node itself.
@@ -267,6 +271,8 @@ struct Own {
     now: BTreeMap<Address, u32>,
     /// That version, once it came back signed.
     signed: Option<VerifiedAnnouncement>,
+    /// How often there was news.
+    news: u64,
     /// Another one is due: something changed since.
     stale: bool,
     tokens: u32,
@@ -282,6 +288,7 @@ impl Router {
             links: BTreeMap::new(),
             now: BTreeMap::new(),
             signed: None,
+            news: 0,
             stale: true,
             tokens: SIGN_BURST,
             refilled: now,
@@ -327,6 +334,7 @@ impl Router {
             Input::Told { link, told } => self.on_told(link, &told),
             Input::Ask { link, ask } => self.on_ask(link, &ask),
             Input::Lookup { addresses, names } => self.on_lookup(&addresses, &names),
+            Input::News => (self.own.news, self.own.stale) = (self.own.news + 1, true),
             Input::Renewed => self.own.stale = true,
             Input::Signed { announcement } => self.on_signed(announcement),
         }
@@ -386,6 +394,7 @@ impl Router {
             software: &self.software,
             services: &[],
             version: self.own.version,
+            news: self.own.news,
             links: &self.own.links,
             reachable: true,
             route: None,
@@ -396,6 +405,7 @@ impl Router {
             software: &origin.newest.software,
             services: &origin.newest.services,
             version: origin.newest.version,
+            news: origin.newest.news,
             links: &origin.newest.links,
             reachable: origin.reachable,
             route: self.routes.get(address).copied(),
@@ -417,6 +427,7 @@ impl Router {
             software: "",
             services: &[],
             version: Version { epoch: 0, sequence: 0 },
+            news: 0,
             links: &NO_LINKS,
             reachable: true,
             route: self.routes.get(address).copied(),
@@ -815,7 +826,8 @@ impl Router {
         self.own.links = self.own.now.clone();
         self.own.version = self.own.version.next();
         self.own.signed = None;
-        let body = announcement::encode(self.me.address, self.own.version, &self.own.links, &self.software);
+        let Own { version, links, news, .. } = &self.own;
+        let body = announcement::encode(self.me.address, *version, links, &self.software, *news);
         self.effects.push_back(Effect::Sign { body });
     }
 

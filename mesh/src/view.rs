@@ -29,6 +29,9 @@ pub struct NodeView {
     pub backup: Option<(NodeId, u32)>,
     /// Since when packets have gone this way.
     pub routed_since: Option<Timestamp>,
+    /// Changes whenever it may answer something else than before to who asks what it has: epoch of its start, and how often it
+    /// said so since.
+    pub news: (u64, u64),
     /// Program and version, as the node says itself.
     pub software: String,
     /// Since when it has been reachable, or not.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use plexus_mesh::local::{LocalSocket, ServeError};
 use plexus_mesh::systemd::Manager;
@@ -15,6 +16,9 @@ use crate::config::{Config, WorkSection};
 use crate::door::Door;
 use crate::supervisor::{self, Supervisor};
 use crate::{SOFTWARE, serve, store_id};
+
+/// Least time between two announcements that this node has news: each goes to every hop and controller.
+const NEWS_PAUSE: Duration = Duration::from_secs(1);
 
 /// A node that did not start.
 #[derive(Debug, thiserror::Error)]
@@ -119,6 +123,8 @@ impl Node {
         }
         if let Some(supervisor) = &supervisor {
             serve::serve(&mesh, supervisor, &tasks, &cancel)?;
+            let (mesh, supervisor, stop) = (mesh.clone(), supervisor.clone(), cancel.clone());
+            tasks.spawn(async move { stop.run_until_cancelled(tell_news(&mesh, &supervisor)).await });
         }
         let manager = Arc::new(Manager::from_env());
         manager.ready();
@@ -194,6 +200,15 @@ impl Node {
             supervisor.shutdown().await;
         }
         self.mesh.shutdown().await;
+    }
+}
+
+/// Announces that controllers should ask anew what this node has.
+async fn tell_news(mesh: &Mesh, supervisor: &Supervisor) {
+    loop {
+        supervisor.news().await;
+        mesh.tell_news().await;
+        tokio::time::sleep(NEWS_PAUSE).await;
     }
 }
 

@@ -9,6 +9,7 @@ mod cordon;
 pub mod images;
 mod incarnations;
 mod leftovers;
+mod news;
 mod shims;
 mod spools;
 mod tombstones;
@@ -26,7 +27,7 @@ use plexus_proto::work::{
     AbandonRequest, CancelRequest, ForgetRequest, ListReply, PrivateBlock, PullPolicy, Refusal, RefusalCode,
     SealedRecord, StatusRequest, SubmitRequest, UnitReply, UnitReplyResult, UnitSpec, UnitStatus,
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, error, info, info_span, warn};
@@ -157,6 +158,8 @@ struct Inner {
     incarnations: Incarnations,
     tombstones: Tombstones,
     cordon: Cordon,
+    /// Raised when what this node says of itself has changed.
+    news: Notify,
     spools: Spools,
     units: Mutex<BTreeMap<Attempt, Handle>>,
     serial: AtomicU64,
@@ -290,6 +293,7 @@ impl Supervisor {
             incarnations,
             tombstones,
             cordon,
+            news: Notify::new(),
             spools,
             units: Mutex::default(),
             serial: AtomicU64::new(0),
@@ -310,6 +314,10 @@ impl Supervisor {
         let (quotas, cancel) = (supervisor.clone(), supervisor.0.cancel.clone());
         supervisor.0.tasks.spawn(async move {
             cancel.run_until_cancelled(quotas.pass_on_quotas()).await;
+        });
+        let (watcher, cancel) = (supervisor.clone(), supervisor.0.cancel.clone());
+        supervisor.0.tasks.spawn(async move {
+            cancel.run_until_cancelled(watcher.watch_news()).await;
         });
         let reaper = supervisor.clone();
         let cancel = supervisor.0.cancel.clone();
@@ -424,6 +432,22 @@ impl Supervisor {
     pub async fn try_submit(&self, caller: &Caller, request: SubmitRequest) -> Result<UnitStatus, Refusal> {
         let attempt = parse_attempt(request.unit.as_ref())?;
         let epoch = parse_epoch(request.epoch)?;
+        let handle = self.take(caller, attempt, epoch, request).map_err(|refusal| {
+            let known = self.handle(attempt).is_some() || self.0.tombstones.holds(attempt);
+            Refusal { not_taken: !known, ..refusal }
+        })?;
+        ask(&handle.requests, attempt, |answer| Request::Submit { caller: caller.clone(), epoch, answer })
+            .await?
+    }
+
+    /// The unit that is submitted, known or new. Nothing is kept of one that is refused here.
+    fn take(
+        &self,
+        caller: &Caller,
+        attempt: Attempt,
+        epoch: OwnerEpoch,
+        request: SubmitRequest,
+    ) -> Result<Handle, Refusal> {
         let own = self.store_id();
         if StoreId::from_slice(&request.store_id) != Ok(own) {
             let message = format!("unit {attempt} is bound to another store than this node's {own}");
@@ -433,21 +457,16 @@ impl Supervisor {
             return Err(shutting_down());
         }
         self.0.incarnations.check(&caller.cluster, epoch)?;
-        let known = self.handle(attempt);
-        let handle = match known {
-            Some(handle) => handle,
-            None => {
-                if self.0.tombstones.holds(attempt) {
-                    return Err(forgotten(attempt));
-                }
-                let spec = request.spec.ok_or_else(|| refusal(RefusalCode::Invalid, "submit has no spec"))?;
-                self.check_spec(attempt, &spec)?;
-                self.check_cordon()?;
-                self.accept(attempt, caller, epoch, spec)?
-            }
-        };
-        ask(&handle.requests, attempt, |answer| Request::Submit { caller: caller.clone(), epoch, answer })
-            .await?
+        if let Some(handle) = self.handle(attempt) {
+            return Ok(handle);
+        }
+        if self.0.tombstones.holds(attempt) {
+            return Err(forgotten(attempt));
+        }
+        let spec = request.spec.ok_or_else(|| refusal(RefusalCode::Invalid, "submit has no spec"))?;
+        self.check_spec(attempt, &spec)?;
+        self.check_cordon()?;
+        self.accept(attempt, caller, epoch, spec)
     }
 
     fn check_spec(&self, attempt: Attempt, spec: &UnitSpec) -> Result<(), Refusal> {

@@ -343,7 +343,7 @@ impl Unit {
 
 /// A refusal with its code and words.
 pub fn refusal(code: RefusalCode, message: impl Into<String>) -> Refusal {
-    Refusal { code: code.into(), message: message.into(), incarnation: 0 }
+    Refusal { code: code.into(), message: message.into(), ..Refusal::default() }
 }
 
 #[cfg(test)]

@@ -502,7 +502,10 @@ async fn a_cordoned_node_takes_nothing_new_and_a_drained_one_has_nothing_left() 
     assert_eq!(act(Action::Cordon { reason: Some("new disk".into()) }).await, (true, 1));
     let late = Job::script("echo never");
     let refused = |reply: UnitReply| match reply.result {
-        Some(UnitReplyResult::Refusal(refusal)) => (refusal.code(), refusal.message),
+        Some(UnitReplyResult::Refusal(refusal)) => {
+            assert!(refusal.not_taken, "its owner may give it to another node: {refusal:?}");
+            (refusal.code(), refusal.message)
+        }
         other => panic!("{other:?}"),
     };
     let words = "node node-1 is cordoned and takes no new units: new disk";

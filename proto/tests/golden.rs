@@ -85,7 +85,11 @@ fn epoch() -> Option<OwnerEpoch> {
 }
 
 fn refusal() -> Refusal {
-    Refusal { code: RefusalCode::OlderEpoch.into(), message: "owned by a later epoch".into(), incarnation: 0 }
+    Refusal {
+        code: RefusalCode::OlderEpoch.into(),
+        message: "owned by a later epoch".into(),
+        ..Refusal::default()
+    }
 }
 
 fn finished() -> Finished {
@@ -130,8 +134,10 @@ fn link_messages() {
         links: vec![AnnouncedLink { neighbor: 0x0001_0003, cost: 10 }],
         software: "plexus 0.1.0".into(),
         services: vec!["work".into()],
+        news: 0,
     };
     check("announcement", body.clone());
+    check("announcement-news", Announcement { news: 3, ..body.clone() });
     let signed = SignedAnnouncement {
         body: body.encode_to_vec().into(),
         signature: Bytes::from_static(&[9; 64]),
@@ -240,6 +246,13 @@ fn work_verbs() {
     let state = UnitStatusState::Pending(Pending { needs_payload: true });
     check("reply-pending", UnitReply { result: Some(UnitReplyResult::Status(status(state))) });
     check("reply-refusal", UnitReply { result: Some(UnitReplyResult::Refusal(refusal())) });
+    let full = Refusal {
+        code: RefusalCode::NodeFull.into(),
+        message: "cordoned".into(),
+        not_taken: true,
+        ..Refusal::default()
+    };
+    check("reply-refusal-not-taken", UnitReply { result: Some(UnitReplyResult::Refusal(full)) });
     let preparing = status(UnitStatusState::Preparing(Preparing { step: "pulling image".into() }));
     check("list-reply", ListReply { units: vec![preparing] });
     let info = NodeInfo {

@@ -1,5 +1,5 @@
 //! Three nodes in two groups, and real jobs: each runs where its lists say, in the order of its lists, as many at once as
-//! its group and its template allow, and on no node that is switched off.
+//! its group and its template allow, and on no node that is switched off or says itself that it takes none.
 
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -8,9 +8,12 @@ use std::time::Duration;
 use plexus_tests::{
     Api, Cluster, JobOptions, Loaded, Newcomer, Samples, Seen, demo_image, is_verify, wait_for,
 };
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 const JOB: Duration = Duration::from_secs(300);
+/// Long for an announcement and a question, and short beside the minute after which nodes are asked anyway.
+const NEWS: Duration = Duration::from_secs(10);
 
 /// A job that waits until somebody listens on a port of this machine, and one that does not wait.
 const PLAYBOOK: &str = "\
@@ -150,6 +153,11 @@ impl World {
         .expect("a cluster does as it is told");
     }
 
+    /// What root of a node's machine says at its socket.
+    async fn at(&self, socket: &str, args: &[&str]) {
+        self.cluster.plexus_json(socket, args).await.expect("a cluster does as it is told");
+    }
+
     async fn finish(mut self) {
         for node in &mut self.nodes {
             node.daemon.stop().await.expect("a cluster does as it is told");
@@ -251,5 +259,53 @@ async fn limits_hold_jobs_back_and_let_them_go() {
     let path = format!("instances/{}/", node["id"]);
     let changed = api.change(&path, &json!({"capacity_adjustment": 0})).await.unwrap();
     assert_eq!(changed["capacity"], cpu.min(memory), "{changed}");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_job_that_its_node_refuses_goes_elsewhere_or_waits_and_says_why() {
+    let world = World::new("placing-refused").await;
+    let api = world.api();
+    let (east, west) = (
+        world.template("east", world.inventory, &[world.east]).await,
+        world.template("west", world.inventory, &[world.west]).await,
+    );
+    // The job is given to node-1, and is on its way there while root of that machine cordons it.
+    world.switch("node-2", false).await;
+    let log = world.cluster.controller.log_size();
+    world.cluster.hop.signal(Signal::STOP).unwrap();
+    let job = world.launch(east, None).await;
+    api.has_status(job, "waiting", JOB).await.unwrap();
+    assert_eq!(api.job(job).await.unwrap()["execution_node"], "node-1");
+    world.at("node-1", &["node", "cordon", "--reason", "new disk"]).await;
+    world.switch("node-2", true).await;
+    world.cluster.hop.signal(Signal::CONT).unwrap();
+    assert_eq!(world.ran(job).await, ("node-2".to_owned(), "east".to_owned()));
+    let said = world.cluster.controller.log();
+    let moved = said[log..].lines().filter(|line| line.contains("the node did not take the unit")).count();
+    assert_eq!(moved, 1, "{}", world.cluster.controller.log_tail(30));
+    assert!(said.contains("cordoned and takes no new units: new disk"));
+
+    // Where there is no other, it waits, visibly, until its node takes work again.
+    world.at("node-3/node", &["node", "cordon"]).await;
+    let job = world.launch(west, None).await;
+    world.waits(job, "cordoned").await;
+    world.at("node-3/node", &["node", "uncordon"]).await;
+    assert_eq!(world.ran(job).await.0, "node-3");
+
+    // What a node has to say is known long before it is asked by itself, a minute after it was last.
+    for (verb, cordoned) in [("cordon", true), ("uncordon", false)] {
+        world.at("node-3/node", &["node", verb]).await;
+        wait_for(&format!("the controller to know of the {verb}"), NEWS, async || {
+            let list = api.get("instances/?hostname=node-3").await.unwrap();
+            let said = list["results"][0]["errors"].to_string();
+            Seen::when(said.contains("was cordoned on its own machine") == cordoned, || said)
+        })
+        .await
+        .unwrap();
+    }
+    let node = api.get("instances/?hostname=node-3").await.unwrap()["results"][0]["id"].clone();
+    let shown = api.get(&format!("instances/{node}/")).await.unwrap();
+    assert!(shown["free_disk"].as_u64() > Some(0) && shown["images"].is_array(), "{shown}");
     world.finish().await;
 }

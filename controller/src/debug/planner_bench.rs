@@ -49,7 +49,8 @@ fn declared() -> anyhow::Result<Declared> {
         let entry = groups.entry(group).or_default();
         entry.name = format!("group-{group}");
         entry.nodes.insert(name.clone());
-        nodes.insert(name, Candidate { reachable: true, enabled: true, capacity: CAPACITY, busy: 0 });
+        let idle = Candidate { reachable: true, enabled: true, closed: None, capacity: CAPACITY, busy: 0 };
+        nodes.insert(name, idle);
     }
     Ok((nodes, groups))
 }

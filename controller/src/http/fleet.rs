@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use axum::http::{Method, StatusCode};
+use plexus_proto::id::NodeId;
 use sea_query::{Expr, ExprTrait, Func, JoinType, Order, Query};
 use serde_json::{Value, json};
 
@@ -50,8 +51,9 @@ impl Rules for Instances {
         })
     }
 
-    fn fill<'a>(&'a self, call: &'a Call, records: &'a mut [Record], _: bool) -> Rule<'a> {
+    fn fill<'a>(&'a self, call: &'a Call, records: &'a mut [Record], detail: bool) -> Rule<'a> {
         Box::pin(async move {
+            let live = call.app.nodes.borrow().clone();
             let names: Vec<String> =
                 records.iter().map(|record| record.text("hostname").to_owned()).collect();
             let running = jobs_of(call, &names, true).await?;
@@ -77,6 +79,13 @@ impl Rules for Instances {
                     record.fields.get("capacity_adjustment").and_then(Value::as_f64).unwrap_or(1.0);
                 record.set("capacity_adjustment", format!("{adjustment:.2}"));
                 record.summary.insert("links".to_owned(), json!([]));
+                if detail {
+                    let node: Option<NodeId> = record.text("hostname").parse().ok();
+                    let said = node.and_then(|node| live.get(&node)?.info.as_ref());
+                    let free = said.map(|said| said.free_disk).filter(|free| *free > 0);
+                    record.set("free_disk", free);
+                    record.set("images", said.map_or(json!([]), |said| json!(said.images)));
+                }
             }
             Ok(())
         })

@@ -130,14 +130,16 @@ async fn fleet(
     jobs: &[units::ActiveJob],
 ) -> Result<Fleet, ApiError> {
     let mut query = Query::select();
-    query.columns(["hostname", "node_state", "enabled", "capacity"]).from("instances");
+    query.columns(["hostname", "node_state", "enabled", "capacity", "errors"]).from("instances");
     query.and_where(Expr::col("node_type").is_in(["execution", "hybrid"]));
     let mut nodes: BTreeMap<NodeId, Candidate> = BTreeMap::new();
     for row in db.all(&query).await? {
         let Ok(name) = row.at::<String>(0)?.parse() else { continue };
         let reachable = row.at::<String>(1)? == "ready";
         let capacity = u32::try_from(row.at::<i64>(3)?).unwrap_or_default();
-        nodes.insert(name, Candidate { reachable, enabled: row.at(2)?, capacity, busy: 0 });
+        // Of a node that is switched on, it says that it was cordoned on its machine.
+        let closed = Some(row.at::<String>(4)?).filter(|words| !words.is_empty());
+        nodes.insert(name, Candidate { reachable, enabled: row.at(2)?, closed, capacity, busy: 0 });
     }
     let inventories: BTreeSet<i64> = jobs.iter().filter_map(|job| job.inventory).collect();
     let hosts = units::host_counts(db, &inventories.into_iter().collect::<Vec<_>>()).await?;

@@ -65,6 +65,14 @@ enum Trouble {
     /// Another controller owns the unit now.
     #[error("another controller has taken the unit over")]
     Outranked,
+    /// The node has nothing of the unit and never had: the job may go to another.
+    #[error("{words}")]
+    NotTaken {
+        /// Why it does not take it.
+        words: String,
+        /// Under which it was asked.
+        epoch: OwnerEpoch,
+    },
 }
 
 impl From<StoreError> for Trouble {
@@ -133,6 +141,23 @@ fn refused(refusal: &Refusal) -> Trouble {
     }
 }
 
+/// What a submit that was refused leads to. `alone`: nobody but its caller ever submitted the unit, and no submit before was left
+/// without an answer: the node may have taken that one.
+fn submit_refused(error: payload::Error, alone: bool, epoch: OwnerEpoch) -> Trouble {
+    let elsewhere = |refusal: &Refusal| {
+        let code = refusal.code();
+        alone
+            && refusal.not_taken
+            && matches!(code, RefusalCode::NodeFull | RefusalCode::ShuttingDown | RefusalCode::OtherStore)
+    };
+    match error {
+        payload::Error::Refused(refusal) if elsewhere(&refusal) => {
+            Trouble::NotTaken { words: refusal.message, epoch }
+        }
+        error => error.into(),
+    }
+}
+
 /// The whole chain of causes in one line.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -156,7 +181,8 @@ pub(super) async fn drive(
 ) {
     let job = JobKey { id: unit.job, created };
     let client = NodeClient::new(&context.mesh, &unit.node);
-    let mut driver = Driver { client, context, unit, kind, job, cancel, said: AtomicBool::new(false) };
+    let alone = unit.epoch.is_some();
+    let mut driver = Driver { client, context, unit, kind, job, cancel, said: AtomicBool::new(false), alone };
     let mut pause = PAUSE_MIN;
     loop {
         let mut last = match driver.attempt().await {
@@ -165,6 +191,20 @@ pub(super) async fn drive(
             Err(Trouble::Outranked) => {
                 tracing::warn!("another controller has taken the unit over");
                 return;
+            }
+            Err(Trouble::NotTaken { words, epoch }) => {
+                driver.alone = true; // it was refused unseen
+                match driver.give_back(&words, epoch).await {
+                    Ok(()) => return,
+                    Err(error) => {
+                        tracing::warn!(
+                            error = &error as &dyn std::error::Error,
+                            "cannot place the job again"
+                        );
+                    }
+                }
+                driver.pause(&mut pause).await;
+                continue;
             }
             Err(Trouble::Passing(words)) => {
                 tracing::info!(reason = words, "will try again");
@@ -294,6 +334,8 @@ struct Driver {
     cancel: watch::Receiver<CancelSignal>,
     /// Something stands in the job's explanation that is to go when it is over.
     said: AtomicBool,
+    /// Nobody else ever submitted the unit, and each submit of this driver was refused unseen.
+    alone: bool,
 }
 
 impl Driver {
@@ -377,8 +419,12 @@ impl Driver {
         let block = loaded.run.block(loaded.registry, &key, key_id);
         let (progress, said) = watch::channel(String::new());
         let tell = move |line: String| drop(progress.send_replace(line));
+        // Unless it is refused, the node may have taken it.
+        let alone = std::mem::take(&mut self.alone);
         let done = tokio::select! {
-            sent = payload::send(stream, submit, Arc::clone(&tree), block, tell) => sent?,
+            sent = payload::send(stream, submit, Arc::clone(&tree), block, tell) => {
+                sent.map_err(|error| submit_refused(error, alone, epoch))?
+            }
             trouble = self.pass_on_cancels(epoch) => return Err(trouble),
             never = self.tell_progress(said) => match never {},
         };
@@ -537,6 +583,20 @@ impl Driver {
         }
     }
 
+    /// Has the job placed again, unless somebody else has decided on it: its unit is not this driver's any more.
+    async fn give_back(&self, words: &str, epoch: OwnerEpoch) -> Result<(), StoreError> {
+        // First, so that whoever places it knows.
+        self.context.refusals.tell(&self.unit.node, words).await;
+        let unit = (self.unit.attempt, self.unit.job);
+        let again = units::unplace(&self.context.core, unit, epoch, &format!("waiting: {words}")).await?;
+        tracing::info!(
+            reason = words,
+            again,
+            "the node did not take the unit; the job is to be placed again"
+        );
+        Ok(())
+    }
+
     async fn explain(&self, words: &str) {
         let since = *self.cancel.borrow();
         match since {
@@ -676,5 +736,40 @@ async fn hang_up<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     };
     if !matches!(tokio::time::timeout(HANG_UP, ended).await, Ok(Ok(()))) {
         tracing::debug!("the last acknowledgement may not have arrived");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_goes_elsewhere_only_where_its_node_never_had_it() {
+        let epoch = OwnerEpoch { incarnation: 1, counter: 1 };
+        let check = |code: RefusalCode, not_taken, alone| {
+            let refusal =
+                Refusal { code: code.into(), message: "no".into(), not_taken, ..Refusal::default() };
+            match submit_refused(payload::Error::Refused(refusal), alone, epoch) {
+                Trouble::NotTaken { words, epoch: under } => {
+                    (words == "no" && under == epoch).then_some("elsewhere")
+                }
+                Trouble::Passing(_) => Some("waits"),
+                Trouble::Fatal(_) => Some("ends"),
+                Trouble::Outranked => None,
+            }
+        };
+        for code in [RefusalCode::NodeFull, RefusalCode::ShuttingDown, RefusalCode::OtherStore] {
+            assert_eq!(check(code, true, true), Some("elsewhere"), "{code:?}");
+        }
+        // A submit before had no answer, or the node may keep something.
+        for (not_taken, alone) in [(true, false), (false, true), (false, false)] {
+            assert_eq!(check(RefusalCode::NodeFull, not_taken, alone), Some("waits"));
+            assert_eq!(check(RefusalCode::ShuttingDown, not_taken, alone), Some("waits"));
+            assert_eq!(check(RefusalCode::OtherStore, not_taken, alone), Some("ends"));
+        }
+        // No node would take it, or an operator has to act first.
+        assert_eq!(check(RefusalCode::Invalid, true, true), Some("ends"));
+        assert_eq!(check(RefusalCode::PastIncarnation, true, true), Some("waits"));
+        assert!(matches!(submit_refused(payload::Error::Ended, true, epoch), Trouble::Passing(_)));
     }
 }

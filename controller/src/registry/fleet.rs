@@ -61,6 +61,17 @@ pub static INSTANCES: Resource = Resource {
         json("peers").computed().read_only(),
         json("reverse_peers").computed().read_only(),
         flag("peers_from_control_nodes").computed().read_only(),
+        int("free_disk")
+            .computed()
+            .null()
+            .read_only()
+            .detail()
+            .help("Bytes that are free where the node keeps its data; null until it has said so."),
+        json("images")
+            .computed()
+            .read_only()
+            .detail()
+            .help("Images that jobs can start from at once, as far as the node knows without asking its engine; 64 at most."),
     ],
     lists: &[SubList {
         name: "instance_groups",

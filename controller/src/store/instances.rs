@@ -1,6 +1,7 @@
 //! Rows of the nodes: what the mesh shows and what the nodes said of themselves.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use plexus_proto::id::{Identity, NodeId, Role, StoreId};
@@ -34,8 +35,8 @@ pub struct Info {
     pub memory: u64,
     /// Bytes that are free where its data directory is; 0: it did not say.
     pub free_disk: u64,
-    /// Images that it said it has.
-    pub images: usize,
+    /// Images that it said it has, each by its first name.
+    pub images: Arc<[String]>,
     /// Why it takes no new units, if root of its machine said so there.
     pub cordoned: Option<String>,
     /// When it said so.
@@ -46,6 +47,13 @@ impl Info {
     /// Forks it can keep busy.
     pub fn capacity(&self) -> Capacity {
         Capacity::of(self.cpu_millis, self.memory)
+    }
+
+    /// That root of the machine has it take no new units, in words; `None` when it takes them.
+    pub fn cordon(&self, name: &NodeId) -> Option<String> {
+        let reason = self.cordoned.as_deref()?;
+        let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+        Some(format!("{name} was cordoned on its own machine{why}"))
     }
 }
 
@@ -136,13 +144,12 @@ pub async fn record(core: &CoreDb, nodes: &[Seen]) -> Result<(), Error> {
     update.and_where(Expr::col("enabled").eq(true)).and_where(Expr::col("errors").ne(""));
     tx.execute(update).await?;
     for node in nodes {
-        let Some(Info { cordoned: Some(reason), .. }) = &node.info else { continue };
-        let name = node.identity.node.as_str();
-        let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+        let name = &node.identity.node;
+        let Some(words) = node.info.as_ref().and_then(|info| info.cordon(name)) else { continue };
         let mut update = Query::update();
-        update.table("instances").value("errors", format!("{name} was cordoned on its own machine{why}"));
+        update.table("instances").value("errors", words);
         // What somebody has to look at first is not written over.
-        update.and_where(Expr::col("enabled").eq(true)).and_where(Expr::col("hostname").eq(name));
+        update.and_where(Expr::col("enabled").eq(true)).and_where(Expr::col("hostname").eq(name.as_str()));
         tx.execute(update).await?;
     }
     groups::apply_policies(&mut tx).await?;

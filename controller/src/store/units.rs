@@ -306,6 +306,43 @@ pub async fn place(
     Ok((placed, OwnerEpoch { incarnation: number(incarnation), counter: number(FIRST) }))
 }
 
+/// Takes the placement of a job back, whose node has just said that it has nothing of the unit: the job waits for another, and
+/// the unit's name is never used again. False when somebody else owns the unit by now, or the job is over.
+pub async fn unplace(
+    core: &CoreDb,
+    (attempt, job): (Attempt, i64),
+    epoch: OwnerEpoch,
+    explanation: &str,
+) -> Result<bool, Error> {
+    let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    let mut tx = core.begin(Class::Bookkeeping).await?;
+    let mut delete = Query::delete();
+    delete
+        .from_table("units")
+        .and_where(where_unit(attempt))
+        .and_where(Expr::col("state").eq(UnitState::Placed.as_str()))
+        .and_where(Expr::col("owner_incarnation").eq(number(epoch.incarnation)))
+        .and_where(Expr::col("owner_counter").eq(number(epoch.counter)));
+    if tx.execute(delete).await? == 0 {
+        return Ok(false);
+    }
+    let mut update = update_job(job);
+    update
+        .value("status", "pending")
+        .value("job_explanation", explanation)
+        .value("execution_node", "")
+        .value("instance_group_id", None::<i64>)
+        .value("controller_node", "")
+        .and_where(Expr::col("status").eq("waiting"));
+    if tx.execute(update).await? == 0 {
+        return Ok(false);
+    }
+    tx.wake();
+    tx.job_changed(job, "pending");
+    tx.commit().await?;
+    Ok(true)
+}
+
 /// Stores a unit of a job: where it is, how far it came, and the incarnation and counter of who owns it.
 pub(super) async fn insert(
     tx: &mut super::core::WriteTx,

@@ -67,6 +67,7 @@ pub struct Content {
     pub(super) links: BTreeMap<Address, u32>,
     pub(super) software: String,
     pub(super) services: Vec<String>,
+    pub(super) news: u64,
     pub(super) signed: Arc<SignedAnnouncement>,
     pub(super) check: u32,
 }
@@ -107,6 +108,7 @@ impl VerifiedAnnouncement {
             links,
             software: body.software,
             services: body.services,
+            news: body.news,
             check: fnv1a(&signed.body),
             signed: Arc::new(signed),
         })))
@@ -158,6 +160,7 @@ pub(super) fn encode(
     version: Version,
     links: &BTreeMap<Address, u32>,
     software: &str,
+    news: u64,
 ) -> Vec<u8> {
     let links = links.iter().map(|(neighbor, &cost)| AnnouncedLink { neighbor: neighbor.0, cost });
     Announcement {
@@ -167,6 +170,7 @@ pub(super) fn encode(
         links: links.take(LINKS_MAX).collect(),
         software: software.to_owned(),
         services: Vec::new(),
+        news,
     }
     .encode_to_vec()
 }

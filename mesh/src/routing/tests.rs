@@ -114,6 +114,29 @@ impl Bench {
 }
 
 #[test]
+fn news_are_announced_and_change_no_way() {
+    let mut node = Bench::new(identity(9, Role::Execution), 4);
+    node.up(1, &hop(2), 5);
+    node.announcements();
+    node.handle(Input::News);
+    let said = std::mem::take(&mut node.sent);
+    let [(_, LinkMessageKind::Announcement(signed))] = said.as_slice() else { panic!("{said:?}") };
+
+    let mut hop = Bench::new(hop(2), 1);
+    hop.up(1, &node.me, 5);
+    hop.up(2, &identity(3, Role::Controller), 5);
+    hop.hear(1, announce(&node.me, (4, 1), &[(2, 5)]));
+    let before = (hop.way(9), hop.tables);
+    assert_eq!(hop.router.find(&node.me.node).unwrap().news, 0);
+    hop.announcements();
+    hop.hear(1, verified(&node.me, signed.body.to_vec()));
+    assert_eq!(hop.router.find(&node.me.node).unwrap().news, 1);
+    assert_eq!((hop.way(9), hop.tables), before);
+    let passed_on = hop.announcements();
+    assert!(matches!(passed_on[..], [(2, 9, 4, _)]), "{passed_on:?}");
+}
+
+#[test]
 fn a_link_counts_when_both_ends_announce_it() {
     let mut bench = Bench::new(hop(1), 1);
     bench.up(1, &hop(2), 5);

@@ -110,7 +110,8 @@ impl Mallory {
     fn announces(&self, origin: Address, sequence: u64, neighbor: Address) -> SignedAnnouncement {
         let links = vec![AnnouncedLink { neighbor: neighbor.0, cost: 1 }];
         let software = format!("mallory {sequence}");
-        let body = Announcement { origin: origin.0, epoch: 9, sequence, links, software, services: vec![] };
+        let body =
+            Announcement { origin: origin.0, epoch: 9, sequence, links, software, services: vec![], news: 0 };
         let body = body.encode_to_vec();
         let signature = self.credentials.sign(&body).into();
         SignedAnnouncement { body: body.into(), signature, chain: self.chain() }

@@ -22,7 +22,7 @@ const OLD: Duration = Duration::from_secs(60);
 /// The same where nothing shows whether images came or went (docker): it is looked up before its use.
 const BLIND: Duration = Duration::from_secs(10);
 /// Pause between two looks at the engine's store. A look is one system call while nothing changed.
-const WATCH: Duration = Duration::from_secs(5);
+const WATCH: Duration = Duration::from_secs(2);
 
 /// How often all images are asked for while they come and go.
 const TRIES: u32 = 5;

@@ -10,7 +10,7 @@ use super::Supervisor;
 use crate::capacity;
 
 /// Images that are named in one answer.
-const IMAGES_MAX: usize = 64;
+pub(super) const IMAGES_MAX: usize = 64;
 
 impl Supervisor {
     /// Identity of the data directory.

@@ -124,6 +124,7 @@ impl Supervisor {
         stored.map_err(|error| ActError::Failed(format!("cannot store that in data_dir: {error}")))?;
         // Containers that wait for units go with the first word, and come back with the next heartbeat of a controller.
         self.0.pool.rest(wanted);
+        self.0.news.notify_one();
         Ok(())
     }
 
@@ -144,7 +145,7 @@ impl Supervisor {
         units.values().filter(|unit| !unit.view.borrow().is_settled()).map(|unit| unit.view.clone()).collect()
     }
 
-    /// The words for a controller whose unit came after the cordon: it waits, or goes elsewhere.
+    /// The words for a controller whose unit came after the cordon: it goes elsewhere, or waits.
     pub(super) fn check_cordon(&self) -> Result<(), Refusal> {
         let Some(reason) = self.cordoned() else { return Ok(()) };
         let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };

@@ -36,6 +36,40 @@ async fn names(api: &Api, path: &str) -> Vec<String> {
 }
 
 #[tokio::test]
+async fn a_node_shows_its_free_disk_and_its_images_once_it_has_told_them() {
+    use crate::fleet::{LiveNode, Nodes};
+    use crate::store::instances::Info;
+
+    let mut api = Api::new().await;
+    let path = format!("/api/v2/instances/{}/", node(&api, "node-1", 8).await);
+    let shown = api.get(&path).await.json;
+    assert_eq!((&shown["free_disk"], &shown["images"]), (&json!(null), &json!([])));
+    let info = Info {
+        store: plexus_proto::id::StoreId(uuid::Uuid::from_u128(1)),
+        cpu_millis: 4000,
+        memory: 1 << 30,
+        free_disk: 5 << 30,
+        images: ["quay.io/ansible/awx-ee:24".to_owned()].into(),
+        cordoned: None,
+        heard: jiff::Timestamp::UNIX_EPOCH,
+    };
+    let live = LiveNode::new(true, Some(info));
+    let nodes = Nodes::from([("node-1".parse().unwrap(), live)]);
+    api.app.nodes = tokio::sync::watch::channel(std::sync::Arc::new(nodes)).1;
+    api.router = crate::http::router(api.app.clone());
+    let shown = api.get(&path).await.json;
+    let told = (&shown["free_disk"], &shown["images"]);
+    assert_eq!(told, (&json!(5_i64 << 30), &json!(["quay.io/ansible/awx-ee:24"])));
+    let refused = api.call("PATCH", &path, json!({"images": [], "free_disk": 1})).await;
+    assert_eq!(refused.json["free_disk"], json!(5_i64 << 30), "{}", refused.text);
+    let list = api.get("/api/v2/instances/").await.json;
+    assert!(
+        list["results"][0].get("images").is_none(),
+        "one node's page says it, a list of a thousand does not"
+    );
+}
+
+#[tokio::test]
 async fn nodes_come_into_groups_by_policy_and_by_hand() {
     let api = Api::new().await;
     let (one, _) = (node(&api, "node-1", 8).await, node(&api, "node-2", 8).await);

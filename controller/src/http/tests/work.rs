@@ -42,6 +42,46 @@ async fn an_abandoned_job_is_over_its_unit_fenced_and_its_node_still_to_be_told(
 }
 
 #[tokio::test]
+async fn a_job_that_its_node_did_not_take_is_placed_again_under_another_name() {
+    let api = Api::new().await;
+    let db = &api.app.db;
+    api.make("execution_environments", json!({"name": "e", "image": "localhost/ee:1"})).await;
+    let template = api.template("web").await;
+    let launched = api.post(&format!("/api/v2/job_templates/{template}/launch/"), json!({})).await;
+    let job = launched.json["id"].as_i64().unwrap();
+    let me = "controller-1".parse().unwrap();
+    let placement = |id, node: &str| Placement {
+        job,
+        attempt: Attempt { unit: UnitId(Uuid::from_u128(id)), number: 1 },
+        node: node.parse().unwrap(),
+        group: None,
+        store: StoreId(Uuid::from_u128(9)),
+    };
+    let first = placement(7, "node-1");
+    let unit = (first.attempt, job);
+    let (_, epoch) = units::place(db, std::slice::from_ref(&first), &me).await.unwrap();
+    assert!(units::unplace(db, unit, epoch, "waiting: node-1 is cordoned").await.unwrap());
+    let shown = api.get(&format!("/api/v2/jobs/{job}/")).await.json;
+    let shown = ["status", "job_explanation", "execution_node", "controller_node"].map(|key| &shown[key]);
+    assert_eq!(shown, [&json!("pending"), &json!("waiting: node-1 is cordoned"), &json!(""), &json!("")]);
+    assert!(units::active_jobs(db).await.unwrap()[0].unit.is_none());
+    assert!(!units::unplace(db, unit, epoch, "again").await.unwrap(), "its name is gone");
+
+    // Who has lost the unit to another owner, or has started it, takes nothing back.
+    let second = placement(8, "node-2");
+    let unit = (second.attempt, job);
+    let (placed, epoch) = units::place(db, &[second], &me).await.unwrap();
+    assert_eq!(placed, [job]);
+    let later = units::take(db, unit.0).await.unwrap();
+    assert!(!units::unplace(db, unit, epoch, "").await.unwrap());
+    units::started(db, job, unit.0).await.unwrap();
+    assert!(!units::unplace(db, unit, later, "").await.unwrap());
+    let active = units::active_jobs(db).await.unwrap();
+    let state = active[0].unit.as_ref().unwrap().state;
+    assert_eq!((active[0].status.as_str(), state), ("running", UnitState::Started));
+}
+
+#[tokio::test]
 async fn a_restored_database_goes_above_each_life_it_had() {
     let api = Api::new().await;
     let db = &api.app.db;

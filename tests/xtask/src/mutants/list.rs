@@ -150,8 +150,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "names that never start again",
         file: "node/src/supervisor.rs",
-        old: "                if self.0.tombstones.holds(attempt) {\n                    return Err(forgotten",
-        new: "                if false {\n                    return Err(forgotten",
+        old: "        if self.0.tombstones.holds(attempt) {\n            return Err(forgotten",
+        new: "        if false {\n            return Err(forgotten",
         tests: file("trouble", "a_controller_from_a_backup_cannot_run_again_what_ran_and_was_forgotten"),
     },
     Mutant {
