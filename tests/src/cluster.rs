@@ -15,7 +15,7 @@ use crate::api::Api;
 use crate::binaries::Binaries;
 use crate::daemon::Daemon;
 use crate::layout::{Layout, runtime_root};
-use crate::leftovers::{Leftovers, groups};
+use crate::leftovers::{Leftovers, found_in_files, groups};
 use crate::ports::ReservedPort;
 use crate::wait::{Seen, wait_for};
 
@@ -357,6 +357,12 @@ impl Cluster {
     /// What of this cluster is on the machine besides its three daemons.
     pub fn leftovers(&self) -> Leftovers {
         self.look_in(&[&self.layout.dir, &self.layout.runtime_dir])
+    }
+
+    /// Which of the canaries lie in a file of the cluster, on disk or in memory.
+    pub fn found_in_files(&self, canaries: &[impl AsRef<[u8]>]) -> Vec<String> {
+        let dirs = [&self.layout.dir, &self.layout.runtime_dir];
+        dirs.into_iter().flat_map(|dir| found_in_files(dir, canaries)).collect()
     }
 
     /// What of its jobs is on the machine. A spare shim that waits for the next job is the agent's, not a job's.

@@ -56,6 +56,32 @@ impl Leftovers {
     }
 }
 
+/// Which of the canaries files below the folder hold, in words; none is right.
+pub fn found_in_files(dir: &Path, canaries: &[impl AsRef<[u8]>]) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut open = vec![dir.to_owned()];
+    while let Some(dir) = open.pop() {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => open.push(path),
+                Ok(kind) if kind.is_file() => {
+                    let bytes = fs::read(&path).unwrap_or_default();
+                    let canaries = canaries.iter().map(AsRef::as_ref);
+                    let hits = canaries.filter(|canary| memchr::memmem::find(&bytes, canary).is_some());
+                    found.extend(
+                        hits.map(|canary| {
+                            format!("{} in {}", String::from_utf8_lossy(canary), path.display())
+                        }),
+                    );
+                }
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
 /// Processes other than this one that have to do with one of the folders: by an argument, a variable of their environment,
 /// their working directory or an open file. A shim names nothing in its arguments; its spool gives it away.
 fn processes(dirs: &[&Path]) -> Vec<(u32, String)> {
@@ -156,4 +182,20 @@ fn podman(args: &[&str], more: &[String]) -> String {
         .output()
         .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_canary_is_found_at_any_depth_and_nothing_else_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("a/b");
+        fs::create_dir_all(&deep).unwrap();
+        fs::write(deep.join("file"), b"\0password\0").unwrap();
+        fs::write(dir.path().join("other"), b"pass").unwrap();
+        let found = found_in_files(dir.path(), &["password", "passphrase"]);
+        assert_eq!(found, [format!("password in {}", deep.join("file").display())]);
+    }
 }

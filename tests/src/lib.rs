@@ -36,7 +36,7 @@ pub use collection::Collection;
 pub use daemon::Daemon;
 pub use image::{TINY, WorkerImage};
 pub use layout::{Layout, podman_command, runtime_root};
-pub use leftovers::Leftovers;
+pub use leftovers::{Leftovers, found_in_files};
 pub use newcomer::Newcomer;
 pub use ports::ReservedPort;
 pub use postgres::Postgres;

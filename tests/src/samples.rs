@@ -147,6 +147,19 @@ impl Samples {
         Ok(inventory)
     }
 
+    /// Makes an inventory of one host, which is the execution environment itself.
+    ///
+    /// # Errors
+    /// When the API refuses something.
+    pub async fn load_here(&self, api: &Api, loaded: Loaded) -> anyhow::Result<i64> {
+        let body = json!({"name": "here", "organization": loaded.organization});
+        let inventory = id(&api.create("inventories/", &body).await?)?;
+        let variables = json!({"ansible_connection": "local"}).to_string();
+        let host = json!({"name": "here", "inventory": inventory, "variables": variables});
+        api.create("hosts/", &host).await?;
+        Ok(inventory)
+    }
+
     /// Makes a job template and gives its id.
     ///
     /// # Errors

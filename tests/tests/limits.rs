@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use plexus_tests::{Cluster, JobOptions, Loaded, Samples, Seen, demo_image, wait_for};
+use plexus_tests::{Cluster, JobOptions, Samples, Seen, demo_image, wait_for};
 use serde_json::json;
 
 /// Longest life of a job of seconds, on a machine that also compiles.
@@ -21,7 +21,7 @@ async fn jobs_end_at_their_limits_and_say_so() {
     fs::write(projects.join("samples/nap.yml"), PLAYBOOK).unwrap();
     let api = cluster.api();
     let loaded = samples.load(api).await.unwrap();
-    let inventory = inventory(&cluster, loaded).await;
+    let inventory = samples.load_here(api, loaded).await.unwrap();
     let template =
         samples.template(api, loaded, "nap", "nap.yml", inventory, &JobOptions::default()).await.unwrap();
     let launch = async |timeout: i64, seconds: u32| {
@@ -55,18 +55,6 @@ async fn jobs_end_at_their_limits_and_say_so() {
     let done = api.finished(launch(-1, 4).await, JOB).await.unwrap();
     assert_eq!((&done["status"], &done["job_explanation"]), (&json!("successful"), &json!("")), "{done}");
     cluster.finish().await.unwrap();
-}
-
-/// One host, which is the execution environment itself.
-async fn inventory(cluster: &Cluster, loaded: Loaded) -> i64 {
-    let api = cluster.api();
-    let body = json!({"name": "here", "organization": loaded.organization});
-    let inventory = api.create("inventories/", &body).await.expect("an inventory")["id"].as_i64();
-    let inventory = inventory.expect("a number");
-    let variables = json!({"ansible_connection": "local"}).to_string();
-    let host = json!({"name": "here", "inventory": inventory, "variables": variables});
-    api.create("hosts/", &host).await.expect("a host");
-    inventory
 }
 
 /// Seconds after which the node ends its one unit, as it noted them.

@@ -1,7 +1,6 @@
 //! Projects that are fetched: real git over HTTP, the revision that jobs run, troubles by name, and what a crash leaves.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -30,10 +29,7 @@ async fn stage(cluster: &Cluster) -> anyhow::Result<Stage> {
     samples.copy_project(&cluster.layout.projects())?;
     let api = cluster.api();
     let loaded = samples.load(api).await?;
-    let inventory =
-        id(&api.create("inventories/", &json!({"name": "one", "organization": loaded.organization})).await?);
-    let variables = json!({"ansible_connection": "local"}).to_string();
-    api.create("hosts/", &json!({"name": "one", "inventory": inventory, "variables": variables})).await?;
+    let inventory = samples.load_here(api, loaded).await?;
     let (organization, environment) = (loaded.organization, loaded.environment);
     Ok(Stage { organization, inventory, environment })
 }
@@ -70,23 +66,6 @@ async fn ran(api: &Api, template: i64, body: Value) -> anyhow::Result<(Value, St
     let job = id(&api.launch(template, &body).await?);
     let done = api.finished(job, JOB).await?;
     Ok((done, api.stdout(job, "txt").await?))
-}
-
-/// Files below `dir` that hold the password.
-fn found(dir: &Path, hits: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let path = entry.path();
-        match entry.file_type() {
-            Ok(kind) if kind.is_dir() => found(&path, hits),
-            Ok(kind) if kind.is_file() => {
-                let bytes = fs::read(&path).unwrap_or_default();
-                if memchr::memmem::find(&bytes, PASSWORD.as_bytes()).is_some() {
-                    hits.push(path);
-                }
-            }
-            _ => {}
-        }
-    }
 }
 
 #[tokio::test]
@@ -156,9 +135,7 @@ async fn a_project_is_fetched_on_a_node_and_jobs_run_its_revision() {
     assert!(done["scm_revision"] == json!(third) && output.contains("says-three"), "{done} {output}");
 
     cluster.clean().await.unwrap();
-    let mut hits = Vec::new();
-    found(&cluster.layout.dir, &mut hits);
-    found(&cluster.layout.runtime_dir, &mut hits);
+    let hits = cluster.found_in_files(&[PASSWORD]);
     assert!(hits.is_empty(), "{hits:?}");
     cluster.finish().await.unwrap();
 }

@@ -11,7 +11,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use plexus_tests::{Api, Cluster, Recap, ReservedPort, Samples, Seen, demo_image, podman_command, wait_for};
+use plexus_tests::{
+    Api, Cluster, Recap, ReservedPort, Samples, Seen, demo_image, found_in_files, podman_command, wait_for,
+};
 use serde_json::{Value, json};
 
 const JOB: Duration = Duration::from_secs(180);
@@ -248,24 +250,6 @@ fn holds(bytes: &[u8], canary: &[u8]) -> bool {
     memchr::memmem::find(bytes, canary).is_some()
 }
 
-/// Files below `dir` that hold a canary.
-fn found_in_files(dir: &Path, canaries: &[Vec<u8>], found: &mut Vec<String>) {
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let path = entry.path();
-        match entry.file_type() {
-            Ok(kind) if kind.is_dir() => found_in_files(&path, canaries, found),
-            Ok(kind) if kind.is_file() => {
-                let bytes = fs::read(&path).unwrap_or_default();
-                let hits = canaries.iter().filter(|canary| holds(&bytes, canary));
-                found.extend(
-                    hits.map(|canary| format!("{} in {}", String::from_utf8_lossy(canary), path.display())),
-                );
-            }
-            _ => {}
-        }
-    }
-}
-
 /// Arguments and environments of all processes, those of the workers too.
 fn found_in_processes(canaries: &[Vec<u8>], found: &mut Vec<String>) {
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -323,12 +307,12 @@ fn found_in_containers(canaries: &[Vec<u8>], found: &mut Vec<String>) -> anyhow:
     };
     let roots = podman(&["info", "--format", "{{.Store.GraphRoot}} {{.Store.RunRoot}}"])?;
     let (disk, memory) = roots.trim().split_once(' ').context("podman stores nowhere")?;
-    found_in_files(Path::new(memory), canaries, found);
+    found.extend(found_in_files(Path::new(memory), canaries));
     for entry in fs::read_dir(disk).context("no store")?.flatten() {
         if entry.file_name() == "overlay" {
             continue;
         }
-        found_in_files(&entry.path(), canaries, found);
+        found.extend(found_in_files(&entry.path(), canaries));
     }
     let ids = podman(&["ps", "--quiet", "--no-trunc", "--filter", "label=plexus.unit"])?;
     ensure!(ids.lines().next().is_some(), "no job's container lives");
@@ -337,7 +321,7 @@ fn found_in_containers(canaries: &[Vec<u8>], found: &mut Vec<String>) -> anyhow:
         let folders = podman(&["inspect", "--format", format, id])?;
         for folder in folders.lines() {
             ensure!(Path::new(folder).is_dir(), "{folder:?} of {id} is no folder");
-            found_in_files(Path::new(folder), canaries, found);
+            found.extend(found_in_files(Path::new(folder), canaries));
         }
     }
     Ok(())
@@ -442,7 +426,7 @@ async fn every_way_to_a_real_host_works_and_no_secret_is_found_anywhere() {
     let mut wrong = Vec::new();
     for (name, job) in jobs {
         // The jobs behind it still run.
-        found_in_files(&cluster.layout.dir, &canaries, &mut found);
+        found.extend(found_in_files(&cluster.layout.dir, &canaries));
         let done = cluster.api().finished(job, JOB).await.unwrap();
         let output = cluster.api().stdout(job, "txt").await.unwrap();
         if done["status"] != "successful" || Recap::parse(&output) != Recap::expected("real1: ok=2") {
@@ -465,8 +449,7 @@ async fn every_way_to_a_real_host_works_and_no_secret_is_found_anywhere() {
     }
     // A job's private directory goes with its unit, a moment after its end is shown.
     cluster.clean().await.unwrap();
-    found_in_files(&cluster.layout.dir, &canaries, &mut found);
-    found_in_files(&cluster.layout.runtime_dir, &canaries, &mut found);
+    found.extend(cluster.found_in_files(&canaries));
     assert!(found.is_empty(), "{}", found.join("\n"));
     cluster.finish().await.unwrap();
 }
@@ -493,8 +476,7 @@ async fn secrets_of_a_node_that_was_killed_are_on_no_disk_and_go_from_memory() {
     .await
     .unwrap();
     let search = |cluster: &Cluster| {
-        let mut found = Vec::new();
-        found_in_files(&cluster.layout.dir, &canaries, &mut found);
+        let mut found = found_in_files(&cluster.layout.dir, &canaries);
         found_in_processes(&canaries, &mut found);
         found
     };
@@ -513,7 +495,7 @@ async fn secrets_of_a_node_that_was_killed_are_on_no_disk_and_go_from_memory() {
     assert_eq!(done["status"], "error", "{done}");
     cluster.clean().await.unwrap();
     let mut found = search(&cluster);
-    found_in_files(&cluster.layout.runtime_dir, &canaries, &mut found);
+    found.extend(found_in_files(&cluster.layout.runtime_dir, &canaries));
     assert_eq!(found, [""; 0], "when the node has cleaned up");
     assert_eq!(watch.end().unwrap(), [""; 0], "at any time");
     cluster.finish().await.unwrap();

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use plexus_tests::{
-    Api, Cluster, Repository, ReservedPort, Samples, Seen, cache_dir, demo_image, is_verify, wait_for,
+    Api, Cluster, Loaded, Repository, ReservedPort, Samples, Seen, cache_dir, demo_image, is_verify, wait_for,
 };
 use serde_json::{Value, json};
 
@@ -90,15 +90,11 @@ impl Site {
         samples.copy_project(&cluster.layout.projects())?;
         let api = cluster.api();
         let loaded = samples.load(api).await?;
-        let organization = loaded.organization;
-        let owned = json!({"name": "one", "organization": organization});
-        let inventory = id(&api.create("inventories/", &owned).await?);
-        let variables = json!({"ansible_connection": "local"}).to_string();
-        let host = json!({"name": "one", "inventory": inventory, "variables": variables});
-        api.create("hosts/", &host).await?;
+        let inventory = samples.load_here(api, loaded).await?;
         let tools = json!({"name": "Tools", "image": SCM_IMAGE, "pull": "never"});
         let tools = id(&api.create("execution_environments/", &tools).await?);
-        Ok(Self { organization, inventory, tools, plain: loaded.environment, cluster })
+        let Loaded { organization, environment: plain, .. } = loaded;
+        Ok(Self { organization, inventory, tools, plain, cluster })
     }
 
     fn api(&self) -> &Api {
@@ -166,28 +162,9 @@ impl Site {
     /// Ends it all; the password must lie in no file.
     async fn finish(self) -> anyhow::Result<()> {
         self.cluster.clean().await?;
-        let mut hits = Vec::new();
-        found(&self.cluster.layout.dir, &mut hits);
-        found(&self.cluster.layout.runtime_dir, &mut hits);
+        let hits = self.cluster.found_in_files(&[PASSWORD]);
         ensure!(hits.is_empty(), "{hits:?}");
         self.cluster.finish().await
-    }
-}
-
-/// Files below `dir` that hold the password.
-fn found(dir: &Path, hits: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let path = entry.path();
-        match entry.file_type() {
-            Ok(kind) if kind.is_dir() => found(&path, hits),
-            Ok(kind) if kind.is_file() => {
-                let bytes = fs::read(&path).unwrap_or_default();
-                if memchr::memmem::find(&bytes, PASSWORD.as_bytes()).is_some() {
-                    hits.push(path);
-                }
-            }
-            _ => {}
-        }
     }
 }
 
