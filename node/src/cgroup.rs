@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// File, in the runtime directory of a shim, that holds the path of its group.
@@ -12,7 +13,8 @@ pub const NOTE: &str = "cgroup";
 /// Pause between two looks at a group that is being killed.
 const KILL_PAUSE: Duration = Duration::from_millis(10);
 
-/// Moves this process into a new group below its own, and writes the group's path to `note`.
+/// Moves this process into a new group below its own, and writes the group's path to `note`. For every move the kernel waits
+/// until all processors have passed through its scheduler, and nobody on the machine forks meanwhile: 20 ms, more under load.
 pub fn join(name: &str, note: &Path) -> Option<PathBuf> {
     let group = own_group()?.join(format!("plexus-{name}"));
     fs::create_dir(&group).ok()?;
@@ -34,15 +36,22 @@ pub fn leave(group: &Path) {
     fs::remove_dir(group).ok(); // where the parent takes no processes, a sweep removes it later
 }
 
-/// Removes all empty groups that [`join`] made under a name that begins with `prefix`.
-pub fn sweep(prefix: &str) {
-    let wanted = format!("plexus-{prefix}");
-    let Some(own) = own_group() else { return };
-    for entry in fs::read_dir(own).into_iter().flatten().flatten() {
-        if entry.file_name().to_str().is_some_and(|name| name.starts_with(&wanted)) {
-            fs::remove_dir(entry.path()).ok(); // refused by the kernel while somebody is in it
-        }
+/// Removes the group that a child joined under this name, if nobody is in it.
+pub fn remove(name: &str) {
+    if let Some(own) = own_group() {
+        fs::remove_dir(own.join(format!("plexus-{name}"))).ok(); // a sweep removes it later
     }
+}
+
+/// Removes all empty groups that [`join`] made under a name that begins with `prefix`; how many are left.
+pub fn sweep(prefix: &str) -> usize {
+    let wanted = format!("plexus-{prefix}");
+    let Some(own) = own_group() else { return 0 };
+    let groups = fs::read_dir(own).into_iter().flatten().flatten();
+    let groups =
+        groups.filter(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with(&wanted)));
+    // Refused by the kernel while somebody is in it.
+    groups.filter(|entry| fs::remove_dir(entry.path()).is_err()).count()
 }
 
 /// The group noted by [`join`], if there was one and it still exists.
@@ -67,11 +76,15 @@ pub fn end(group: &Path, patience: Duration) -> bool {
     }
 }
 
-/// Path of this process's own v2 group in the file system.
-fn own_group() -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
-    find_group(&mounts, &own)
+/// Path of this process's own v2 group in the file system, as it was when first asked for: below it are all that it makes.
+fn own_group() -> Option<&'static Path> {
+    static OWN: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let read = || {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+        let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+        find_group(&mounts, &own)
+    };
+    OWN.get_or_init(read).as_deref()
 }
 
 fn find_group(mounts: &str, own: &str) -> Option<PathBuf> {
@@ -127,13 +140,13 @@ mod tests {
             std::thread::sleep(KILL_PAUSE);
         }
         assert_eq!(noted(&note), Some(group.clone()));
-        sweep(&name);
+        assert_eq!(sweep(&name), 1);
         assert!(group.exists(), "a sweep ends nothing that lives");
         assert!(end(&group, Duration::from_secs(10)));
         assert!(!child.wait().unwrap().success());
         assert_eq!(noted(&note), None);
         fs::create_dir(&group).unwrap();
-        sweep(&name);
+        assert_eq!(sweep(&name), 0);
         assert!(!group.exists());
     }
 }

@@ -35,6 +35,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use rustix::process::getppid;
 
 use drive::Shim;
 use link::{First, Link};
@@ -89,27 +90,32 @@ fn run(group: Option<&str>) -> anyhow::Result<()> {
     let listener = UnixListener::bind(SOCKET).context("cannot listen for agents")?;
     listener.set_nonblocking(true).context("cannot listen for agents")?;
     let link = Link::new(UnixStream::from(first)).context("cannot greet the agent")?;
+    let agent = getppid();
     // Takes some 20 ms of waiting in the kernel, which is why a shim is started before there is work for it.
     let group = group.and_then(|group| cgroup::join(group, Path::new(cgroup::NOTE)));
     let served = serve(listener, link);
-    if let Some(group) = group {
+    // An agent that lives to see the end of its shim removes the group.
+    let is_seen = served.as_ref().is_ok_and(|told| *told) && getppid() == agent;
+    if let Some(group) = group.filter(|_| !is_seen) {
         cgroup::leave(&group);
     }
-    served
+    served.map(drop)
 }
 
-fn serve(listener: UnixListener, mut link: Link) -> anyhow::Result<()> {
+/// Serves a unit, if one comes, to its end; whether an agent was told of that.
+fn serve(listener: UnixListener, mut link: Link) -> anyhow::Result<bool> {
     let first = link.wait_for_first().context("the agent sent no launch")?;
     let (launch, worker) = match first {
-        None => return Ok(()), // the agent went before it had work for this shim
+        None => return Ok(false), // the agent went before it had work for this shim
         Some(First::Launch(launch)) => (launch, None),
         Some(First::Warm(warm)) => match warm::wait(&mut link, *warm)? {
             Some(claimed) => claimed,
-            None => return Ok(()),
+            None => return Ok(false),
         },
     };
     let mut shim = Shim::begin(*launch, worker, listener, link)?;
     shim.drive()?;
+    let told = shim.has_agent();
     shim.linger();
-    Ok(())
+    Ok(told)
 }

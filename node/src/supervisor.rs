@@ -16,11 +16,12 @@ mod tombstones;
 mod unit;
 mod warm;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use plexus_proto::id::{Attempt, NodeId, OwnerEpoch, StoreId};
 use plexus_proto::work::{
@@ -53,6 +54,9 @@ use unit::{Request, Task};
 const UNITS_MAX: usize = 10_000;
 /// Requests that wait for one unit's task. It fills when the disk stalls; callers then wait.
 const REQUESTS: usize = 64;
+/// Longest wait, at shutdown, for shims whose units have ended to be gone, and the pause between two looks.
+const SHIMS_LIMIT: Duration = Duration::from_millis(200);
+const SHIMS_PAUSE: Duration = Duration::from_millis(5);
 /// What a supervisor is told.
 #[derive(Debug)]
 pub struct Options {
@@ -163,8 +167,8 @@ struct Inner {
     spools: Spools,
     units: Mutex<BTreeMap<Attempt, Handle>>,
     serial: AtomicU64,
-    /// A shim that waits for the next unit.
-    spare: Mutex<Option<Spare>>,
+    /// Shims that wait for the next units.
+    spares: Mutex<VecDeque<Spare>>,
     /// Containers that wait for units.
     pool: warm::Pool,
     /// Something ended since leftovers were last looked for.
@@ -297,7 +301,7 @@ impl Supervisor {
             spools,
             units: Mutex::default(),
             serial: AtomicU64::new(0),
-            spare: Mutex::default(),
+            spares: Mutex::default(),
             dirty: AtomicBool::new(true),
             payloads: AtomicU64::new(0),
             tasks: TaskTracker::new(),
@@ -306,7 +310,7 @@ impl Supervisor {
         supervisor.recover()?;
         supervisor.0.remove_spares();
         supervisor.0.remove_stages();
-        supervisor.0.keep_spare();
+        supervisor.0.keep_spares();
         let (warmer, cancel) = (supervisor.clone(), supervisor.0.cancel.clone());
         supervisor.0.tasks.spawn(async move {
             cancel.run_until_cancelled(warmer.keep_warm()).await;
@@ -354,10 +358,14 @@ impl Supervisor {
         self.0.cancel.cancel();
         self.0.tasks.close();
         self.0.tasks.wait().await;
-        drop(self.0.take_spare()); // it ends when its agent hangs up
+        while self.0.take_spare().is_some() {} // each ends when its agent hangs up
         self.0.empty_pool().await;
-        // What a shim that was killed left; one that lives keeps its group.
-        cgroup::sweep(&self.0.mark.to_string());
+        // What shims left that ended or were killed; one that lives keeps its group.
+        let living = self.0.units().values().filter(|unit| !unit.view.borrow().is_finished()).count();
+        let give_up = Instant::now() + SHIMS_LIMIT;
+        while cgroup::sweep(&self.0.mark.to_string()) > living && Instant::now() < give_up {
+            tokio::time::sleep(SHIMS_PAUSE).await;
+        }
         // Streams may hold this supervisor for a while yet; the directory is the next one's from now on.
         self.0.lock.lock().expect("no code panics under this lock").take();
     }

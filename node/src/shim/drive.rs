@@ -204,6 +204,11 @@ impl Shim {
         }
     }
 
+    /// True while an agent is connected.
+    pub(super) fn has_agent(&self) -> bool {
+        self.agent.is_some()
+    }
+
     /// After the end: lets the container engine's helpers finish, for a while.
     pub(super) fn linger(self) {
         let (gone, told) = mpsc::channel();

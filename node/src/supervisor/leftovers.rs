@@ -15,6 +15,8 @@ use crate::{cgroup, kept};
 
 /// Folder of shims that wait for a unit, below the runtime directory.
 const SPARES: &str = "spares";
+/// Shims that wait for units: so many may come within the 20 ms that a new one takes to be ready. Each takes 0.7 MB.
+const SPARES_KEPT: usize = 2;
 /// Longest wait for a spare shim of an earlier life to be gone; it was told when its agent died.
 const SPARE_LIMIT: Duration = Duration::from_secs(1);
 /// How often leftovers are looked for.
@@ -32,32 +34,36 @@ impl Inner {
     pub(super) fn spawn_spare(&self) -> std::io::Result<Spare> {
         let name = format!("{}.{}", self.mark, uuid::Uuid::new_v4());
         let group = (self.runtime.kind() == Kind::Process).then_some(name.as_str());
-        shims::spawn(&self.options.shim_binary, self.spares().join(&name), group)
+        shims::spawn(&self.options.shim_binary, self.spares_dir().join(&name), group)
     }
 
     /// Where shims without a unit are.
-    pub(super) fn spares(&self) -> PathBuf {
+    pub(super) fn spares_dir(&self) -> PathBuf {
         self.options.runtime_dir.join(SPARES)
     }
 
+    /// The shim that waits for longest.
     pub(super) fn take_spare(&self) -> Option<Spare> {
-        self.spare.lock().expect("no code panics under this lock").take()
+        self.spares.lock().expect("no code panics under this lock").pop_front()
     }
 
-    /// Sees to it that the next unit finds a shim waiting: starting one takes longer than starting a worker.
-    pub(super) fn keep_spare(&self) {
-        let mut spare = self.spare.lock().expect("no code panics under this lock");
-        if spare.is_none() && !self.cancel.is_cancelled() {
+    /// Sees to it that the next units find a shim waiting: starting one takes longer than starting a worker.
+    pub(super) fn keep_spares(&self) {
+        let mut spares = self.spares.lock().expect("no code panics under this lock");
+        while spares.len() < SPARES_KEPT && !self.cancel.is_cancelled() {
             match self.spawn_spare() {
-                Ok(fresh) => *spare = Some(fresh),
-                Err(error) => warn!(error = &error as &dyn std::error::Error, "spare shim cannot be started"),
+                Ok(fresh) => spares.push_back(fresh),
+                Err(error) => {
+                    warn!(error = &error as &dyn std::error::Error, "spare shim cannot be started");
+                    return;
+                }
             }
         }
     }
 
     /// Removes what spare shims of an earlier life left. They ended with their agent.
     pub(super) fn remove_spares(&self) {
-        let dir = self.spares();
+        let dir = self.spares_dir();
         for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
             if let Some(group) = cgroup::noted(&entry.path().join(cgroup::NOTE)) {
                 cgroup::end(&group, SPARE_LIMIT);

@@ -18,6 +18,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
+use crate::cgroup;
 use crate::shim::protocol::{Cancel, FromShim, Order, Report, SOCKET, order};
 
 /// Longest frame a shim sends: an outcome with its reason.
@@ -164,8 +165,15 @@ fn begin(binary: &Path, dir: &Path, group: Option<&str>) -> io::Result<UnixStrea
         .stderr(Stdio::from(log))
         .kill_on_drop(false)
         .spawn()?;
-    // Collects its exit; without this it would stay as a zombie until the agent ends.
-    tokio::spawn(async move { child.wait().await.ok() });
+    // Collects its exit; without this it would stay as a zombie until the agent ends. It stays in its group to the end: to leave
+    // would take as long as to join. One that outlives its agent leaves by itself.
+    let group = group.map(str::to_owned);
+    tokio::spawn(async move {
+        child.wait().await.ok();
+        if let Some(group) = group {
+            tokio::task::spawn_blocking(move || cgroup::remove(&group)).await.ok();
+        }
+    });
     UnixStream::from_std(ours)
 }
 

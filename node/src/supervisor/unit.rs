@@ -537,7 +537,7 @@ impl Task {
                 info!(pid = started.pid, "unit started");
                 let effects = self.unit.on_started(started.pid);
                 self.carry_out(effects).await.ok();
-                self.inner.keep_spare();
+                self.inner.keep_spares();
             }
             News::Report(Report::Ready(_)) => {}
             News::Report(Report::Written(written)) => {

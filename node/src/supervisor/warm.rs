@@ -206,7 +206,7 @@ impl Inner {
     pub(super) async fn clean_slot(self: &Arc<Self>, name: &str) {
         let (inner, name) = (self.clone(), name.to_owned());
         let cleaned = self.blocking(move || {
-            for entry in fs::read_dir(inner.spares()).into_iter().flatten().flatten() {
+            for entry in fs::read_dir(inner.spares_dir()).into_iter().flatten().flatten() {
                 let is_it = fs::read_to_string(entry.path().join(SLOT_NOTE)).is_ok_and(|note| note == name);
                 if is_it {
                     inner.runtime.remove_tree(&entry.path())?;
