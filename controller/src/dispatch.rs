@@ -14,7 +14,7 @@ use plexus_mesh::Mesh;
 use plexus_proto::id::{Attempt, NodeId, OwnerEpoch, StoreId};
 use plexus_proto::work::{
     AbandonRequest, CancelRequest, ForgetRequest, InfoRequest, ListRequest, NodeInfo, Refusal, StatusRequest,
-    UnitReply, UnitReplyResult, UnitStatus, WorkClient,
+    TidyImagesReply, TidyImagesRequest, UnitReply, UnitReplyResult, UnitStatus, WorkClient,
 };
 use tonic::transport::Channel;
 
@@ -29,6 +29,8 @@ pub const COLLECT: &str = "collect";
 
 /// Longest wait for the answer to a verb. Verbs sync a small file at most; five seconds are a node in trouble.
 const CALL: Duration = Duration::from_secs(5);
+/// The same for removing images: engines take seconds for a large one.
+const TIDY: Duration = Duration::from_secs(300);
 
 /// Why a call brought no status.
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +123,16 @@ impl NodeClient {
         self.bounded(client.info(InfoRequest { store_id, starts, resting })).await
     }
 
+    /// Has the node remove images that it pulled for units of this cluster and that are not among these, unless somebody else
+    /// needs them; what it removed.
+    ///
+    /// # Errors
+    /// [`CallError`]; a node whose engine does not answer says so in the reply.
+    pub async fn tidy_images(&self, wanted: Vec<String>) -> Result<TidyImagesReply, CallError> {
+        let mut client = self.client.clone();
+        self.bounded_by(TIDY, client.tidy_images(TidyImagesRequest { wanted })).await
+    }
+
     /// Every unit of this cluster that the node holds.
     ///
     /// # Errors
@@ -134,11 +146,19 @@ impl NodeClient {
         &self,
         call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     ) -> Result<T, CallError> {
+        self.bounded_by(CALL, call).await
+    }
+
+    async fn bounded_by<T>(
+        &self,
+        limit: Duration,
+        call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Result<T, CallError> {
         let unreachable = |detail: String| CallError::Unreachable { node: self.node.clone(), detail };
-        match tokio::time::timeout(CALL, call).await {
+        match tokio::time::timeout(limit, call).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(unreachable(status.message().to_owned())),
-            Err(_) => Err(unreachable(format!("no answer within {} s", CALL.as_secs()))),
+            Err(_) => Err(unreachable(format!("no answer within {} s", limit.as_secs()))),
         }
     }
 

@@ -13,6 +13,7 @@ pub mod fresh;
 mod grep;
 pub mod http;
 pub mod https;
+pub mod image_care;
 pub mod ingest;
 pub mod inventory;
 pub mod job;

@@ -31,7 +31,7 @@ use crate::store::events::EventStore;
 use crate::store::postgres::Server;
 use crate::store::{retention, updates};
 use crate::vault::Vault;
-use crate::{auth, fleet, fresh, stray};
+use crate::{auth, fleet, fresh, image_care, stray};
 
 /// Environment variable with the administrator's password of a first start. Without it one is made and shown once.
 pub const ADMIN_PASSWORD: &str = "PLEXUS_CONTROLLER_ADMIN_PASSWORD";
@@ -118,6 +118,7 @@ pub async fn run(
     let (nodes, refusals, fleet) = fleet::spawn(mesh.clone(), core.clone(), ours.clone());
     app.nodes = nodes.clone();
     let stray = stray::spawn(mesh.clone(), core.clone(), nodes.clone(), ours.clone());
+    let images = image_care::spawn(mesh.clone(), core.clone(), nodes.clone(), ours.clone());
     let context = reconcile::Context {
         core: core.clone(),
         events: events.clone(),
@@ -173,6 +174,7 @@ pub async fn run(
     for (what, task) in [
         ("fleet", fleet),
         ("stray", stray),
+        ("images", images),
         ("reconciler", reconciler),
         ("retention", retention),
         ("trees", sweeping),

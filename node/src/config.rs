@@ -157,7 +157,7 @@ pub struct ContainerSection {
 pub struct ImagesSection {
     /// Longest pull, in seconds.
     pub pull_timeout_s: u64,
-    /// Hours between two looks for images that nobody needs; 0: never.
+    /// Hours between two looks at nameless images and the quota; 0: never. What a cluster gives up goes when it says so.
     pub tidy_hours: u64,
     /// Remove images without a name that no container uses.
     pub prune_dangling: bool,

@@ -10,6 +10,7 @@ use common::*;
 use plexus_node::config::{RuntimeName, WarmSection};
 use plexus_node::supervisor::Supervisor;
 use plexus_proto::work::*;
+use serde_json::json;
 
 const TINY: &str = "localhost/plexus-tiny:2";
 
@@ -242,10 +243,15 @@ async fn images_are_listed_checked_and_only_unwanted_ones_of_ours_go() {
     // In use: it stays.
     let container = run("podman", &["create", &ours.0, "true"]);
     let nothing = TidyImagesReply::default();
-    assert_eq!(node.images().tidy(vec![wanted.0.clone()]).await, nothing);
+    let (cluster, other) = (identity().cluster, "other".parse().unwrap());
+    assert_eq!(node.images().tidy(&cluster, vec![wanted.0.clone()]).await, nothing);
     run("podman", &["rm", container.trim()]);
+    // Units of two clusters used it: it stays until both have given it up.
+    images.used_by(&ours.0, &cluster);
+    images.used_by(&ours.0, &other);
+    assert_eq!(node.images().tidy(&cluster, vec![wanted.0.clone()]).await, nothing);
     let ours_alone = TidyImagesReply { removed: vec![ours.0.clone()], ..nothing };
-    assert_eq!(node.images().tidy(vec![wanted.0.clone()]).await, ours_alone);
+    assert_eq!(node.images().tidy(&other, vec![wanted.0.clone()]).await, ours_alone);
     assert!(images.find(&ours.0).await.is_none());
     for kept in [&wanted.0, ee, TINY] {
         assert!(images.find(kept).await.is_some(), "{kept}");
@@ -330,13 +336,13 @@ async fn what_has_no_name_goes_unless_a_container_has_it() {
     let ids = || store.podman(&["images", "--all", "--quiet", "--no-trunc"]);
     assert!(ids().contains(&unused) && ids().contains(&used));
     let wanted = vec![by_digest.clone()];
-    assert_eq!(node.images().tidy(wanted.clone()).await, TidyImagesReply::default());
+    assert_eq!(node.images().tidy(&identity().cluster, wanted.clone()).await, TidyImagesReply::default());
     assert!(!ids().contains(&unused), "nobody can name it any more");
     for kept in [&used, &named, &pulled.id] {
         assert!(ids().contains(kept.as_str()), "{kept}");
     }
     store.podman(&["rm", &container]);
-    node.images().tidy(wanted).await;
+    node.images().tidy(&identity().cluster, wanted).await;
     assert!(!ids().contains(&used), "its container is gone");
     assert!(store.has(TINY) && ids().contains(&pulled.id));
     node.shutdown().await;
@@ -363,15 +369,20 @@ async fn beyond_the_quota_the_least_recently_used_of_ours_go_first() {
         node.images().engine().unwrap().pull(image, Some(&right), |_| {}).await.unwrap();
     }
     let container = store.podman(&["create", &used, "true"]);
-    let last_use: BTreeMap<&String, usize> = all.into_iter().zip(1..).collect();
+    let last_use = all.into_iter().zip(1..).map(|(name, used)| (name, json!({"used": used, "clusters": []})));
+    let last_use: BTreeMap<_, _> = last_use.collect();
     let ledger = place.data.path().join("data/images.json");
     std::fs::write(ledger, serde_json::to_vec(&last_use).unwrap()).unwrap();
 
     // Three of them are too many; the one that a container has stays, though nobody used it for longer.
     let wanted: Vec<String> = all.into_iter().cloned().collect();
-    let tidied = node.images().tidy(wanted.clone()).await;
+    let tidied = node.images().tidy(&identity().cluster, wanted.clone()).await;
     assert_eq!(tidied, TidyImagesReply { removed: old.to_vec(), ..TidyImagesReply::default() });
-    assert_eq!(node.images().tidy(wanted).await, TidyImagesReply::default(), "it is within the quota");
+    assert_eq!(
+        node.images().tidy(&identity().cluster, wanted).await,
+        TidyImagesReply::default(),
+        "it is within the quota"
+    );
     for kept in [&used, &new[0], &new[1], "localhost/theirs:1", TINY] {
         assert!(store.has(kept), "{kept}");
     }
@@ -400,7 +411,7 @@ async fn an_image_that_a_unit_or_a_pull_or_a_waiting_container_needs_is_not_remo
     let node = place.start().await;
     let images = node.images().engine().unwrap();
     wait_for(|| async { node.waiting_containers() }, |waiting| waiting.len() == 1).await;
-    let tidy = async || node.images().tidy(Vec::new()).await.removed;
+    let tidy = async || node.images().tidy(&identity().cluster, Vec::new()).await.removed;
     // One that was submitted has no container for a while.
     let mut job = Job::script("true");
     job.spec.image = of_unit.clone();

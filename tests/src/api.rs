@@ -151,6 +151,14 @@ impl Api {
         self.expect(Method::POST, path, Some(body), &[200, 202, 204]).await
     }
 
+    /// Deletes an object.
+    ///
+    /// # Errors
+    /// When the answer is neither 202 nor 204.
+    pub async fn delete(&self, path: &str) -> anyhow::Result<Value> {
+        self.expect(Method::DELETE, path, None, &[202, 204]).await
+    }
+
     /// Creates an object, or gives the one of the same name.
     ///
     /// # Errors

@@ -37,7 +37,8 @@ async fn slow_down(cluster: &mut Cluster, gate: &Path) {
     let command = |words: Vec<String>| format!("command = {}", Value::from(words));
     let changed = text.replace(&command(podman_command()), &command(vec![client.display().to_string()]));
     assert_ne!(changed, text);
-    fs::write(&config, changed).unwrap();
+    // Other tests have nameless images on this machine.
+    fs::write(&config, changed + "\n[work.images]\nprune_dangling = false\n").unwrap();
     cluster.node.start().unwrap();
     cluster.node_ready().await.unwrap();
 }
@@ -126,6 +127,21 @@ async fn an_image_of_a_private_registry_comes_with_the_credential_of_its_environ
     assert!(!log.contains("canary"), "a password is in a log");
 
     commands(&cluster, &image.0, digest).await;
+
+    // Nobody names it any more: its node is told, and removes it.
+    api.delete(&format!("execution_environments/{environment}/")).await.unwrap();
+    let gone = wait_for("the image to go", JOB, async || {
+        let mut podman = podman_command();
+        podman.extend(["image", "exists", &image.0].map(str::to_owned));
+        let found = tokio::process::Command::new(&podman[0]).args(&podman[1..]).status().await;
+        Seen::when(found.is_ok_and(|status| status.code() == Some(1)), || "it is there".to_owned())
+    });
+    gone.await.unwrap();
+    let told = wait_for("the controller to tell", JOB, async || {
+        let log = cluster.controller.log();
+        Seen::when(log.contains("images that nobody wants removed"), || "not yet".to_owned())
+    });
+    told.await.unwrap();
     cluster.finish().await.unwrap();
 }
 

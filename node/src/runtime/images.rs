@@ -5,9 +5,10 @@ mod tidy;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
+use plexus_proto::id::ClusterId;
 use plexus_proto::work::{ImageInfo, ImageReply, PullPolicy, RegistryAuth};
 use serde::Deserialize;
 
@@ -44,8 +45,8 @@ struct Inner {
     read: Mutex<Option<Stamp>>,
     store: std::sync::OnceLock<Option<PathBuf>>,
     pulls: Mutex<Pulls>,
-    /// Held while an image is removed.
-    removal: Mutex<()>,
+    /// Held by whoever removes an image, alone; shared by those who look whether one is here.
+    removal: RwLock<()>,
 }
 
 #[derive(Debug, Clone)]
@@ -87,7 +88,7 @@ impl Images {
             read: Mutex::default(),
             store: std::sync::OnceLock::new(),
             pulls: Mutex::default(),
-            removal: Mutex::default(),
+            removal: RwLock::default(),
         }))
     }
 
@@ -114,6 +115,11 @@ impl Images {
         };
         self.0.used(name);
         Ok(image)
+    }
+
+    /// Says that a unit of this cluster runs in an image.
+    pub fn used_by(&self, name: &str, cluster: &ClusterId) {
+        self.0.note_cluster(name, cluster);
     }
 
     /// The image that is here, or else a pull of it.
@@ -179,7 +185,7 @@ impl Images {
     pub async fn find(&self, name: &str) -> Option<ImageInfo> {
         let (inner, name) = (self.0.clone(), name.to_owned());
         let found = tokio::task::spawn_blocking(move || {
-            let _none_goes = inner.removal.lock().expect("no code panics under this lock");
+            let _none_goes = inner.removal.read().expect("no code panics under this lock");
             inner.find(&name)
         });
         found.await.ok().flatten()
@@ -227,14 +233,15 @@ impl Images {
     }
 
     /// Takes care of the disk: dangling images, and those that this node pulled for units and nobody wants any more.
-    /// `wanted` are the images that some execution environment names; `None` where that is not known. `needed` tells those that
+    /// `wanted` are the images that execution environments of a cluster name; `None` where that is not known. One that units of
+    /// another cluster used stays until that one gives it up too. `needed` tells those that
     /// this node has a use for, whoever wants them: it is asked before each removal. Blocks.
     ///
     /// # Errors
     /// The engine does not answer.
     pub fn tidy(
         &self,
-        wanted: Option<&[String]>,
+        wanted: Option<(&ClusterId, &[String])>,
         needed: impl Fn() -> BTreeSet<String>,
     ) -> Result<Vec<String>, Error> {
         tidy::tidy(&self.0, wanted, needed)

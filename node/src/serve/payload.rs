@@ -98,7 +98,7 @@ impl<S: AsyncRead + AsyncWrite + Send> Conversation<S> {
                         .map_err(|_| refusal(RefusalCode::ShuttingDown, "the unit's task ended"))
                 };
                 tokio::select! {
-                    image = self.image(supervisor, name, *policy, block.registry.as_ref()) => match image? {
+                    image = self.image(supervisor, caller, name, *policy, block.registry.as_ref()) => match image? {
                         Ok(image) => Some(image),
                         Err(NotReady(reason)) => return fail(supervisor, attempt, &wanted, reason).await,
                     },
@@ -120,6 +120,7 @@ impl<S: AsyncRead + AsyncWrite + Send> Conversation<S> {
     async fn image(
         &mut self,
         supervisor: &Supervisor,
+        caller: &Caller,
         name: &str,
         policy: PullPolicy,
         auth: Option<&RegistryAuth>,
@@ -134,7 +135,10 @@ impl<S: AsyncRead + AsyncWrite + Send> Conversation<S> {
         loop {
             tokio::select! {
                 biased;
-                image = &mut ready => return Ok(image),
+                image = &mut ready => {
+                    images.used_by(name, &caller.cluster);
+                    return Ok(image);
+                }
                 Ok(()) = said.changed() => {
                     let line = said.borrow_and_update().clone();
                     self.say(PayloadMessageKind::Progress(PayloadProgress { line })).await?;

@@ -96,7 +96,8 @@ impl Work for Verbs {
         &self,
         request: Request<TidyImagesRequest>,
     ) -> Result<Response<TidyImagesReply>, Status> {
-        caller(&request)?;
-        Ok(Response::new(self.supervisor.images().tidy(request.into_inner().wanted).await))
+        let caller = caller(&request)?;
+        let wanted = request.into_inner().wanted;
+        Ok(Response::new(self.supervisor.images().tidy(&caller.cluster, wanted).await))
     }
 }

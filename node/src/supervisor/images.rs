@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures_util::{Stream, StreamExt, stream};
 use plexus_mesh::local::{ActError, Action};
+use plexus_proto::id::ClusterId;
 use plexus_proto::work::{ImageInfo, ImageReply, ImagesReply, PullProgress, RegistryAuth, TidyImagesReply};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -93,19 +94,22 @@ impl NodeImages {
         stream::select(lines, last).map(Ok)
     }
 
-    /// Removes what nobody wants.
-    pub async fn tidy(&self, wanted: Vec<String>) -> TidyImagesReply {
-        match self.tidy_up(Some(wanted)).await {
+    /// Removes what a cluster does not want any more, nor anybody else.
+    pub async fn tidy(&self, cluster: &ClusterId, wanted: Vec<String>) -> TidyImagesReply {
+        match self.tidy_up(Some((cluster.clone(), wanted))).await {
             Ok(removed) => TidyImagesReply { removed, problem: String::new() },
             Err(problem) => TidyImagesReply { removed: Vec::new(), problem },
         }
     }
 
-    async fn tidy_up(&self, wanted: Option<Vec<String>>) -> Result<Vec<String>, String> {
+    async fn tidy_up(&self, wanted: Option<(ClusterId, Vec<String>)>) -> Result<Vec<String>, String> {
         let images = self.engine().map_err(|NotReady(problem)| problem)?;
         let inner = self.0.0.clone();
-        let tidied =
-            self.0.0.blocking(move || images.tidy(wanted.as_deref(), || inner.needed_images())).await;
+        let tidied = self.0.0.blocking(move || {
+            let wanted = wanted.as_ref().map(|(cluster, wanted)| (cluster, wanted.as_slice()));
+            images.tidy(wanted, || inner.needed_images())
+        });
+        let tidied = tidied.await;
         tidied.map_err(|error| error.to_string())
     }
 

@@ -5,27 +5,47 @@ use std::fs;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use plexus_proto::id::ClusterId;
+use serde::{Deserialize, Serialize};
 use tracing::{debug, info};
 
 use super::super::{Error, Kind};
 use super::Inner;
 
-/// Images that this node pulled for units, by name: seconds of the last use.
-type Ledger = BTreeMap<String, u64>;
+/// Images that this node pulled for units, by name.
+type Ledger = BTreeMap<String, Pulled>;
+
+/// What is known of an image that this node pulled.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Pulled {
+    /// Seconds of the last use.
+    used: u64,
+    /// Whose units used it, of clusters that still want it.
+    clusters: BTreeSet<ClusterId>,
+}
 
 impl Inner {
     /// Notes that this node pulled an image.
     pub(super) fn note(&self, name: &str) {
-        self.change(|ledger| {
-            ledger.insert(name.to_owned(), now());
-        });
+        self.change(|ledger| ledger.entry(name.to_owned()).or_default().used = now());
+    }
+
+    /// Notes that units of a cluster use an image, if it was pulled by this node: it stays for as long as that one wants it.
+    pub(super) fn note_cluster(&self, name: &str, cluster: &ClusterId) {
+        if self.ledger().get(name).is_some_and(|pulled| !pulled.clusters.contains(cluster)) {
+            self.change(|ledger| {
+                if let Some(pulled) = ledger.get_mut(name) {
+                    pulled.clusters.insert(cluster.clone());
+                }
+            });
+        }
     }
 
     /// Notes the use of an image, if it was pulled by this node.
     pub(super) fn used(&self, name: &str) {
         let due = |used: u64| now().saturating_sub(used) > 3600;
         // Once an hour is exact enough, and spares a write for every job.
-        if self.ledger().get(name).is_some_and(|&used| due(used)) {
+        if self.ledger().get(name).is_some_and(|pulled| due(pulled.used)) {
             self.note(name);
         }
     }
@@ -49,7 +69,7 @@ impl Inner {
 
 pub(super) fn tidy(
     inner: &Arc<Inner>,
-    wanted: Option<&[String]>,
+    wanted: Option<(&ClusterId, &[String])>,
     needed: impl Fn() -> BTreeSet<String>,
 ) -> Result<Vec<String>, Error> {
     let mut removed = Vec::new();
@@ -70,26 +90,34 @@ pub(super) fn tidy(
         let full = inner.find(name);
         full.and_then(|full| images.iter().find(|image| image.id == full.id))
     };
-    let mut ours: Vec<(u64, &String)> = ledger.iter().map(|(name, used)| (*used, name)).collect();
-    ours.sort();
+    let mut ours: Vec<(&String, &Pulled)> = ledger.iter().collect();
+    ours.sort_by_key(|(_, pulled)| pulled.used);
     let sizes: BTreeMap<_, _> =
-        ours.iter().filter_map(|(_, name)| of(name)).map(|image| (&image.id, image.size)).collect();
+        ours.iter().filter_map(|(name, _)| of(name)).map(|image| (&image.id, image.size)).collect();
     let mut held: u64 = sizes.values().sum(); // an image of two names lies here once
     let quota = inner.section.quota_mib << 20;
-    for (_, name) in ours {
+    for (name, pulled) in ours {
         let Some(image) = of(name) else {
             inner.change(|ledger| {
                 ledger.remove(name);
             }); // somebody else removed it
             continue;
         };
-        let unwanted = wanted.is_some_and(|wanted| !wanted.contains(name));
+        let given_up = wanted.filter(|(_, wanted)| !wanted.contains(name)).map(|(cluster, _)| cluster);
+        if let Some(cluster) = given_up.filter(|cluster| pulled.clusters.contains(*cluster)) {
+            inner.change(|ledger| {
+                if let Some(pulled) = ledger.get_mut(name) {
+                    pulled.clusters.remove(cluster);
+                }
+            });
+        }
+        let unwanted = given_up.is_some_and(|cluster| pulled.clusters.iter().all(|other| other == cluster));
         let too_much = quota > 0 && held > quota;
         if image.in_use > 0 || !(unwanted || too_much) {
             continue;
         }
         // A unit is known before it asks for its image, and gets no answer while one is removed: it is seen here, or finds it gone.
-        let _none_is_found = inner.removal.lock().expect("no code panics under this lock");
+        let _none_is_found = inner.removal.write().expect("no code panics under this lock");
         if needed().contains(name) || inner.pulls.lock().expect("no code panics under this lock").has(name) {
             continue;
         }
