@@ -120,12 +120,11 @@ impl UnitDir {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&spool).map_err(disk("make", &spool))?;
         // The three syncs go side by side: the disk's journal is written once for all of them.
         let path = self.file();
-        let mut file = create(&path)?;
-        file.write_all(&line).map_err(disk("write", &path))?;
+        let file = create(&path)?;
         let parent = self.path.parent().unwrap_or(&self.path);
         std::thread::scope(|scope| {
             let names = [&*self.path, parent].map(|dir| scope.spawn(move || sync_dir(dir)));
-            file.sync_data().map_err(disk("sync", &path))?;
+            write_synced(file, &line).map_err(disk("write", &path))?;
             names.into_iter().try_for_each(|synced| match synced.join() {
                 Ok(synced) => synced,
                 Err(panic) => std::panic::resume_unwind(panic),
@@ -226,8 +225,7 @@ impl UnitDir {
         let (path, fresh, before) = (self.file(), self.path.join("unit.new"), self.read()?);
         let notes = before[..whole(&before)].iter().position(|&byte| byte == b'\n').map_or(0, |at| at + 1);
         let text = [&first, &before[notes..whole(&before)]].concat();
-        let mut file = create(&fresh)?;
-        file.write_all(&text).and_then(|()| file.sync_data()).map_err(disk("write", &fresh))?;
+        write_synced(create(&fresh)?, &text).map_err(disk("write", &fresh))?;
         fs::rename(&fresh, &path).map_err(disk("write", &path))?;
         sync_dir(&self.path)
     }
@@ -253,6 +251,12 @@ fn encode(path: &Path, content: &impl Serialize) -> Result<Vec<u8>, Error> {
 fn create(path: &Path) -> Result<File, Error> {
     let mut options = fs::OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600).open(path).map_err(disk("create", path))
+}
+
+/// The one way in which a file that replaces nothing, or all of another, gets its content.
+fn write_synced(mut file: File, content: &[u8]) -> io::Result<()> {
+    file.write_all(content)?;
+    file.sync_data()
 }
 
 /// Attempts that have a directory below `units`.
@@ -467,19 +471,23 @@ mod tests {
 
     #[test]
     fn what_is_stored_is_on_the_disk() {
-        let dir = tempfile::tempdir().unwrap();
-        let unit = UnitDir::new(dir.path(), attempt());
-        unit.store(&owner(7), &UnitSpec::default()).unwrap();
-        assert_eq!(unsynced_bytes(&unit.path().join("unit")), 0);
-        unit.store(&owner(8), &UnitSpec::default()).unwrap();
-        assert_eq!(unsynced_bytes(&unit.path().join("unit")), 0);
+        // Each in a file of its own: ext4 writes what it finds in one that was cut to nothing before when it is closed, synced or not.
+        let after = |step: fn(&UnitDir)| {
+            let dir = tempfile::tempdir().unwrap();
+            let unit = UnitDir::new(dir.path(), attempt());
+            unit.store(&owner(7), &UnitSpec::default()).unwrap();
+            step(&unit);
+            unsynced_bytes(&unit.file())
+        };
+        assert_eq!(after(|_| ()), 0);
+        assert_eq!(after(|unit| unit.store(&owner(8), &UnitSpec::default()).unwrap()), 0);
         // Enough to fill a page of its own.
-        unit.mark_starting(Some(&"x".repeat(9000))).unwrap();
-        assert_eq!(unsynced_bytes(&unit.path().join("unit")), 0);
-        let reason = "x".repeat(9000);
-        unit.store_outcome(&Ended { finished: Finished { reason, ..Finished::default() }, records: 9 })
-            .unwrap();
-        assert_eq!(unsynced_bytes(&unit.path().join("unit")), 0);
+        assert_eq!(after(|unit| unit.mark_starting(Some(&"x".repeat(9000))).unwrap()), 0);
+        let ended = |unit: &UnitDir| {
+            let finished = Finished { reason: "x".repeat(9000), ..Finished::default() };
+            unit.store_outcome(&Ended { finished, records: 9 }).unwrap();
+        };
+        assert_eq!(after(ended), 0);
     }
 
     #[test]

@@ -66,15 +66,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "sync of the intent",
         file: "node/src/unit_dir.rs",
-        old: "            file.sync_data().map_err(disk(\"sync\", &path))?;\n",
-        new: "",
-        tests: lib("unit_dir::tests::what_is_stored_is_on_the_disk"),
-    },
-    Mutant {
-        name: "sync of what replaces an intent",
-        file: "node/src/unit_dir.rs",
-        old: "file.write_all(&text).and_then(|()| file.sync_data())",
-        new: "file.write_all(&text)",
+        old: "    file.write_all(content)?;\n    file.sync_data()\n",
+        new: "    file.write_all(content)\n",
         tests: lib("unit_dir::tests::what_is_stored_is_on_the_disk"),
     },
     Mutant {
