@@ -398,7 +398,7 @@ async fn stored(
     tx.wake();
     tx.job_changed(id, "pending");
     tx.commit().await?;
-    once::job(call, id, ignored).await
+    once::launched(call, id, ignored).await
 }
 
 async fn template(call: &Call, id: &str) -> Result<Template, ApiError> {

@@ -9,6 +9,7 @@ use super::call::Call;
 use super::error::ApiError;
 use super::{Answer, generic};
 use crate::registry::JOBS;
+use crate::registry::read::Record;
 use crate::store::core::{Error as StoreError, WriteTx};
 
 /// Longest key.
@@ -46,7 +47,9 @@ pub(super) async fn answered(call: &Call) -> Result<Option<axum::response::Respo
     }
     // The first answer may not have been given yet, for want of a sync.
     call.app.db.settle().await?;
-    let mut response = job(call, row.at(0)?, Map::new()).await?;
+    let id = row.at(0)?;
+    let record = generic::fetch(call, &JOBS, &i64::to_string(&id)).await?;
+    let mut response = told(record, id, Map::new())?;
     response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
     Ok(Some(response))
 }
@@ -80,9 +83,17 @@ pub(super) async fn keep(call: &Call, tx: &mut WriteTx, job: i64) -> Result<(), 
     }
 }
 
-/// 201 with a job that was launched.
-pub(super) async fn job(call: &Call, id: i64, ignored: Map<String, Value>) -> Answer {
-    let record = generic::fetch(call, &JOBS, &id.to_string()).await?;
+/// 201 with a job that was just launched, as it was committed: by now it may have begun.
+pub(super) async fn launched(call: &Call, id: i64, ignored: Map<String, Value>) -> Answer {
+    let mut record = generic::fetch(call, &JOBS, &id.to_string()).await?;
+    record.set("status", "pending");
+    record.set("started", Value::Null);
+    record.set("execution_node", "");
+    told(record, id, ignored)
+}
+
+/// 201 with a job that was launched before, as it is now.
+fn told(record: Record, id: i64, ignored: Map<String, Value>) -> Answer {
     let url = record.url();
     let mut answer = Map::new();
     answer.insert("job".to_owned(), id.into());
