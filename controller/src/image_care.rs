@@ -54,14 +54,23 @@ pub fn spawn(
     })
 }
 
-async fn run(mesh: Mesh, core: CoreDb, nodes: watch::Receiver<Arc<Nodes>>) {
-    let mut told = BTreeMap::new();
+async fn run(mesh: Mesh, core: CoreDb, mut nodes: watch::Receiver<Arc<Nodes>>) {
+    let mut told: BTreeMap<NodeId, Told> = BTreeMap::new();
     let mut calls = JoinSet::new();
     let mut looks = tokio::time::interval(PERIOD);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = looks.tick() => {}
+            // What goes from the moment on in which a node is known is what it is told.
+            alive = nodes.changed() => {
+                if alive.is_err() {
+                    return;
+                }
+                if here(&nodes.borrow_and_update()).all(|name| told.contains_key(name)) {
+                    continue;
+                }
+            }
             Some(done) = calls.join_next() => {
                 if let Ok((name, said)) = done {
                     heard(&mut told, &name, said);
@@ -77,8 +86,7 @@ async fn run(mesh: Mesh, core: CoreDb, nodes: watch::Receiver<Arc<Nodes>>) {
             }
         };
         let live = nodes.borrow().clone();
-        let here = live.iter().filter(|(_, node)| node.reachable && node.info.is_some());
-        let here = here.map(|(name, _)| name.clone()).collect();
+        let here = here(&live).cloned().collect();
         for name in due(&mut told, &here, &wanted, Instant::now(), AT_ONCE - calls.len()) {
             let (client, wanted) = (NodeClient::new(&mesh, &name), wanted.iter().cloned().collect());
             calls.spawn(async move {
@@ -87,6 +95,10 @@ async fn run(mesh: Mesh, core: CoreDb, nodes: watch::Receiver<Arc<Nodes>>) {
             });
         }
     }
+}
+
+fn here(live: &Nodes) -> impl Iterator<Item = &NodeId> {
+    live.iter().filter(|(_, node)| node.reachable && node.info.is_some()).map(|(name, _)| name)
 }
 
 fn heard(told: &mut BTreeMap<NodeId, Told>, name: &NodeId, said: Result<TidyImagesReply, CallError>) {
