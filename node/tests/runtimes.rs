@@ -486,6 +486,8 @@ impl Service {
     fn start(address: &str) -> Self {
         let child = Command::new("podman")
             .args(["system", "service", "--time=0", address])
+            // Its `conmon` notes there what ran out of memory.
+            .current_dir(std::env::temp_dir())
             .stdin(Stdio::null())
             .stderr(Stdio::null())
             .spawn();

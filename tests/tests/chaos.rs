@@ -85,6 +85,8 @@ struct Arena {
     canceled: BTreeSet<i64>,
     struck: BTreeSet<i64>,
     strikes: usize,
+    /// Jobs that the agent's death may have met between the mark that they start and the start: whether they did is then unknown.
+    starting: BTreeSet<i64>,
     said: Vec<String>,
 }
 
@@ -206,6 +208,7 @@ impl Arena {
             canceled: BTreeSet::new(),
             struck: BTreeSet::new(),
             strikes: 0,
+            starting: BTreeSet::new(),
             said: Vec::new(),
         }
     }
@@ -275,6 +278,9 @@ impl Arena {
         match kind {
             0..=2 => {
                 self.victim(kind).kill();
+                if kind == 2 {
+                    self.starting.extend(&self.accepted);
+                }
                 tokio::time::sleep(pause).await;
                 self.victim(kind).start().unwrap();
             }
@@ -298,6 +304,7 @@ impl Arena {
             9 => self.kill_a_shim().await,
             10 => {
                 self.victim(2).kill();
+                self.starting.extend(&self.accepted);
                 self.kill_a_shim().await;
                 tokio::time::sleep(pause).await;
                 self.victim(2).start().unwrap();
@@ -309,6 +316,9 @@ impl Arena {
             // Agent or controller, and the clock that its timers go by has jumped, either way.
             _ => {
                 let later = Duration::from_secs(self.dice.below(100 * 24 * 3600));
+                if kind != 13 {
+                    self.starting.extend(&self.accepted);
+                }
                 let victim = self.victim(if kind == 13 { 0 } else { 2 });
                 victim.kill();
                 victim.set_later(later);
@@ -451,22 +461,28 @@ impl Arena {
     async fn history(&self, effects: &Path, expected: Vec<serde_json::Value>) -> History {
         let api = self.cluster.api();
         let settled = Instant::now() + SETTLED;
-        let mut ended = Vec::new();
+        let (mut ended, mut at_start) = (Vec::new(), 0);
         for &job in &self.accepted {
             let left = settled.saturating_duration_since(Instant::now());
             api.finished(job, left).await.ok();
             let found = api.job(job).await.unwrap();
+            let explanation = found["job_explanation"].as_str().unwrap_or_default().to_owned();
+            let events = events(api, job).await;
+            let begun = !events.is_empty() || !explanation.contains("the unit's shim was killed");
+            let excused = !self.struck.contains(&job) && self.starting.contains(&job) && !begun;
+            at_start += usize::from(excused);
             ended.push(Ended {
                 job,
                 status: found["status"].as_str().unwrap_or_default().to_owned(),
-                explanation: found["job_explanation"].as_str().unwrap_or_default().to_owned(),
+                explanation,
                 canceled: self.canceled.contains(&job),
-                struck: self.struck.contains(&job),
-                events: events(api, job).await,
+                struck: excused || self.struck.contains(&job),
+                events,
             });
         }
         let starts = fs::read_to_string(effects).unwrap().lines().map(str::to_owned).collect();
-        History { accepted: self.accepted.clone(), ended, starts, strikes: self.strikes, expected }
+        let strikes = self.strikes + at_start;
+        History { accepted: self.accepted.clone(), ended, starts, strikes, expected }
     }
 }
 
