@@ -1,8 +1,8 @@
 //! Has nodes remove the images of execution environments that are gone.
 //!
 //! A node removes only what it pulled for units, and never what is in use; which images are still wanted it cannot know. It is told
-//! when an image is wanted no more, [`FIRST`] after it was first seen, for what went while it or this controller was away, and
-//! [now and then](LATER), for what was still in use.
+//! when an image is wanted no more, five minutes after it was first seen, for what went while it or this controller was away, and
+//! every three hours, for what was still in use.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
