@@ -57,6 +57,7 @@ const REQUESTS: usize = 64;
 /// Longest wait, at shutdown, for shims whose units have ended to be gone, and the pause between two looks.
 const SHIMS_LIMIT: Duration = Duration::from_millis(200);
 const SHIMS_PAUSE: Duration = Duration::from_millis(5);
+
 /// What a supervisor is told.
 #[derive(Debug)]
 pub struct Options {

@@ -1,4 +1,4 @@
-//! The payload of a unit: its project tree as far as it is missing, then its private block.
+//! The payload of a unit: the unit itself where it was not submitted before, its project tree as far as it is missing, its private block.
 
 use std::path::{Path, PathBuf};
 
