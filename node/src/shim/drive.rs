@@ -139,7 +139,9 @@ impl Shim {
         .with_silence(Duration::from_secs(launch.owner_deadline_seconds), Instant::now());
         let quota = launch.spool_quota;
         let group = cgroup::noted(Path::new(cgroup::NOTE)).filter(|_| kind == Kind::Process);
+        let worker = warm.unwrap_or_else(|| Worker::spawn(&launch.argv, &launch.env, &launch.cwd));
         let mut shim = Self {
+            // The counter of a whole machine takes a while to read, and a worker that has just begun takes no memory yet.
             kills: Kills::begin(group.as_deref()),
             private_dir: PathBuf::from(&launch.private_dir),
             output: Sink {
@@ -152,7 +154,7 @@ impl Shim {
                 shared: false,
                 full: None,
             },
-            syncer: Syncer::start()?,
+            syncer: Syncer::default(),
             listener,
             agent: Some(agent),
             kind,
@@ -160,7 +162,7 @@ impl Shim {
             pull: PullPolicy::try_from(launch.pull).unwrap_or_default(),
             program: launch.argv.first().cloned().unwrap_or_default(),
             end_argv: std::mem::take(&mut launch.end_argv),
-            worker: warm.unwrap_or_else(|| Worker::spawn(&launch.argv, &launch.env, &launch.cwd)),
+            worker,
             ending,
             killing: Killing::No,
             stderr_tail: Vec::new(),
@@ -211,6 +213,13 @@ impl Shim {
 
     /// After the end: lets the container engine's helpers finish, for a while.
     pub(super) fn linger(self) {
+        loop {
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(_) => return, // no child is left
+            }
+        }
         let (gone, told) = mpsc::channel();
         // Blocks until the last child is collected; the process ends without it if that takes too long.
         std::thread::spawn(move || {
@@ -239,7 +248,7 @@ impl Shim {
         .min();
         let mut watched: Vec<(Source, BorrowedFd<'_>, PollFlags)> = Vec::with_capacity(8);
         watched.push((Source::Listener, self.listener.as_fd(), PollFlags::IN));
-        watched.push((Source::Synced, self.syncer.fd(), PollFlags::IN));
+        watched.extend(self.syncer.fd().map(|fd| (Source::Synced, fd, PollFlags::IN)));
         if let Some(agent) = &self.agent {
             let flags = if agent.has_unsent() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
             watched.push((Source::Agent, agent.fd(), flags));

@@ -16,11 +16,14 @@ const GROUP_TIME: Duration = Duration::from_millis(20);
 /// Most bytes that stay unsynced before a sync begins.
 const GROUP_BYTES: u64 = 1 << 20;
 
-/// The thread that syncs, and what it still has to do.
-#[derive(Debug)]
+/// A segment, and its directory if its name is not safe yet.
+type Files = (File, Option<File>);
+
+/// What is to be synced, and the thread that does it.
+#[derive(Debug, Default)]
 pub(super) struct Syncer {
-    files: SyncSender<(File, Option<File>)>,
-    done: UnixStream,
+    /// Begins with the first sync: the end of a short unit is synced in its place, without one.
+    thread: Option<Thread>,
     running: bool,
     /// Record the running or last sync covers.
     covered: u64,
@@ -28,29 +31,16 @@ pub(super) struct Syncer {
     dirty: Option<(Instant, u64)>,
 }
 
-impl Syncer {
-    pub(super) fn start() -> anyhow::Result<Self> {
-        let (files, inbox) = sync_channel::<(File, Option<File>)>(1);
-        let (done, mut says) = UnixStream::pair().context("cannot make a socket pair")?;
-        done.set_nonblocking(true)?;
-        std::thread::Builder::new()
-            .name("sync".to_owned())
-            .stack_size(64 << 10)
-            .spawn(move || {
-                for (file, name) in inbox {
-                    let named = name.is_none_or(|dir| dir.sync_all().is_ok());
-                    let word = if named && file.sync_data().is_ok() { b'+' } else { b'-' };
-                    if says.write_all(&[word]).is_err() {
-                        return;
-                    }
-                }
-            })
-            .context("cannot start a thread")?;
-        Ok(Self { files, done, running: false, covered: 0, dirty: None })
-    }
+#[derive(Debug)]
+struct Thread {
+    files: SyncSender<Files>,
+    done: UnixStream,
+}
 
-    pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        self.done.as_fd()
+impl Syncer {
+    /// Where the thread says that it is done.
+    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.thread.as_ref().map(|thread| thread.done.as_fd())
     }
 
     /// When a sync is due.
@@ -70,7 +60,11 @@ impl Syncer {
             self.running = true;
             self.dirty = None;
             self.covered = spool.last();
-            self.files.send(spool.sync_handles()?).context("the sync thread is gone")?;
+            let thread = match &mut self.thread {
+                Some(thread) => thread,
+                none => none.insert(Thread::start().context("cannot start a thread")?),
+            };
+            thread.files.send(spool.sync_handles()?).context("the sync thread is gone")?;
         }
         Ok(())
     }
@@ -80,13 +74,33 @@ impl Syncer {
     /// # Errors
     /// The disk could not sync: what was promised to be safe is not.
     pub(super) fn on_done(&mut self) -> anyhow::Result<()> {
+        let Some(thread) = &mut self.thread else { return Ok(()) };
         let mut word = [0];
-        match self.done.read(&mut word) {
+        match thread.done.read(&mut word) {
             Ok(1) if word == *b"+" => self.running = false,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             _ => bail!("the spool cannot be synced to disk"),
         }
         Ok(())
+    }
+}
+
+impl Thread {
+    fn start() -> io::Result<Self> {
+        let (files, inbox) = sync_channel::<Files>(1);
+        let (done, mut says) = UnixStream::pair()?;
+        done.set_nonblocking(true)?;
+        let sync = move || {
+            for (file, name) in inbox {
+                let named = name.is_none_or(|dir| dir.sync_all().is_ok());
+                let word = if named && file.sync_data().is_ok() { b'+' } else { b'-' };
+                if says.write_all(&[word]).is_err() {
+                    return;
+                }
+            }
+        };
+        std::thread::Builder::new().name("sync".to_owned()).stack_size(64 << 10).spawn(sync)?;
+        Ok(Self { files, done })
     }
 }
 
@@ -106,7 +120,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let attempt = Attempt { unit: UnitId(uuid::Uuid::from_u128(5)), number: 1 };
         let mut spool = Writer::create(dir.path(), attempt, SpoolKey::new([9; 32]), 1).unwrap();
-        let mut syncer = Syncer::start().unwrap();
+        let mut syncer = Syncer::default();
         let begin = Instant::now();
         spool
             .append(RecordKind::Output(Output { data: vec![b'x'; 9000].into(), ..Output::default() }))
@@ -115,7 +129,7 @@ mod tests {
         assert_eq!(syncer.deadline(), Some(begin + GROUP_TIME), "others may join it until then");
         syncer.push(&mut spool, begin + GROUP_TIME).unwrap();
         assert_eq!(syncer.deadline(), None);
-        poll(&mut [PollFd::new(&syncer.fd(), PollFlags::IN)], None).unwrap();
+        poll(&mut [PollFd::new(&syncer.fd().unwrap(), PollFlags::IN)], None).unwrap();
         syncer.on_done().unwrap();
         assert_eq!(unsynced_bytes(&segment_path(dir.path(), 1)), 0);
     }
