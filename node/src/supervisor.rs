@@ -5,6 +5,7 @@
 //! finds its shim again if it has one. Every minute [`reap`](Supervisor::reap) looks for what should be gone.
 
 mod about;
+mod ahead;
 mod cordon;
 pub mod images;
 mod incarnations;
@@ -170,6 +171,9 @@ struct Inner {
     serial: AtomicU64,
     /// Shims that wait for the next units.
     spares: Mutex<VecDeque<Spare>>,
+    /// Directories that wait for units, and whether more are being made.
+    ahead: Mutex<Vec<PathBuf>>,
+    making_ahead: AtomicBool,
     /// Containers that wait for units.
     pool: warm::Pool,
     /// Something ended since leftovers were last looked for.
@@ -303,6 +307,8 @@ impl Supervisor {
             units: Mutex::default(),
             serial: AtomicU64::new(0),
             spares: Mutex::default(),
+            ahead: Mutex::default(),
+            making_ahead: AtomicBool::new(false),
             dirty: AtomicBool::new(true),
             payloads: AtomicU64::new(0),
             tasks: TaskTracker::new(),
@@ -311,7 +317,9 @@ impl Supervisor {
         supervisor.recover()?;
         supervisor.0.remove_spares();
         supervisor.0.remove_stages();
+        supervisor.0.remove_ahead();
         supervisor.0.keep_spares();
+        supervisor.0.keep_ahead();
         let (warmer, cancel) = (supervisor.clone(), supervisor.0.cancel.clone());
         supervisor.0.tasks.spawn(async move {
             cancel.run_until_cancelled(warmer.keep_warm()).await;
@@ -359,6 +367,7 @@ impl Supervisor {
         self.0.cancel.cancel();
         self.0.tasks.close();
         self.0.tasks.wait().await;
+        self.0.remove_ahead();
         while self.0.take_spare().is_some() {} // each ends when its agent hangs up
         self.0.empty_pool().await;
         // What shims left that ended or were killed; one that lives keeps its group.

@@ -111,25 +111,30 @@ impl UnitDir {
     /// # Errors
     /// The disk refuses.
     pub fn store(&self, owner: &Owner, spec: &UnitSpec) -> Result<(), Error> {
-        let line = encode(&self.file(), &UnitFile::new(owner, spec))?;
+        self.store_in(None, owner, spec)
+    }
+
+    /// The same; at the first call, the directory may be one that was [made ahead](make_ahead), which is used up.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn store_in(&self, ahead: Option<&Path>, owner: &Owner, spec: &UnitSpec) -> Result<(), Error> {
+        let (path, parent) = (self.file(), self.path.parent().unwrap_or(&self.path));
+        let line = encode(&path, &UnitFile::new(owner, spec))?;
+        if let Some(ahead) = ahead {
+            if fs::rename(ahead, &self.path).is_ok() {
+                let file = fs::OpenOptions::new().write(true).open(&path).map_err(disk("open", &path))?;
+                return write_named(file, &line, &[parent]).map_err(disk("write", &path));
+            }
+            remove_tree(ahead)?; // what an earlier try left has the name
+        }
         if whole(&self.read()?) > 0 {
             return self.replace(line);
         }
         // The spool's own name is safe with it, so that its records are once they are synced.
         let spool = self.spool();
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&spool).map_err(disk("make", &spool))?;
-        // The three syncs go side by side: the disk's journal is written once for all of them.
-        let path = self.file();
-        let file = create(&path)?;
-        let parent = self.path.parent().unwrap_or(&self.path);
-        std::thread::scope(|scope| {
-            let names = [&*self.path, parent].map(|dir| scope.spawn(move || sync_dir(dir)));
-            write_synced(file, &line).map_err(disk("write", &path))?;
-            names.into_iter().try_for_each(|synced| match synced.join() {
-                Ok(synced) => synced,
-                Err(panic) => std::panic::resume_unwind(panic),
-            })
-        })
+        write_named(create(&path)?, &line, &[&self.path, parent]).map_err(disk("write", &path))
     }
 
     /// Reads owner and specification; `None` when they were never stored: its owner was told nothing.
@@ -257,6 +262,44 @@ fn create(path: &Path) -> Result<File, Error> {
 fn write_synced(mut file: File, content: &[u8]) -> io::Result<()> {
     file.write_all(content)?;
     file.sync_data()
+}
+
+/// The same for a file that is new; the directories of its name, and of theirs, are synced with it. All go side by side: the
+/// disk's journal is written once for all of them.
+fn write_named(file: File, content: &[u8], names: &[&Path]) -> io::Result<()> {
+    std::thread::scope(|scope| {
+        let sync = |dir| scope.spawn(move || File::open(dir).and_then(|dir| dir.sync_all()));
+        let names: Vec<_> = names.iter().map(sync).collect();
+        write_synced(file, content)?;
+        names.into_iter().try_for_each(|synced| match synced.join() {
+            Ok(synced) => synced,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    })
+}
+
+/// Makes a directory in `dir` for a unit to come, and syncs what is in it, so that [`UnitDir::store_in`] has to give it its name and
+/// its content only.
+///
+/// # Errors
+/// The disk refuses.
+pub fn make_ahead(dir: &Path) -> Result<PathBuf, Error> {
+    let made = dir.join(Uuid::new_v4().to_string());
+    let spool = made.join("spool");
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&spool).map_err(disk("make", &spool))?;
+    create(&made.join("unit"))?;
+    sync_dir(&made)?;
+    Ok(made)
+}
+
+/// Removes what [`make_ahead`] made in `dir` and nobody took. A power cut may leave a unit both names where the disk keeps no journal:
+/// what has content stays.
+pub fn clear_ahead(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if fs::metadata(entry.path().join("unit")).map_or(true, |unit| unit.len() == 0) {
+            remove_tree(&entry.path()).ok(); // takes room and nothing else
+        }
+    }
 }
 
 /// Attempts that have a directory below `units`.
@@ -439,6 +482,41 @@ mod tests {
             assert_eq!(unit.load().unwrap(), Some((owner(7), UnitSpec::default())));
             assert!(unit.spool().is_dir(), "a launch finds it");
         }
+    }
+
+    #[test]
+    fn a_directory_that_was_made_ahead_is_used_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let (units, ahead) = (dir.path().join("units"), dir.path().join("ahead"));
+        fs::create_dir(&units).unwrap();
+        let unit = UnitDir::new(&units, attempt());
+        let made = make_ahead(&ahead).unwrap();
+        unit.store_in(Some(&made), &owner(7), &UnitSpec::default()).unwrap();
+        assert!(!made.exists() && unit.spool().is_dir());
+        assert_eq!(unit.load().unwrap(), Some((owner(7), UnitSpec::default())));
+        // One that has its directory already keeps it.
+        unit.mark_starting(None).unwrap();
+        let made = make_ahead(&ahead).unwrap();
+        unit.store_in(Some(&made), &owner(8), &UnitSpec::default()).unwrap();
+        assert!(!made.exists() && unit.is_marked());
+        assert_eq!(unit.load().unwrap(), Some((owner(8), UnitSpec::default())));
+
+        // Nobody's goes, and a unit's with both names does not.
+        make_ahead(&ahead).unwrap();
+        let both = ahead.join("both");
+        fs::rename(unit.path(), &both).unwrap();
+        clear_ahead(&ahead);
+        let left: Vec<_> = fs::read_dir(&ahead).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(left, [both]);
+    }
+
+    #[test]
+    fn what_is_stored_is_on_the_disk_also_where_its_directory_was_made_ahead() {
+        let dir = tempfile::tempdir().unwrap();
+        let unit = UnitDir::new(dir.path(), attempt());
+        let made = make_ahead(&dir.path().join("ahead")).unwrap();
+        unit.store_in(Some(&made), &owner(7), &UnitSpec::default()).unwrap();
+        assert_eq!(unsynced_bytes(&unit.file()), 0);
     }
 
     #[test]

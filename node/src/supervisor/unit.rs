@@ -538,6 +538,7 @@ impl Task {
                 let effects = self.unit.on_started(started.pid);
                 self.carry_out(effects).await.ok();
                 self.inner.keep_spares();
+                self.inner.keep_ahead();
             }
             News::Report(Report::Ready(_)) => {}
             News::Report(Report::Written(written)) => {
@@ -669,7 +670,8 @@ impl Task {
 
     async fn store_owner(&mut self) -> Result<(), Refusal> {
         let (dir, owner, spec) = (self.dir.clone(), self.unit.owner().clone(), self.spec.clone());
-        match self.inner.blocking(move || dir.store(&owner, &spec)).await {
+        let ahead = if self.persisted { None } else { self.inner.take_ahead() };
+        match self.inner.blocking(move || dir.store_in(ahead.as_deref(), &owner, &spec)).await {
             Ok(()) => {
                 self.persisted = true;
                 Ok(())

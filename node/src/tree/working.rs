@@ -26,18 +26,28 @@ use plexus_tree::store::disk;
 
 use super::Error;
 
+/// Name, beside the working tree of a unit to come, of what [`prepare_ahead`] made of it.
+const AHEAD: &str = "project.ahead";
+
+/// Makes, in the directory of a unit to come, what every overlay needs. Blocks.
+///
+/// # Errors
+/// The disk refuses.
+pub fn prepare_ahead(unit: &Path) -> Result<(), Error> {
+    scaffold(&unit.join(AHEAD))
+}
+
 /// Prepares a working tree over `files` in `dir`, which must not exist. Blocks.
 ///
 /// # Errors
 /// The disk refuses; what was made stays for the caller to remove.
 pub fn prepare(files: &Path, dir: &Path, overlay: bool) -> Result<(), Error> {
-    make(dir)?;
     if !overlay {
+        make(dir)?;
         return copy(files, &dir.join("tree"));
     }
-    for name in ["upper", "work", "merged"] {
-        make(&dir.join(name))?;
-    }
+    fs::rename(dir.with_file_name(AHEAD), dir).ok(); // nothing was made ahead, or has been taken
+    scaffold(dir)?;
     let lower = dir.join("lower");
     fs::write(&lower, files.as_os_str().as_encoded_bytes()).map_err(disk("write", &lower))
 }
@@ -217,6 +227,16 @@ fn copy_file(from: &Path, to: &Path) -> io::Result<()> {
         io::copy(&mut &source, &mut &target)?;
     }
     target.set_permissions(mode)
+}
+
+/// The directories of an overlay, as far as they are missing.
+fn scaffold(dir: &Path) -> Result<(), Error> {
+    for dir in [dir.to_owned(), dir.join("upper"), dir.join("work"), dir.join("merged")] {
+        if !dir.is_dir() {
+            make(&dir)?;
+        }
+    }
+    Ok(())
 }
 
 fn make(dir: &Path) -> Result<(), Error> {
