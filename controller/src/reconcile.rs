@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use plexus_mesh::Mesh;
-use plexus_proto::id::{Attempt, NodeId, OwnerEpoch, UnitId};
+use plexus_proto::id::{Attempt, NodeId, UnitId};
 use plexus_tree::Store;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -31,7 +31,7 @@ use crate::kind::Kind;
 use crate::outcome;
 use crate::payload::tree::Trees;
 use crate::schedule::{Candidate, Fleet, Group, Placed, Wait};
-use crate::store::core::{CoreDb, Error};
+use crate::store::core::{Committed, CoreDb, Error};
 use crate::store::dependencies::{self, Unmet, Verdict};
 use crate::store::events::EventStore;
 use crate::store::groups;
@@ -82,6 +82,13 @@ type CancelSignal = Option<Timestamp>;
 struct Driver {
     cancel: watch::Sender<CancelSignal>,
     task: tokio::task::AbortHandle,
+}
+
+/// Jobs that have just got their units, and the transaction that says so.
+#[derive(Default)]
+struct Fresh {
+    jobs: Vec<ActiveJob>,
+    committed: Option<Committed>,
 }
 
 /// What the database knows that decides where jobs go.
@@ -189,9 +196,17 @@ impl Reconciler {
                 (None, None) => waiting.push(job),
             }
         }
-        let fresh = if waiting.is_empty() { Vec::new() } else { self.begin(waiting, &placed).await? };
-        for job in placed.into_iter().chain(fresh) {
-            self.drive(job);
+        let Fresh { jobs, committed } = match waiting.is_empty() {
+            true => Fresh::default(),
+            false => self.begin(waiting, &placed).await?,
+        };
+        placed.into_iter().for_each(|job| self.drive(job, None));
+        // Drivers read while the disk syncs, and act after it.
+        let (settled, is_settled) = watch::channel(false);
+        jobs.into_iter().for_each(|job| self.drive(job, Some(is_settled.clone())));
+        if let Some(committed) = committed {
+            committed.settle().await?;
+            settled.send_replace(true);
         }
         self.forget().await
     }
@@ -201,7 +216,7 @@ impl Reconciler {
     }
 
     /// Places those of the waiting jobs that may begin; what that takes is read at once.
-    async fn begin(&self, waiting: Vec<ActiveJob>, placed: &[ActiveJob]) -> Result<Vec<ActiveJob>, Error> {
+    async fn begin(&self, waiting: Vec<ActiveJob>, placed: &[ActiveJob]) -> Result<Fresh, Error> {
         let core = &self.context.core;
         let (unmet, known) =
             tokio::try_join!(dependencies::unmet(core), Known::read(core, &waiting, placed))?;
@@ -234,12 +249,7 @@ impl Reconciler {
     }
 
     /// Places what waits, oldest first, and stores all placements in one transaction.
-    async fn place(
-        &self,
-        waiting: &[ActiveJob],
-        placed: &[ActiveJob],
-        known: Known,
-    ) -> Result<Vec<ActiveJob>, Error> {
+    async fn place(&self, waiting: &[ActiveJob], placed: &[ActiveJob], known: Known) -> Result<Fresh, Error> {
         let core = &self.context.core;
         let Known { hosts, groups: (groups, default), lists, decided } = known;
         let impact = |job: &ActiveJob| job.impact(&hosts);
@@ -296,7 +306,11 @@ impl Reconciler {
             }
         }
         units::explain_all(core, &told).await?;
-        let (stored, epoch) = self.store(&placements).await?;
+        if placements.is_empty() {
+            return Ok(Fresh::default());
+        }
+        let me = &self.context.mesh.identity().node;
+        let (stored, epoch, committed) = units::place(core, &placements, me).await?;
         let unit = |job: &ActiveJob| {
             let placement = placements.iter().find(|placement| placement.job == job.id)?;
             Some(Unit {
@@ -305,23 +319,16 @@ impl Reconciler {
                 node: placement.node.clone(),
                 store: placement.store,
                 state: UnitState::Placed,
-                epoch,
+                epoch: Some(epoch),
             })
         };
         let fresh = waiting.iter().filter(|job| stored.contains(&job.id));
-        Ok(fresh.map(|job| ActiveJob { unit: unit(job), ..job.clone() }).collect())
+        let jobs = fresh.map(|job| ActiveJob { unit: unit(job), ..job.clone() }).collect();
+        Ok(Fresh { jobs, committed: Some(committed) })
     }
 
-    async fn store(&self, placements: &[Placement]) -> Result<(Vec<i64>, Option<OwnerEpoch>), Error> {
-        if placements.is_empty() {
-            return Ok((Vec::new(), None));
-        }
-        let me = &self.context.mesh.identity().node;
-        let (stored, epoch) = units::place(&self.context.core, placements, me).await?;
-        Ok((stored, Some(epoch)))
-    }
-
-    fn drive(&mut self, job: ActiveJob) {
+    /// Gives a job its driver; one that was placed just now waits for its placement to be settled before it acts.
+    fn drive(&mut self, job: ActiveJob, settled: Option<watch::Receiver<bool>>) {
         let signal = job.cancel_requested_at;
         if let Some(driver) = self.drivers.get(&job.id) {
             driver.cancel.send_if_modified(|known| std::mem::replace(known, signal) != signal);
@@ -333,7 +340,7 @@ impl Reconciler {
         let span = tracing::info_span!("job", id = job.id, unit = %unit.attempt, node = %unit.node);
         let id = job.id;
         let work = async move {
-            job::drive(context, unit, job.kind, job.created, signals).await;
+            job::drive(context, unit, job.kind, job.created, signals, settled).await;
             id
         };
         let task = self.running.spawn_on(work.instrument(span), &self.context.records);

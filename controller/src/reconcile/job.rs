@@ -171,18 +171,21 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// Brings the unit to its end and the job to its last word. Returns when that is stored, or when another controller
-/// has taken over.
+/// has taken over. `settled` turns true once a placement of just now is on the disk: what it leads to is read before, and nobody
+/// hears of it.
 pub(super) async fn drive(
     context: Context,
     unit: Unit,
     kind: Kind,
     created: Timestamp,
     cancel: watch::Receiver<CancelSignal>,
+    settled: Option<watch::Receiver<bool>>,
 ) {
     let job = JobKey { id: unit.job, created };
     let client = NodeClient::new(&context.mesh, &unit.node);
     let alone = unit.epoch.is_some();
-    let mut driver = Driver { client, context, unit, kind, job, cancel, said: AtomicBool::new(false), alone };
+    let said = AtomicBool::new(false);
+    let mut driver = Driver { client, context, unit, kind, job, cancel, settled, said, alone };
     let mut pause = PAUSE_MIN;
     loop {
         let mut last = match driver.attempt().await {
@@ -332,6 +335,8 @@ struct Driver {
     kind: Kind,
     job: JobKey,
     cancel: watch::Receiver<CancelSignal>,
+    /// Whether the placement is on the disk, if that was not certain from the start.
+    settled: Option<watch::Receiver<bool>>,
     /// Something stands in the job's explanation that is to go when it is over.
     said: AtomicBool,
     /// Nobody else ever submitted the unit, and each submit of this driver was refused unseen.
@@ -347,6 +352,7 @@ impl Driver {
         };
         if !self.is_started(epoch).await? {
             if self.cancel.borrow().is_some() {
+                self.is_settled().await?;
                 // It may have been submitted without our knowing; a canceled unit never starts.
                 match self.client.cancel(self.unit.attempt, epoch).await {
                     Err(CallError::Refused { refusal, .. }) if refusal.code() == RefusalCode::UnknownUnit => {
@@ -384,15 +390,18 @@ impl Driver {
 
     /// Submits the unit and sends its payload; the node has started it when this returns.
     async fn begin(&mut self, epoch: OwnerEpoch) -> Result<(), Trouble> {
-        let everything = load::everything(&self.context, self.unit.job);
+        // On the heap: it is large, and is moved more than once.
+        let everything = Box::pin(load::everything(&self.context, self.unit.job));
         let loaded = async {
-            let loaded = everything.await?;
-            let tree = loaded.tree(&self.context).await?;
+            let mut loaded = everything.await?;
+            let tree = loaded.tree().await?;
             Ok::<_, Trouble>((loaded, tree))
         };
         let cleans_up = async { Ok(settings::cleans_up(&self.context.core).await?) };
-        let ((loaded, tree), cleans_up, stream) =
-            tokio::try_join!(loaded, cleans_up, self.open(dispatch::PAYLOAD))?;
+        let ready = async { tokio::try_join!(loaded, cleans_up, self.open(dispatch::PAYLOAD)) };
+        let (ready, settled) = tokio::join!(ready, self.is_settled());
+        settled?;
+        let ((loaded, tree), cleans_up, stream) = ready?;
         let (key, key_id) = self.context.vault.spool_key(self.unit.attempt, self.unit.store);
         let spec = UnitSpec {
             label: format!("{} {}", self.kind.as_str().replace('_', " "), self.unit.job),
@@ -434,6 +443,15 @@ impl Driver {
         }
         units::started(&self.context.core, self.unit.job, self.unit.attempt).await?;
         self.unit.state = UnitState::Started;
+        Ok(())
+    }
+
+    /// Waits until the placement is on the disk: neither a node nor people hear before what follows from it.
+    async fn is_settled(&self) -> Result<(), Trouble> {
+        let Some(mut settled) = self.settled.clone() else { return Ok(()) };
+        if settled.wait_for(|settled| *settled).await.is_err() {
+            self.context.core.settle().await?; // whoever stored it gave up; this says why
+        }
         Ok(())
     }
 

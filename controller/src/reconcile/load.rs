@@ -15,6 +15,7 @@ use plexus_proto::work::{PullPolicy, RegistryAuth};
 use plexus_tree::store;
 use sea_query::{Expr, ExprTrait, Query};
 use serde_json::{Map, Value};
+use tokio::task::JoinHandle;
 
 use super::Context;
 use crate::http::settings;
@@ -87,12 +88,25 @@ struct Made {
 
 /// Where the tree of a unit comes from.
 enum Source {
-    /// A directory of a manual project, as it is now.
-    Directory(PathBuf),
-    /// One that an update brought.
-    Stored(Digest),
+    /// It is being read, beside all else that a job needs.
+    Read(JoinHandle<Result<Arc<Tree>, Error>>),
     /// Nothing yet: the unit fills it.
     Empty,
+}
+
+impl Source {
+    /// A directory of a manual project, as it is now.
+    fn directory(context: &Context, root: PathBuf) -> Self {
+        let trees = Arc::clone(&context.trees);
+        Self::Read(tokio::task::spawn_blocking(move || Ok(trees.read(&root)?)))
+    }
+
+    /// A tree that an update brought.
+    fn stored(context: &Context, digest: Digest) -> Self {
+        let store = Arc::clone(&context.store);
+        let read = move || store.tree(&digest)?.map(Arc::new).ok_or(Error::TreeGone);
+        Self::Read(tokio::task::spawn_blocking(read))
+    }
 }
 
 /// A job of whatever kind, ready to be sent.
@@ -106,21 +120,11 @@ pub(super) struct Loaded {
 }
 
 impl Loaded {
-    /// The tree as it is now.
-    pub(super) async fn tree(&self, context: &Context) -> Result<Arc<Tree>, Error> {
-        match &self.tree {
-            Source::Stored(digest) => {
-                let (digest, store) = (*digest, Arc::clone(&context.store));
-                let read = tokio::task::spawn_blocking(move || store.tree(&digest)).await;
-                let tree = read.expect("reading a tree does not panic")?;
-                tree.map(Arc::new).ok_or(Error::TreeGone)
-            }
+    /// The tree as it was when it was read; to be asked for once.
+    pub(super) async fn tree(&mut self) -> Result<Arc<Tree>, Error> {
+        match &mut self.tree {
+            Source::Read(reading) => reading.await.expect("reading a tree does not panic"),
             Source::Empty => Ok(Arc::new(Tree::empty())),
-            Source::Directory(root) => {
-                let (root, trees) = (root.clone(), Arc::clone(&context.trees));
-                let read = tokio::task::spawn_blocking(move || trees.read(&root)).await;
-                Ok(read.expect("reading a tree does not panic")?)
-            }
         }
     }
 }

@@ -524,6 +524,14 @@ impl WriteTx {
     /// # Errors
     /// What the database says; nothing was written then, unless the disk failed: then nobody knows.
     pub async fn commit(self) -> Result<(), Error> {
+        self.commit_ahead().await?.settle().await
+    }
+
+    /// Shows it to all who read, before it is durable: who acts on it has it [settled](CoreDb::settle) first.
+    ///
+    /// # Errors
+    /// What the database says; nothing was written then.
+    pub async fn commit_ahead(self) -> Result<Committed, Error> {
         match self.tx {
             Inner::Sqlite(tx) => tx.commit().await?,
             Inner::Postgres(tx) => tx.commit().await?,
@@ -534,13 +542,30 @@ impl WriteTx {
         if self.wake {
             self.shared.changed.send_modify(|count| *count += 1);
         }
-        CoreDb { shared: self.shared.clone() }.settle().await?;
-        for change in self.jobs {
-            // An error says that nobody listens.
-            let _ = self.shared.jobs.send(change);
-        }
         if held > LONG_TRANSACTION {
             tracing::warn!(held_ms = held.as_millis() as u64, "transaction held the writer for long");
+        }
+        Ok(Committed { core: CoreDb { shared: self.shared }, jobs: self.jobs })
+    }
+}
+
+/// A transaction that all who read see, and that a power cut may still undo.
+#[must_use = "nobody hears of it before it is settled"]
+pub struct Committed {
+    core: CoreDb,
+    jobs: Vec<JobChange>,
+}
+
+impl Committed {
+    /// Makes it durable, and tells of it. When this returns `Ok`, it survives a power cut.
+    ///
+    /// # Errors
+    /// When the disk failed: nobody knows then what is on it.
+    pub async fn settle(self) -> Result<(), Error> {
+        self.core.settle().await?;
+        for change in self.jobs {
+            // An error says that nobody listens.
+            let _ = self.core.shared.jobs.send(change);
         }
         Ok(())
     }

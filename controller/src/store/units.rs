@@ -17,7 +17,7 @@ use crate::inventory::members::{self, Members, Only};
 use crate::kind::Kind;
 use crate::schedule;
 
-use super::core::{Class, CoreDb, Error, Row};
+use super::core::{Class, Committed, CoreDb, Error, Row};
 use super::updates;
 
 /// States of a job that is not over.
@@ -273,12 +273,12 @@ fn where_unit(attempt: Attempt) -> SimpleExpr {
 const FIRST: i64 = 1;
 
 /// Stores the units of placed jobs, all in one transaction, and says which jobs took them: a job that was canceled
-/// in between did not. The units are the caller's, under this epoch.
+/// in between did not. The units are the caller's, under this epoch, once this is settled: no node may hear of them before.
 pub async fn place(
     core: &CoreDb,
     placements: &[Placement],
     me: &NodeId,
-) -> Result<(Vec<i64>, OwnerEpoch), Error> {
+) -> Result<(Vec<i64>, OwnerEpoch, Committed), Error> {
     let (incarnation, mut tx) = tokio::try_join!(incarnation(core), core.begin(Class::Bookkeeping))?;
     let mut placed = Vec::new();
     for placement in placements {
@@ -301,9 +301,10 @@ pub async fn place(
         tx.job_changed(placement.job, "waiting");
         placed.push(placement.job);
     }
-    tx.commit().await?;
+    let committed = tx.commit_ahead().await?;
     let number = |value: i64| u64::try_from(value).unwrap_or(0);
-    Ok((placed, OwnerEpoch { incarnation: number(incarnation), counter: number(FIRST) }))
+    let epoch = OwnerEpoch { incarnation: number(incarnation), counter: number(FIRST) };
+    Ok((placed, epoch, committed))
 }
 
 /// Takes the placement of a job back, whose node has just said that it has nothing of the unit: the job waits for another, and

@@ -20,7 +20,9 @@ async fn an_abandoned_job_is_over_its_unit_fenced_and_its_node_still_to_be_told(
     let attempt = Attempt { unit: UnitId(Uuid::from_u128(7)), number: 1 };
     let store = StoreId(Uuid::from_u128(9));
     let placement = Placement { job, attempt, node: "node-1".parse().unwrap(), group: None, store };
-    let (placed, _) = units::place(db, &[placement], &"controller-1".parse().unwrap()).await.unwrap();
+    let me = "controller-1".parse().unwrap();
+    let (placed, _, committed) = units::place(db, &[placement], &me).await.unwrap();
+    committed.settle().await.unwrap();
     assert_eq!(placed, [job]);
     let before = units::take(db, attempt).await.unwrap();
     let eve = api.ordinary("eve").await;
@@ -59,7 +61,8 @@ async fn a_job_that_its_node_did_not_take_is_placed_again_under_another_name() {
     };
     let first = placement(7, "node-1");
     let unit = (first.attempt, job);
-    let (_, epoch) = units::place(db, std::slice::from_ref(&first), &me).await.unwrap();
+    let (_, epoch, committed) = units::place(db, std::slice::from_ref(&first), &me).await.unwrap();
+    committed.settle().await.unwrap();
     assert!(units::unplace(db, unit, epoch, "waiting: node-1 is cordoned").await.unwrap());
     let shown = api.get(&format!("/api/v2/jobs/{job}/")).await.json;
     let shown = ["status", "job_explanation", "execution_node", "controller_node"].map(|key| &shown[key]);
@@ -70,7 +73,8 @@ async fn a_job_that_its_node_did_not_take_is_placed_again_under_another_name() {
     // Who has lost the unit to another owner, or has started it, takes nothing back.
     let second = placement(8, "node-2");
     let unit = (second.attempt, job);
-    let (placed, epoch) = units::place(db, &[second], &me).await.unwrap();
+    let (placed, epoch, committed) = units::place(db, &[second], &me).await.unwrap();
+    committed.settle().await.unwrap();
     assert_eq!(placed, [job]);
     let later = units::take(db, unit.0).await.unwrap();
     assert!(!units::unplace(db, unit, epoch, "").await.unwrap());

@@ -61,7 +61,10 @@ pub(super) async fn load(context: &Context, id: i64) -> Result<Made, Error> {
     // Asked for at once: a job waits for the longest of these, and not for one after the other.
     let tree = async {
         match scm.is_empty() {
-            true => Ok((Source::Directory(project(context, path, &options.playbook)?), BTreeMap::new())),
+            true => {
+                let project = project(context, path, &options.playbook)?;
+                Ok((Source::directory(context, project), BTreeMap::new()))
+            }
             false => stored(context, kept, &options.playbook).await,
         }
     };
@@ -169,9 +172,9 @@ pub(super) async fn source_tree(
     select.columns(["local_path", "scm_type"]).from("projects").and_where(Expr::col("id").eq(project));
     let row = context.core.optional(select).await?.ok_or(Error::NoProject)?;
     if !row.at::<String>(1)?.is_empty() {
-        return Ok(Source::Stored(tree.as_deref().and_then(unhex).ok_or(Error::NoRevision)?));
+        return Ok(Source::stored(context, tree.as_deref().and_then(unhex).ok_or(Error::NoRevision)?));
     }
-    Ok(Source::Directory(directory(context, row.at(0)?)?.1))
+    Ok(Source::directory(context, directory(context, row.at(0)?)?.1))
 }
 
 fn directory(context: &Context, local_path: Option<String>) -> Result<(String, PathBuf), Error> {
@@ -213,7 +216,7 @@ async fn stored(
         Ok(project_update::installed(holds, &String::from_utf8_lossy(&own)))
     });
     let installed = read.await.expect("reading a manifest does not panic")?;
-    Ok((Source::Stored(digest), installed))
+    Ok((Source::stored(context, digest), installed))
 }
 
 pub(super) async fn inventory_of(context: &Context, id: i64) -> Result<Inventory, Error> {

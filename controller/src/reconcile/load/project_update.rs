@@ -37,7 +37,7 @@ pub(super) async fn load(context: &Context, id: i64) -> Result<Made, Error> {
         true => updates::base(&context.core, id).await?,
         false => None,
     };
-    Ok(Made { run: update.run()?, tree: base.map_or(Source::Empty, Source::Stored) })
+    Ok(Made { run: update.run()?, tree: base.map_or(Source::Empty, |base| Source::stored(context, base)) })
 }
 
 fn login(found: &job::Credential) -> Login {
