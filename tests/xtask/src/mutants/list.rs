@@ -269,7 +269,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "sync of a commit of the core",
         file: "controller/src/store/core.rs",
-        old: "        CoreDb { shared: self.shared.clone() }.settle().await?;\n",
+        old: "        self.core.settle().await?;\n",
         new: "",
         tests: lib("what_is_committed_here_is_on_the_disk"),
     },
