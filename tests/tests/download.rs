@@ -11,9 +11,8 @@ use plexus_tests::{Replay, is_verify};
 const LINES: u64 = 100;
 /// Bytes of a line with its line end, as `much.py` writes it.
 const LINE: u64 = 1000;
-/// By how much the controller may grow while it sends, in all five forms: 15 to 60 MiB, as each thread that has served keeps the free
-/// room of its arena.
-const GROWTH: u64 = 96 << 20;
+/// By how much the controller may grow while it sends. Its allocator, five readers and their pages take a part of that.
+const GROWTH: u64 = 48 << 20;
 /// Longest run of the job that prints it all, in an unoptimised build on a busy machine.
 const JOB: Duration = Duration::from_secs(900);
 

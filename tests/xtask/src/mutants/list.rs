@@ -71,6 +71,13 @@ pub(super) const MUTANTS: &[Mutant] = &[
         tests: lib("unit_dir::tests::what_is_stored_is_on_the_disk"),
     },
     Mutant {
+        name: "sync of what replaces an intent",
+        file: "node/src/unit_dir.rs",
+        old: "write_synced(create(&fresh)?, &text)",
+        new: "create(&fresh)?.write_all(&text)",
+        tests: lib("unit_dir::tests::what_is_stored_is_on_the_disk"),
+    },
+    Mutant {
         name: "sync of a mark, and of an outcome",
         file: "node/src/unit_dir.rs",
         old: "written.and_then(|()| file.sync_data())",
