@@ -57,14 +57,19 @@ impl Syncer {
         // A smaller length than at the start means a new segment; the old one was synced when it was closed.
         let bytes = spool.segment_len().checked_sub(from).unwrap_or(spool.segment_len());
         if !self.running && (now >= since + GROUP_TIME || bytes >= GROUP_BYTES) {
-            self.running = true;
             self.dirty = None;
             self.covered = spool.last();
-            let thread = match &mut self.thread {
-                Some(thread) => thread,
-                none => none.insert(Thread::start().context("cannot start a thread")?),
-            };
-            thread.files.send(spool.sync_handles()?).context("the sync thread is gone")?;
+            if self.thread.is_none() {
+                self.thread = Thread::start().ok();
+            }
+            match &self.thread {
+                Some(thread) => {
+                    thread.files.send(spool.sync_handles()?).context("the sync thread is gone")?;
+                    self.running = true;
+                }
+                // The job has used up what threads there may be: it waits for the disk.
+                None => spool.sync()?,
+            }
         }
         Ok(())
     }
