@@ -26,6 +26,8 @@ pub(super) const BUSY: Duration = Duration::from_secs(5);
 const STATEMENTS: usize = 300;
 /// Connections that read one month at the same time.
 const READERS: u32 = 4;
+/// Pages that each of them keeps: 8 MiB, as the negative number of KiB that SQLite takes. Whoever reads a long output fills it.
+const READER_CACHE: &str = "-8192";
 /// Rows of one INSERT, from large to small: few sizes, so that all of them stay prepared.
 const ROWS: [usize; 5] = [128, 32, 8, 2, 1];
 
@@ -56,8 +58,10 @@ impl Engine {
             return Ok(None);
         }
         // Not opened read-only: the first reader after a crash has to be able to recover the log.
-        let options =
-            options(&path).create_if_missing(false).pragma("query_only", "on").pragma("cache_size", "-16384");
+        let options = options(&path)
+            .create_if_missing(false)
+            .pragma("query_only", "on")
+            .pragma("cache_size", READER_CACHE);
         let pool = SqlitePoolOptions::new()
             .max_connections(READERS)
             .idle_timeout(Duration::from_secs(60))
