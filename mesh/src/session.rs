@@ -11,8 +11,9 @@ use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use plexus_proto::id::{Address, Identity};
 use plexus_proto::packet::Class;
-use quinn::{Connection, TokioRuntime, VarInt};
+use quinn::{Connection, ConnectionError, TokioRuntime, TransportErrorCode, VarInt};
 use rustls_pki_types::UnixTime;
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -107,8 +108,12 @@ pub(crate) struct Session {
     endpoint: quinn::Endpoint,
     transport: Arc<quinn::TransportConfig>,
     kick: Kick,
+    /// Receive window of its connections, in bytes.
+    window: u32,
     live: Mutex<Live>,
     dialing: tokio::sync::Mutex<()>,
+    /// Told of each change of the route to the peer.
+    rerouted: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -298,8 +303,10 @@ impl Sessions {
             endpoint,
             transport,
             kick,
+            window: settings::session_window(class),
             live: Mutex::default(),
             dialing: tokio::sync::Mutex::default(),
+            rerouted: Notify::new(),
         }
     }
 
@@ -355,16 +362,29 @@ impl Session {
         if let Some(established) = self.established() {
             return Ok(established);
         }
+        let dialed = tokio::time::timeout(CONNECT_TIMEOUT, self.dial(sessions)).await;
+        sessions.adopt(self, dialed.map_err(|_| SessionError::Timeout(CONNECT_TIMEOUT))??, true)
+    }
+
+    /// Dials until there is an answer: anew when the route changes under a dial whose packets may have died with the old one.
+    async fn dial(&self, sessions: &Sessions) -> Result<Connection, SessionError> {
         let address = socket_address(self.peer.address);
-        let (client, _) = sessions.crypto.load().with(&self.transport);
-        let connecting = self
-            .endpoint
-            .connect_with(client, address, SERVER_NAME)
-            .map_err(|_| SessionError::ShuttingDown)?;
-        let connection = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
-            .await
-            .map_err(|_| SessionError::Timeout(CONNECT_TIMEOUT))??;
-        sessions.adopt(self, connection, true)
+        loop {
+            let (client, _) = sessions.crypto.load().with(&self.transport);
+            let connecting = self
+                .endpoint
+                .connect_with(client, address, SERVER_NAME)
+                .map_err(|_| SessionError::ShuttingDown)?;
+            let lost = async {
+                // What is younger may yet be answered, or is repeated soon.
+                tokio::time::sleep(settings::FIRST_RTT).await;
+                self.rerouted.notified().await;
+            };
+            tokio::select! {
+                connection = connecting => return Ok(connection?),
+                () = lost => debug!(peer = %self.peer.node, "route changed, dialing again"),
+            }
+        }
     }
 
     fn established(&self) -> Option<Established> {
@@ -390,12 +410,14 @@ impl Session {
         }
     }
 
-    /// Kicks until the peer has been heard twice, each time after a kick.
+    /// Dials anew where a dial waits for an answer that went another way, then kicks until the peer has been heard twice,
+    /// each time after a kick.
     ///
     /// Once is not enough. A map may be older than the mesh when a route appears in it, so the first kick may go
     /// nowhere; and what is heard after it may be the peer's own kick, which a full window keeps us from
     /// acknowledging.
     async fn revive(&self, overlay: &Overlay) {
+        self.rerouted.notify_waiters();
         let (mut wait, mut answers) = (KICK_AGAIN, 0);
         while answers < 2 && self.endpoint.open_connections() > 0 && overlay.has_route(self.peer.address) {
             let heard = self.socket.heard();
@@ -435,11 +457,18 @@ impl Session {
         }
     }
 
+    /// Makes live connections send something that the peer acknowledges.
+    ///
+    /// It is the permission to send one byte more, which quinn sends at once when its window grows and which costs nothing;
+    /// the window is what it was again before any of it is used. A rebind to the same socket would make it ping as well,
+    /// but takes another connection ID each time, so that the peer's word that it knows none of them goes unheard; and
+    /// when both come in one turn, quinn-proto 0.11.19 panics over a connection that is gone ("invalid key").
     fn kick(&self) {
         self.kick.kick();
-        // Rebinding to the same socket makes quinn ping, which is the one way to ask it to.
-        if let Err(error) = self.endpoint.rebind_abstract(self.socket.clone()) {
-            warn!(peer = %self.peer.node, error = &error as &dyn std::error::Error, "cannot kick session");
+        let live = self.live.lock().expect("no code panics under this lock");
+        for Established { connection, .. } in live.dialed.iter().chain(&live.accepted) {
+            connection.set_receive_window(VarInt::from_u32(self.window + 1));
+            connection.set_receive_window(VarInt::from_u32(self.window));
         }
     }
 
@@ -465,6 +494,11 @@ async fn accept(sessions: Weak<Sessions>, session: Arc<Session>) {
                     if let Err(error) = sessions.adopt(&session, connection, false) {
                         session.complain(&error, "session refused");
                     }
+                }
+                Ok(Err(ConnectionError::ConnectionClosed(close)))
+                    if close.error_code == TransportErrorCode::APPLICATION_ERROR =>
+                {
+                    debug!(peer = %session.peer.node, "peer gave up its dial");
                 }
                 Ok(Err(error)) => session.complain(&error, "session handshake failed"),
                 Err(_) => debug!(peer = %session.peer.node, "session handshake timed out"),
@@ -540,3 +574,6 @@ async fn sweep(sessions: Weak<Sessions>) {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -42,7 +42,7 @@ pub(crate) const SESSION_IDLE: Duration = Duration::from_secs(60);
 /// A peer that started again is noticed in this time even if nothing else is said to it.
 const SESSION_KEEPALIVE: Duration = Duration::from_secs(10);
 /// First guess of a round trip. The standard's 333 ms means a second until a lost first packet is sent again.
-const FIRST_RTT: Duration = Duration::from_millis(100);
+pub(crate) const FIRST_RTT: Duration = Duration::from_millis(100);
 
 /// Space for datagrams inside quinn, in front of which our own queues order by class. First in, first out, so control
 /// waits behind what is here: 50 ms at 10 Mbit/s. Four times as much gives nothing.
@@ -82,12 +82,20 @@ pub(crate) fn link(mtu: u16) -> TransportConfig {
     config
 }
 
+/// Bytes that the peer of a session of `class` may send before we have read them.
+pub(crate) fn session_window(class: Class) -> u32 {
+    match class {
+        Class::Bulk => 32 << 20,
+        Class::Control | Class::Probe => 8 << 20,
+    }
+}
+
 /// Transport of an end-to-end session of `class`.
 pub(crate) fn session(class: Class, kick: &Kick) -> TransportConfig {
     // A reader that stops must not stop the others: one stream gets a small part of the connection's window.
-    let (stream, connection, send) = match class {
-        Class::Bulk => (4 << 20, 32 << 20, 8 << 20),
-        Class::Control | Class::Probe => (512 << 10, 8 << 20, 2 << 20),
+    let (stream, send) = match class {
+        Class::Bulk => (4 << 20, 8 << 20),
+        Class::Control | Class::Probe => (512 << 10, 2 << 20),
     };
     let mut config = TransportConfig::default();
     config
@@ -100,7 +108,7 @@ pub(crate) fn session(class: Class, kick: &Kick) -> TransportConfig {
         .min_mtu(1200)
         .mtu_discovery_config(Some(inner_mtu_discovery()))
         .stream_receive_window(VarInt::from_u32(stream))
-        .receive_window(VarInt::from_u32(connection))
+        .receive_window(VarInt::from_u32(session_window(class)))
         .send_window(send)
         .datagram_receive_buffer_size(None)
         .ack_frequency_config(Some(acknowledge_every(16)))
