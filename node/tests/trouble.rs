@@ -291,6 +291,27 @@ async fn power_loss_between_mark_and_shim_is_lost_and_before_the_mark_is_pending
 }
 
 #[tokio::test]
+async fn a_unit_whose_shim_was_not_told_to_start_it_is_lost_and_says_that_nothing_ran() {
+    let place = Place::new();
+    let node = place.start().await;
+    let job = Job::script("echo ran");
+    job.submit(&node).await;
+    node.shutdown().await;
+    drop(node);
+    // The agent died between the mark and the launch: the shim that it had taken ended with it.
+    UnitDir::new(&place.data.path().join("data/units"), job.attempt).mark_starting(None).unwrap();
+    fs::create_dir_all(place.runtime_dir(job.attempt)).unwrap();
+
+    let node = place.start().await;
+    let lost =
+        wait_for(|| job.status(&node), |status| finished(status.as_ref().unwrap()).is_some()).await.unwrap();
+    let finished = finished(&lost).unwrap();
+    assert_eq!(finished.outcome(), Outcome::Lost);
+    assert!(finished.reason.contains("nothing of the unit ran"), "{}", finished.reason);
+    node.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_controller_that_is_ahead_of_the_spool_learns_that_the_unit_is_lost() {
     let place = Place::new();
     let node = place.start().await;

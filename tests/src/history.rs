@@ -7,6 +7,9 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+/// In the explanation of a job of which the node knows that nothing ran.
+const NOTHING_RAN: &str = "nothing of the unit ran";
+
 /// One job as the API tells it once everything is settled.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ended {
@@ -35,8 +38,17 @@ pub struct History {
     pub starts: Vec<String>,
     /// Such strikes, by the jobs that each can have met: that many errors are excused.
     pub strikes: usize,
+    /// Deaths of the agent, by the jobs that each can have met between the mark that they start and the start: that many may never
+    /// have run, and must say so.
+    pub deaths: usize,
     /// What an undisturbed job stores.
     pub expected: Vec<Value>,
+}
+
+impl Ended {
+    fn never_ran(&self) -> bool {
+        self.status == "error" && self.explanation.contains(NOTHING_RAN)
+    }
 }
 
 /// Every promise that the history breaks, in words; empty when it breaks none.
@@ -59,8 +71,12 @@ pub fn check(history: &History) -> Vec<String> {
     broken
         .extend(starts.iter().filter(|(_, n)| **n > 1).map(|(unit, n)| format!("{unit} started {n} times")));
     let with = |status: &str| history.ended.iter().filter(|ended| ended.status == status).count();
-    if with("error") > history.strikes {
-        broken.push(format!("{} errors by {} strikes", with("error"), history.strikes));
+    let never_ran = history.ended.iter().filter(|ended| ended.never_ran()).count();
+    if with("error") - never_ran > history.strikes {
+        broken.push(format!("{} errors by {} strikes", with("error") - never_ran, history.strikes));
+    }
+    if never_ran > history.deaths {
+        broken.push(format!("{never_ran} jobs never ran by {} deaths of the agent", history.deaths));
     }
     if starts.len() < with("successful") {
         broken.push(format!("{} units started, {} were successful", starts.len(), with("successful")));
@@ -83,6 +99,10 @@ fn judge(ended: &Ended, expected: &[Value]) -> Option<String> {
             Some(format!("successful with {} of {} events, or others", ended.events.len(), expected.len()))
         }
         "canceled" if !ended.canceled => Some("canceled, and nobody asked".to_owned()),
+        "error" if ended.never_ran() && !ended.events.is_empty() => {
+            Some(format!("never ran, and has {} events", ended.events.len()))
+        }
+        "error" if ended.never_ran() => None,
         "error" if !ended.struck => Some(format!("error without a cause: {}", ended.explanation)),
         "error" if ended.explanation.is_empty() => Some("error without a reason".to_owned()),
         "canceled" | "error" if is_beginning => None,
@@ -109,14 +129,16 @@ mod tests {
             events: events.to_vec(),
         };
         History {
-            accepted: vec![1, 2, 3],
+            accepted: vec![1, 2, 3, 4],
             ended: vec![
                 ended(1, "successful", false, false, &expected),
                 ended(2, "canceled", true, false, &expected[..1]),
                 ended(3, "error", false, true, &expected[..2]),
+                Ended { explanation: NOTHING_RAN.to_owned(), ..ended(4, "error", false, false, &[]) },
             ],
             starts: vec!["a.1".to_owned(), "b.1".to_owned()],
             strikes: 1,
+            deaths: 1,
             expected,
         }
     }
@@ -129,7 +151,7 @@ mod tests {
     #[test]
     fn each_bad_history_is_told_from_a_good_one() {
         type Spoil = fn(&mut History);
-        let bad: [(&str, Spoil); 13] = [
+        let bad: [(&str, Spoil); 15] = [
             ("an end lost", |h| drop(h.ended.remove(0))),
             ("an end doubled", |h| h.ended.push(h.ended[0].clone())),
             ("an end of nothing accepted", |h| {
@@ -143,6 +165,8 @@ mod tests {
             ("a cancel nobody asked for", |h| h.ended[1].canceled = false),
             ("an error without a cause", |h| h.ended[2].struck = false),
             ("an error too many", |h| h.strikes = 0),
+            ("a job that never ran, and no agent died", |h| h.deaths = 0),
+            ("a job that never ran, with an event", |h| h.ended[3].events = vec![json!(1)]),
             ("a success that nothing ran for", |h| h.starts.clear()),
             ("a job that stands still", |h| h.ended[0].status = "running".to_owned()),
         ];

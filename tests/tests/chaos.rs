@@ -26,6 +26,10 @@ const SHORT: Duration = Duration::from_secs(45);
 const LONG: Duration = Duration::from_secs(600);
 /// Longest time from the end of all faults until every job is over.
 const SETTLED: Duration = Duration::from_secs(30);
+/// Time without trouble after each fault, in which jobs may begin and end.
+const REST: Duration = Duration::from_millis(500);
+/// Pause between two looks for a process that lives for moments.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// Bytes before the first frame of a spool's segment.
 const SEGMENT_HEADER: u64 = 64;
 /// Room on the node's disk.
@@ -85,8 +89,8 @@ struct Arena {
     canceled: BTreeSet<i64>,
     struck: BTreeSet<i64>,
     strikes: usize,
-    /// Jobs that the agent's death may have met between the mark that they start and the start: whether they did is then unknown.
-    starting: BTreeSet<i64>,
+    /// Deaths of the agent.
+    deaths: usize,
     said: Vec<String>,
 }
 
@@ -208,7 +212,7 @@ impl Arena {
             canceled: BTreeSet::new(),
             struck: BTreeSet::new(),
             strikes: 0,
-            starting: BTreeSet::new(),
+            deaths: 0,
             said: Vec::new(),
         }
     }
@@ -278,9 +282,7 @@ impl Arena {
         match kind {
             0..=2 => {
                 self.victim(kind).kill();
-                if kind == 2 {
-                    self.starting.extend(&self.accepted);
-                }
+                self.deaths += usize::from(kind == 2);
                 tokio::time::sleep(pause).await;
                 self.victim(kind).start().unwrap();
             }
@@ -304,7 +306,7 @@ impl Arena {
             9 => self.kill_a_shim().await,
             10 => {
                 self.victim(2).kill();
-                self.starting.extend(&self.accepted);
+                self.deaths += 1;
                 self.kill_a_shim().await;
                 tokio::time::sleep(pause).await;
                 self.victim(2).start().unwrap();
@@ -316,9 +318,7 @@ impl Arena {
             // Agent or controller, and the clock that its timers go by has jumped, either way.
             _ => {
                 let later = Duration::from_secs(self.dice.below(100 * 24 * 3600));
-                if kind != 13 {
-                    self.starting.extend(&self.accepted);
-                }
+                self.deaths += usize::from(kind != 13);
                 let victim = self.victim(if kind == 13 { 0 } else { 2 });
                 victim.kill();
                 victim.set_later(later);
@@ -326,7 +326,7 @@ impl Arena {
                 victim.start().unwrap();
             }
         }
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        tokio::time::sleep(REST).await;
     }
 
     fn victim(&mut self, number: u64) -> &mut Daemon {
@@ -394,7 +394,7 @@ impl Arena {
             if kind < 19 || Instant::now() > give_up {
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 
@@ -461,28 +461,23 @@ impl Arena {
     async fn history(&self, effects: &Path, expected: Vec<serde_json::Value>) -> History {
         let api = self.cluster.api();
         let settled = Instant::now() + SETTLED;
-        let (mut ended, mut at_start) = (Vec::new(), 0);
+        let mut ended = Vec::new();
         for &job in &self.accepted {
             let left = settled.saturating_duration_since(Instant::now());
             api.finished(job, left).await.ok();
             let found = api.job(job).await.unwrap();
-            let explanation = found["job_explanation"].as_str().unwrap_or_default().to_owned();
-            let events = events(api, job).await;
-            let begun = !events.is_empty() || !explanation.contains("the unit's shim was killed");
-            let excused = !self.struck.contains(&job) && self.starting.contains(&job) && !begun;
-            at_start += usize::from(excused);
             ended.push(Ended {
                 job,
                 status: found["status"].as_str().unwrap_or_default().to_owned(),
-                explanation,
+                explanation: found["job_explanation"].as_str().unwrap_or_default().to_owned(),
                 canceled: self.canceled.contains(&job),
-                struck: excused || self.struck.contains(&job),
-                events,
+                struck: self.struck.contains(&job),
+                events: events(api, job).await,
             });
         }
         let starts = fs::read_to_string(effects).unwrap().lines().map(str::to_owned).collect();
-        let strikes = self.strikes + at_start;
-        History { accepted: self.accepted.clone(), ended, starts, strikes, expected }
+        let (accepted, strikes, deaths) = (self.accepted.clone(), self.strikes, JOBS * self.deaths);
+        History { accepted, ended, starts, strikes, deaths, expected }
     }
 }
 

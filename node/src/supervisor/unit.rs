@@ -577,15 +577,28 @@ impl Task {
                 .await;
             }
             Found::Dead => {
-                let words = shims::last_words(&self.runtime_dir);
-                let reason = match words {
-                    Some(words) => format!("the unit's shim died: {words}"),
-                    None if self.runtime_dir.exists() => "the unit's shim was killed".to_owned(),
-                    None => "the node was restarted while the unit ran".to_owned(),
-                };
+                let reason = self.why_lost();
                 self.close_lost(reason, false).await;
             }
         }
+    }
+
+    /// What can be told of a shim that is dead and said no end.
+    fn why_lost(&self) -> String {
+        if let Some(words) = shims::last_words(&self.runtime_dir) {
+            return format!("the unit's shim died: {words}");
+        }
+        if !self.runtime_dir.exists() {
+            return "the node was restarted while the unit ran".to_owned();
+        }
+        // A shim begins its spool before it starts anything, and what it wrote outlives it while the node is up.
+        let began = spool::segments(&self.dir.spool()).map_or(true, |firsts| !firsts.is_empty());
+        let reason = if began {
+            "the unit's shim was killed"
+        } else {
+            "nothing of the unit ran: its shim ended before it was told to start it"
+        };
+        reason.to_owned()
     }
 
     /// Ends what a dead shim left, closes its spool, and takes the outcome from there: the end that the shim still
