@@ -85,10 +85,9 @@ struct Driver {
 }
 
 /// Jobs that have just got their units, and the transaction that says so.
-#[derive(Default)]
 struct Fresh {
     jobs: Vec<ActiveJob>,
-    committed: Option<Committed>,
+    committed: Committed,
 }
 
 /// What the database knows that decides where jobs go.
@@ -196,17 +195,18 @@ impl Reconciler {
                 (None, None) => waiting.push(job),
             }
         }
-        let Fresh { jobs, committed } = match waiting.is_empty() {
-            true => Fresh::default(),
+        let fresh = match waiting.is_empty() {
+            true => None,
             false => self.begin(waiting, &placed).await?,
         };
-        placed.into_iter().for_each(|job| self.drive(job, None));
-        // Drivers read while the disk syncs, and act after it.
-        let (settled, is_settled) = watch::channel(false);
-        jobs.into_iter().for_each(|job| self.drive(job, Some(is_settled.clone())));
-        if let Some(committed) = committed {
+        let (_, settled) = watch::channel(true);
+        placed.into_iter().for_each(|job| self.drive(job, &settled));
+        if let Some(Fresh { jobs, committed }) = fresh {
+            // Drivers read while the disk syncs, and act after it.
+            let (on_disk, settled) = watch::channel(false);
+            jobs.into_iter().for_each(|job| self.drive(job, &settled));
             committed.settle().await?;
-            settled.send_replace(true);
+            on_disk.send_replace(true);
         }
         self.forget().await
     }
@@ -216,7 +216,7 @@ impl Reconciler {
     }
 
     /// Places those of the waiting jobs that may begin; what that takes is read at once.
-    async fn begin(&self, waiting: Vec<ActiveJob>, placed: &[ActiveJob]) -> Result<Fresh, Error> {
+    async fn begin(&self, waiting: Vec<ActiveJob>, placed: &[ActiveJob]) -> Result<Option<Fresh>, Error> {
         let core = &self.context.core;
         let (unmet, known) =
             tokio::try_join!(dependencies::unmet(core), Known::read(core, &waiting, placed))?;
@@ -249,7 +249,12 @@ impl Reconciler {
     }
 
     /// Places what waits, oldest first, and stores all placements in one transaction.
-    async fn place(&self, waiting: &[ActiveJob], placed: &[ActiveJob], known: Known) -> Result<Fresh, Error> {
+    async fn place(
+        &self,
+        waiting: &[ActiveJob],
+        placed: &[ActiveJob],
+        known: Known,
+    ) -> Result<Option<Fresh>, Error> {
         let core = &self.context.core;
         let Known { hosts, groups: (groups, default), lists, decided } = known;
         let impact = |job: &ActiveJob| job.impact(&hosts);
@@ -307,7 +312,7 @@ impl Reconciler {
         }
         units::explain_all(core, &told).await?;
         if placements.is_empty() {
-            return Ok(Fresh::default());
+            return Ok(None);
         }
         let me = &self.context.mesh.identity().node;
         let (stored, epoch, committed) = units::place(core, &placements, me).await?;
@@ -324,11 +329,11 @@ impl Reconciler {
         };
         let fresh = waiting.iter().filter(|job| stored.contains(&job.id));
         let jobs = fresh.map(|job| ActiveJob { unit: unit(job), ..job.clone() }).collect();
-        Ok(Fresh { jobs, committed: Some(committed) })
+        Ok(Some(Fresh { jobs, committed }))
     }
 
-    /// Gives a job its driver; one that was placed just now waits for its placement to be settled before it acts.
-    fn drive(&mut self, job: ActiveJob, settled: Option<watch::Receiver<bool>>) {
+    /// Gives a job its driver, which waits for its placement to be settled before it acts.
+    fn drive(&mut self, job: ActiveJob, settled: &watch::Receiver<bool>) {
         let signal = job.cancel_requested_at;
         if let Some(driver) = self.drivers.get(&job.id) {
             driver.cancel.send_if_modified(|known| std::mem::replace(known, signal) != signal);
@@ -338,7 +343,7 @@ impl Reconciler {
         let (cancel, signals) = watch::channel(signal);
         let context = self.context.clone();
         let span = tracing::info_span!("job", id = job.id, unit = %unit.attempt, node = %unit.node);
-        let id = job.id;
+        let (id, settled) = (job.id, settled.clone());
         let work = async move {
             job::drive(context, unit, job.kind, job.created, signals, settled).await;
             id

@@ -179,7 +179,7 @@ pub(super) async fn drive(
     kind: Kind,
     created: Timestamp,
     cancel: watch::Receiver<CancelSignal>,
-    settled: Option<watch::Receiver<bool>>,
+    settled: watch::Receiver<bool>,
 ) {
     let job = JobKey { id: unit.job, created };
     let client = NodeClient::new(&context.mesh, &unit.node);
@@ -335,8 +335,8 @@ struct Driver {
     kind: Kind,
     job: JobKey,
     cancel: watch::Receiver<CancelSignal>,
-    /// Whether the placement is on the disk, if that was not certain from the start.
-    settled: Option<watch::Receiver<bool>>,
+    /// Whether the placement is on the disk.
+    settled: watch::Receiver<bool>,
     /// Something stands in the job's explanation that is to go when it is over.
     said: AtomicBool,
     /// Nobody else ever submitted the unit, and each submit of this driver was refused unseen.
@@ -352,7 +352,7 @@ impl Driver {
         };
         if !self.is_started(epoch).await? {
             if self.cancel.borrow().is_some() {
-                self.is_settled().await?;
+                self.until_settled().await?;
                 // It may have been submitted without our knowing; a canceled unit never starts.
                 match self.client.cancel(self.unit.attempt, epoch).await {
                     Err(CallError::Refused { refusal, .. }) if refusal.code() == RefusalCode::UnknownUnit => {
@@ -399,7 +399,7 @@ impl Driver {
         };
         let cleans_up = async { Ok(settings::cleans_up(&self.context.core).await?) };
         let ready = async { tokio::try_join!(loaded, cleans_up, self.open(dispatch::PAYLOAD)) };
-        let (ready, settled) = tokio::join!(ready, self.is_settled());
+        let (ready, settled) = tokio::join!(ready, self.until_settled());
         settled?;
         let ((loaded, tree), cleans_up, stream) = ready?;
         let (key, key_id) = self.context.vault.spool_key(self.unit.attempt, self.unit.store);
@@ -447,9 +447,8 @@ impl Driver {
     }
 
     /// Waits until the placement is on the disk: neither a node nor people hear before what follows from it.
-    async fn is_settled(&self) -> Result<(), Trouble> {
-        let Some(mut settled) = self.settled.clone() else { return Ok(()) };
-        if settled.wait_for(|settled| *settled).await.is_err() {
+    async fn until_settled(&self) -> Result<(), Trouble> {
+        if self.settled.clone().wait_for(|settled| *settled).await.is_err() {
             self.context.core.settle().await?; // whoever stored it gave up; this says why
         }
         Ok(())
