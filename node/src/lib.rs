@@ -33,6 +33,7 @@ pub mod tree;
 pub mod unit_dir;
 pub mod work;
 
+mod apart;
 mod node;
 #[cfg(test)]
 mod testing;

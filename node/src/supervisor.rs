@@ -96,7 +96,7 @@ pub enum StartError {
     #[error("cannot read cordon in data_dir")]
     Cordon(#[source] std::io::Error),
     /// The units on disk.
-    #[error("cannot read the units of an earlier life")]
+    #[error("cannot open the units on disk")]
     Units(#[from] unit_dir::Error),
 }
 
@@ -314,6 +314,9 @@ impl Supervisor {
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
         }));
+        for dir in [supervisor.0.units_dir(), supervisor.0.ahead_dir()] {
+            unit_dir::make_parent(&dir)?;
+        }
         supervisor.recover()?;
         supervisor.0.remove_spares();
         supervisor.0.remove_stages();

@@ -27,6 +27,7 @@ use plexus_proto::work::{Finished, TreeRef, UnitSpec};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::apart::keep_apart;
 use crate::work::Owner;
 
 /// The directory cannot be read or written.
@@ -276,6 +277,16 @@ fn write_named(file: File, content: &[u8], names: &[&Path]) -> io::Result<()> {
             Err(panic) => std::panic::resume_unwind(panic),
         })
     })
+}
+
+/// Makes a directory in which units get theirs, each in a place of its own.
+///
+/// # Errors
+/// The disk refuses.
+pub fn make_parent(dir: &Path) -> Result<(), Error> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(disk("make", dir))?;
+    keep_apart(dir);
+    Ok(())
 }
 
 /// Makes a directory in `dir` for a unit to come, and syncs what is in it, so that [`UnitDir::store_in`] has to give it its name and

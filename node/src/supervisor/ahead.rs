@@ -59,7 +59,7 @@ impl Inner {
         unit_dir::clear_ahead(&self.ahead_dir());
     }
 
-    fn ahead_dir(&self) -> PathBuf {
+    pub(super) fn ahead_dir(&self) -> PathBuf {
         self.options.data_dir.join("ahead")
     }
 }
