@@ -147,7 +147,7 @@ impl Sessions {
             directory,
             crypto: ArcSwap::from_pointee(Crypto::new(credentials)),
             secrets: ResetSecrets::of(credentials),
-            memory: Arc::default(),
+            memory: Arc::new(Memory::new()),
             peers: DashMap::new(),
             tasks: TaskTracker::new(),
             cancel: cancel.child_token(),
