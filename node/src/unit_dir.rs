@@ -580,6 +580,20 @@ mod tests {
     }
 
     #[test]
+    fn what_replaces_an_intent_is_on_the_disk_before_it_has_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let unit = UnitDir::new(dir.path(), attempt());
+        unit.store(&owner(7), &UnitSpec::default()).unwrap();
+        // Written through a link, for ext4 writes a file by itself when it takes another's name.
+        let written = dir.path().join("written");
+        std::os::unix::fs::symlink(&written, unit.path().join("unit.new")).unwrap();
+        unit.store(&owner(8), &UnitSpec::default()).unwrap();
+        assert_eq!(unit.load().unwrap(), Some((owner(8), UnitSpec::default())));
+        assert!(fs::metadata(&written).unwrap().len() > 0);
+        assert_eq!(unsynced_bytes(&written), 0);
+    }
+
+    #[test]
     fn cut_anywhere_it_tells_what_was_whole_and_takes_the_next_line() {
         let dir = tempfile::tempdir().unwrap();
         let unit = UnitDir::new(dir.path(), attempt());

@@ -75,7 +75,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         file: "node/src/unit_dir.rs",
         old: "write_synced(create(&fresh)?, &text)",
         new: "create(&fresh)?.write_all(&text)",
-        tests: lib("unit_dir::tests::what_is_stored_is_on_the_disk"),
+        tests: lib("unit_dir::tests::what_replaces_an_intent_is_on_the_disk_before_it_has_its_name"),
     },
     Mutant {
         name: "sync of a mark, and of an outcome",
