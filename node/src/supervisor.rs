@@ -385,7 +385,7 @@ impl Supervisor {
 
     fn recover(&self) -> Result<(), StartError> {
         let units = self.0.units_dir();
-        let mut count = 0;
+        let mut found = Vec::new();
         for entry in fs::read_dir(&units).into_iter().flatten().flatten() {
             if entry.file_name().to_string_lossy().starts_with(unit::ERASED) {
                 self.0.runtime.remove_tree(&entry.path()).ok();
@@ -400,8 +400,9 @@ impl Supervisor {
             }
             match unit::load(&dir) {
                 Ok(Some((unit, spec))) => {
-                    self.adopt(&mut self.0.units(), unit, spec, dir);
-                    count += 1;
+                    let spooled = crate::spool::held_bytes(&dir.spool()).unwrap_or(0);
+                    self.0.spools.changed(0, spooled);
+                    found.push((unit, spec, dir, spooled));
                 }
                 // Nothing was promised about it, and nothing was started.
                 Ok(None) => self.0.runtime.remove_tree(dir.path()).unwrap_or_else(|error| {
@@ -412,23 +413,28 @@ impl Supervisor {
                 }
             }
         }
-        if count > 0 {
-            info!(units = count, "units of an earlier life taken up");
+        if !found.is_empty() {
+            info!(units = found.len(), "units of an earlier life taken up");
+        }
+        // All spools are counted before any shim is told what its own may hold.
+        for (unit, spec, dir, spooled) in found {
+            self.adopt(&mut self.0.units(), unit, spec, dir, spooled);
         }
         Ok(())
     }
 
-    /// Gives a unit its task.
+    /// Gives a unit its task. `spooled` bytes of its spool have been counted.
     fn adopt(
         &self,
         units: &mut BTreeMap<Attempt, Handle>,
         unit: Unit,
         spec: UnitSpec,
         dir: UnitDir,
+        spooled: u64,
     ) -> Handle {
         let attempt = unit.attempt();
         let (requests, inbox) = mpsc::channel(REQUESTS);
-        let (task, view) = Task::new(self.0.clone(), unit, spec, dir, requests.downgrade());
+        let (task, view) = Task::new(self.0.clone(), unit, spec, (dir, spooled), requests.downgrade());
         let handle = Handle { requests, view };
         units.insert(attempt, handle.clone());
         let (cancel, inner) = (self.0.cancel.clone(), self.0.clone());
@@ -532,7 +538,7 @@ impl Supervisor {
         let owner = crate::work::Owner { cluster: caller.cluster.clone(), node: caller.node.clone(), epoch };
         let unit = Unit::new(attempt, owner, crate::work::State::Pending, 0, 0);
         let dir = UnitDir::new(&self.0.units_dir(), attempt);
-        Ok(self.adopt(&mut units, unit, spec, dir))
+        Ok(self.adopt(&mut units, unit, spec, dir, 0))
     }
 
     /// Asks a unit to end.

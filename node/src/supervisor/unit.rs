@@ -200,7 +200,7 @@ impl Task {
         inner: Arc<Inner>,
         unit: Unit,
         spec: UnitSpec,
-        dir: UnitDir,
+        (dir, spooled): (UnitDir, u64),
         requests: mpsc::WeakSender<Box<Request>>,
     ) -> (Box<Self>, watch::Receiver<View>) {
         let runtime_dir = inner.runtime_units().join(unit.attempt().to_string());
@@ -235,7 +235,7 @@ impl Task {
             persisted,
             clean: !persisted,
             unclosed: None,
-            spooled: 0,
+            spooled,
             held: Box::default(),
         });
         (task, seen)
@@ -263,11 +263,6 @@ impl Task {
 
     /// What an earlier life of the agent left to do.
     async fn take_up(&mut self) {
-        if self.persisted {
-            let spool = self.dir.spool();
-            let bytes = self.inner.blocking(move || spool::held_bytes(&spool).unwrap_or(0)).await;
-            self.spools(bytes);
-        }
         match self.unit.state() {
             State::Preparing { .. } => self.find_shim().await,
             // Private data of an earlier life: the key to it is gone, so it comes again.
