@@ -35,7 +35,7 @@ use crate::session::Sessions;
 use crate::stream::MeshStream;
 use crate::trust::{Keys, Trust};
 use crate::view::{Directory, View};
-use crate::{epoch, install_crypto_provider, liveness, netcheck};
+use crate::{epoch, install_crypto_provider, liveness, memory, netcheck};
 use reload::{Fixed, Sources};
 pub use reload::{ReloadError, ReloadReport};
 
@@ -78,6 +78,7 @@ impl Mesh {
     /// An address that cannot be had, or a state folder that cannot be written.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         install_crypto_provider();
+        memory::fix_thresholds();
         let fixed = Fixed::of(&config);
         let Config { credentials, listen, peers, kinds, mtu, state_dir, policy, software } = config;
         let identity = credentials.identity().clone();

@@ -20,20 +20,19 @@ const QUIET: Duration = Duration::from_secs(5);
 /// some hundred kilobytes, stay below it.
 const THRESHOLD: i32 = 1 << 20;
 
+/// Fixes, for the whole process, what the C library keeps of what is free.
+pub(crate) fn fix_thresholds() {
+    let fixed = glibc::fix(THRESHOLD);
+    debug!(fixed, "thresholds of the heap");
+}
+
 /// Waits for the ends of bursts. At rest it holds no timer.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Memory {
     stirred: Notify,
 }
 
 impl Memory {
-    /// Fixes what the C library keeps for itself.
-    pub(crate) fn new() -> Self {
-        let fixed = glibc::fix(THRESHOLD);
-        debug!(fixed, "memory that is free is not kept");
-        Self { stirred: Notify::new() }
-    }
-
     /// A connection came or went.
     pub(crate) fn stir(&self) {
         self.stirred.notify_one();

@@ -147,7 +147,7 @@ impl Sessions {
             directory,
             crypto: ArcSwap::from_pointee(Crypto::new(credentials)),
             secrets: ResetSecrets::of(credentials),
-            memory: Arc::new(Memory::new()),
+            memory: Arc::default(),
             peers: DashMap::new(),
             tasks: TaskTracker::new(),
             cancel: cancel.child_token(),
