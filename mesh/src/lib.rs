@@ -96,7 +96,6 @@ mod driver;
 mod epoch;
 mod forward;
 mod liveness;
-mod memory;
 mod trust;
 mod vouch;
 
@@ -111,6 +110,7 @@ pub mod framed;
 pub mod grpc;
 
 pub mod local;
+pub mod memory;
 pub mod port_forward;
 pub mod status;
 pub mod systemd;

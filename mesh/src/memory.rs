@@ -2,7 +2,8 @@
 //!
 //! glibc decides by the largest block it ever freed what it maps apart (up to 32 MiB) and keeps twice as much free at the end of
 //! each of its heaps, of which every thread may have one: a controller that had stored and sent a gibibyte held 60 MB for
-//! nothing, in steps of 20. Both thresholds are fixed here, at a mebibyte.
+//! nothing, in steps of 20. And a program that handles blocks below its first threshold, of 128 KiB, gives the end of its heap back
+//! and takes it again for each: a third of a busy shim's CPU time. Both thresholds are fixed here, at a mebibyte.
 //!
 //! A handshake takes some tens of KB for a moment. When many run at once, what lives on lies between what does not, and glibc
 //! gives back only what is free at the end of its heap: after a thousand handshakes a controller held 35 MB of free pages.
@@ -20,8 +21,9 @@ const QUIET: Duration = Duration::from_secs(5);
 /// some hundred kilobytes, stay below it.
 const THRESHOLD: i32 = 1 << 20;
 
-/// Fixes, for the whole process, what the C library keeps of what is free.
-pub(crate) fn fix_thresholds() {
+/// Fixes, for the whole process, what the C library keeps of what is free. A mesh does it when it starts; a program without one
+/// does it itself.
+pub fn fix_thresholds() {
     let fixed = glibc::fix(THRESHOLD);
     debug!(fixed, "thresholds of the heap");
 }

@@ -81,6 +81,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 fn run(group: Option<&str>) -> anyhow::Result<()> {
+    plexus_mesh::memory::fix_thresholds();
     rustix::process::setsid().ok(); // refused only when it leads a session already
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).context("cannot adopt orphans")?;
     // The key must not get into a core file.

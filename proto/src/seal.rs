@@ -48,14 +48,12 @@ impl SpoolKey {
         &self.0
     }
 
-    /// Seals `plain` as record `number` of `attempt`.
-    pub fn seal(&self, attempt: Attempt, number: u64, plain: &[u8]) -> Vec<u8> {
-        let mut out = Vec::with_capacity(plain.len() + OVERHEAD);
-        out.extend_from_slice(plain);
+    /// Seals `plain` as record `number` of `attempt`, in its place: with room for [`OVERHEAD`] more bytes it is not copied.
+    pub fn seal(&self, attempt: Attempt, number: u64, mut plain: Vec<u8>) -> Vec<u8> {
         self.key()
-            .seal_in_place_append_tag(nonce(number), aad(attempt, number), &mut out)
+            .seal_in_place_append_tag(nonce(number), aad(attempt, number), &mut plain)
             .expect("records are far below the limit of the cipher");
-        out
+        plain
     }
 
     /// Opens record `number` of `attempt`.
@@ -133,7 +131,7 @@ mod tests {
     #[test]
     fn a_record_opens_only_where_it_was_sealed() {
         let key = SpoolKey::new([7; 32]);
-        let sealed = key.seal(attempt(1), 3, b"line\n");
+        let sealed = key.seal(attempt(1), 3, b"line\n".to_vec());
         assert_eq!(key.open(attempt(1), 3, &sealed).unwrap(), b"line\n");
         assert!(key.open(attempt(1), 4, &sealed).is_err(), "another number");
         assert!(key.open(attempt(2), 3, &sealed).is_err(), "another attempt");

@@ -433,7 +433,7 @@ fn packets() {
 #[test]
 fn seals() {
     let key = SpoolKey::new([5; 32]);
-    let saved = golden("sealed-record", &key.seal(attempt(), 1, b"line\n"));
+    let saved = golden("sealed-record", &key.seal(attempt(), 1, b"line\n".to_vec()));
     assert_eq!(key.open(attempt(), 1, &saved).unwrap(), b"line\n");
     let mut hash = RollingHash::default();
     hash.update(1, &saved);

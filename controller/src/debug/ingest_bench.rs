@@ -215,7 +215,7 @@ fn attempt(job: usize) -> Attempt {
 fn seal(key: &SpoolKey, attempt: Attempt, number: u64, data: &Bytes) -> SealedRecord {
     let output = Output { stream: Stream::Stdout.into(), data: data.clone(), fragment: 0 };
     let plain = Record { kind: Some(RecordKind::Output(output)) }.encode_to_vec();
-    SealedRecord { number, sealed: key.seal(attempt, number, &plain).into(), plain: None }
+    SealedRecord { number, sealed: key.seal(attempt, number, plain).into(), plain: None }
 }
 
 /// Processor time of this process so far, in steps of 10 ms; zero where the system does not say.

@@ -78,7 +78,7 @@ impl Spool {
     pub(crate) fn push(&mut self, kind: RecordKind) {
         let number = self.records.len() as u64 + 1;
         let plain = Record { kind: Some(kind) }.encode_to_vec();
-        let sealed = self.key.seal(self.attempt, number, &plain);
+        let sealed = self.key.seal(self.attempt, number, plain);
         self.hash.update(number, &sealed);
         self.records.push(SealedRecord { number, sealed: sealed.into(), plain: None });
     }

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use plexus_proto::id::Attempt;
-use plexus_proto::seal::{RollingHash, SpoolKey};
+use plexus_proto::seal::{self, RollingHash, SpoolKey};
 use plexus_proto::work::{EndRecord, Finished, Record, RecordKind, SealedRecord};
 use prost::Message;
 
@@ -126,7 +126,9 @@ impl Writer {
             self.length = HEADER_LEN as u64;
         }
         let number = self.next;
-        let sealed = self.key.seal(self.attempt, number, &record.encode_to_vec());
+        let mut plain = Vec::with_capacity(record.encoded_len() + seal::OVERHEAD);
+        record.encode(&mut plain).expect("a vector grows");
+        let sealed = self.key.seal(self.attempt, number, plain);
         let mut hash = self.hash;
         hash.update(number, &sealed);
         let kind = if outcome.is_some() { Kind::End } else { Kind::Record };

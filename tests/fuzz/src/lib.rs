@@ -314,7 +314,7 @@ fn seal(data: &[u8]) {
     let attempt = Attempt { unit: UnitId(Uuid::from_u128(1)), number: 1 };
     let key = SpoolKey::new([7; 32]);
     assert!(key.open(attempt, 1, data).is_err(), "nobody guesses a key");
-    let sealed = key.seal(attempt, 1, data);
+    let sealed = key.seal(attempt, 1, data.to_vec());
     let opened = key.open(attempt, 1, &sealed).expect("it was sealed so");
     assert_eq!(opened, data);
     record(&opened);
